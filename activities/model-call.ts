@@ -1,0 +1,321 @@
+import { AppError, toStoredError } from "../domain/app-error.ts";
+import type { ChatMessage, ModelReply, ToolDefinition } from "../domain/conversation.ts";
+import type { MarkupPpm } from "../domain/money.ts";
+import { type RateCard, type RateCardHash, type Rates, priceOf } from "../domain/rate-card.ts";
+import type { TenantContext, TenantId } from "../domain/tenant.ts";
+import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
+import type { FinishedTurn, TurnVerdict } from "../domain/turn.ts";
+import { type CountedUsage, addUsage, noUsage } from "../domain/usage.ts";
+import type { UsageRow } from "../domain/usage-row.ts";
+import { ModelCallError, type ModelDelta, type ModelProvider, type ModelResult } from "../providers/model-provider.ts";
+import type { Tool } from "../sandbox/tool.ts";
+import type { Database, TenantTx } from "../storage/database.ts";
+import {
+  type JournaledCall,
+  type ToolRun,
+  type TurnRow,
+  claimTurn,
+  finishTurn,
+  openCall,
+  readCalls,
+  readFinishedTurn,
+  readToolRuns,
+  readTranscript,
+  settleCall,
+  voidCall,
+} from "../storage/turn-repository.ts";
+import type { TokenBus } from "../streams/token-bus.ts";
+import { asActivity, isWorkerShutdown } from "./activity-context.ts";
+import { composeMessages, transcriptOf } from "./turn-conversation.ts";
+import { verdictOf } from "./turn-end.ts";
+
+/** A configured model with the provider that serves it. */
+export type ServedModel = {
+  readonly id: string;
+  readonly provider: ModelProvider;
+  readonly contextWindow: number;
+  readonly maxOutputTokens: number;
+};
+
+export type CallDeps = {
+  readonly database: Database;
+  readonly bus: TokenBus;
+  readonly tools: ReadonlyMap<string, Tool>;
+  /** @throws {AppError} `model_not_found` */
+  readonly modelOf: (id: string) => ServedModel;
+  /** The card in force now, and the markup of the tenant. */
+  readonly pricing: (tenantId: TenantId) => Promise<{ readonly rateCard: RateCard; readonly markupPpm: MarkupPpm }>;
+  readonly now: () => number;
+};
+
+export type CallOutcome =
+  | TurnVerdict
+  /** The model asks for the tenant's own tools. */
+  | { readonly state: "tools"; readonly tools: readonly { readonly n: number; readonly name: string }[] };
+
+/** At most two retries within ten seconds, before the first token only (contract §3). */
+const retriesPerCall = 2;
+const retryWindowMs = 10_000;
+const transcriptMessages = 200;
+
+type CallPrice = { readonly rates: Rates; readonly rateCardHash: RateCardHash; readonly markupPpm: MarkupPpm };
+
+type OpenedCall = {
+  readonly context: TenantContext;
+  readonly turn: TurnRow;
+  readonly callId: CallId;
+  readonly step: number;
+  readonly attempt: number;
+  readonly model: ServedModel;
+  /** As it was before the call: a later change of the card is never retroactive. */
+  readonly price: CallPrice;
+  readonly messages: readonly ChatMessage[];
+  readonly tools: readonly ToolDefinition[];
+  readonly earlier: readonly JournaledCall[];
+  readonly toolRuns: readonly ToolRun[];
+};
+
+export const createModelCall = (deps: CallDeps) => {
+  const { database, bus, tools, modelOf, pricing, now } = deps;
+  // A heartbeat that came too late makes Temporal start a second attempt while the first still runs: it joins the first.
+  const running = new Map<string, { readonly outcome: Promise<CallOutcome>; readonly stop: AbortController }>();
+
+  async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
+    const { rateCard, markupPpm } = await pricing(context.tenantId);
+    return await database.withTenant(context, async (tx) => {
+      const turn = await claimTurn(tx, turnId);
+      if (turn === undefined || turn.state === "void") return { state: "aborted", code: "turn_aborted" };
+      if (turn.state !== "running") return await standingVerdict(tx, turn);
+      const model = modelOf(turn.request.model);
+      const rates = rateCard.rates.get(model.id);
+      if (rates === undefined) throw new AppError("model_not_priced", { model: model.id });
+      const price = { rates, rateCardHash: rateCard.hash, markupPpm };
+      const opened = await openCall(tx, { turnId, step, model: model.id });
+      if ("voided" in opened) return await standingVerdict(tx, turn);
+      if ("finished" in opened) return toolsAskedBy(turn, opened.finished.reply) ?? (await standingVerdict(tx, turn));
+      const earlier = step === 0 ? [] : await readCalls(tx, turnId);
+      const toolRuns = step === 0 ? [] : await readToolRuns(tx, turnId);
+      const transcript = turn.stateless ? [] : await readTranscript(tx, turn.sessionId, transcriptMessages);
+      return {
+        context,
+        turn,
+        callId: callIdOf(turnId, step),
+        step,
+        attempt: opened.attempt,
+        model,
+        price,
+        messages: composeMessages({ turn, transcript, calls: earlier, toolRuns, model }),
+        tools: offeredTools(turn),
+        earlier,
+        toolRuns,
+      };
+    });
+  }
+
+  function offeredTools({ mode, request }: TurnRow): readonly ToolDefinition[] {
+    if (request.tools.length > 0 || mode === "gateway") return request.tools;
+    return [...tools.values()].map(({ definition }) => definition);
+  }
+
+  function toolsAskedBy({ mode, request }: TurnRow, reply: ModelReply): CallOutcome | undefined {
+    if (mode === "gateway" || request.tools.length > 0 || reply.toolCalls.length === 0) return undefined;
+    return { state: "tools", tools: reply.toolCalls.map(({ name }, n) => ({ n, name })) };
+  }
+
+  /** Calls the provider, again where the contract allows it; every delta goes to the bus as it comes. */
+  async function callProvider(call: OpenedCall, signal: AbortSignal): Promise<ModelResult> {
+    const { settings } = call.turn.request;
+    const request = {
+      model: call.model.id,
+      messages: call.messages,
+      tools: call.tools,
+      settings: { ...settings, maxTokens: settings.maxTokens ?? call.model.maxOutputTokens },
+      callId: call.callId,
+    };
+    const publish = publisherOf(bus, call);
+    const deadlineMs = now() + retryWindowMs;
+    for (let retry = 0; ; retry++) {
+      let isSilent = true;
+      try {
+        const deltas = call.model.provider.call(request, signal);
+        for (;;) {
+          const { done, value } = await deltas.next();
+          if (done === true) return value;
+          isSilent = false;
+          publish(value);
+        }
+      } catch (error) {
+        if (!(error instanceof ModelCallError)) throw error;
+        const pauseMs = error.retryAfterMs ?? 250 * 2 ** retry;
+        const mayRetry = isSilent && (error.kind === "busy" || error.kind === "unreachable") && error.usage === undefined;
+        if (!mayRetry || retry >= retriesPerCall || now() + pauseMs > deadlineMs || signal.aborted) throw error;
+        await pause(pauseMs, signal);
+      }
+    }
+  }
+
+  function usageRow(call: OpenedCall, usage: CountedUsage, providerRequestId: string | undefined, toolCalls: number): UsageRow {
+    const { rates, rateCardHash, markupPpm } = call.price;
+    return {
+      id: call.callId,
+      providerRequestId,
+      atMs: call.turn.createdAtMs,
+      sessionId: call.turn.sessionId,
+      model: call.model.id,
+      usage,
+      toolCalls,
+      ...priceOf(rates, usage, markupPpm),
+      markupPpm,
+      rateCardHash,
+      reason: call.turn.kind,
+    };
+  }
+
+  /** One transaction: journal, billing row and, when this call ends the turn, its row and transcript. */
+  async function settleAnswer(call: OpenedCall, { reply, usage, providerRequestId }: ModelResult): Promise<CallOutcome> {
+    const toolsAsked = toolsAskedBy(call.turn, reply);
+    const finished = toolsAsked === undefined ? doneTurn(call, reply, usage) : undefined;
+    const settlement = {
+      callId: call.callId,
+      attempt: call.attempt,
+      reply,
+      row: usageRow(call, usage, providerRequestId, reply.toolCalls.length),
+    };
+    const standing = await database.withTenant(call.context, async (tx) => {
+      if (!(await settleCall(tx, settlement))) return await readFinishedTurn(tx, call.turn.turnId);
+      if (finished !== undefined) await finishTurn(tx, call.turn, finished, transcriptOf({ ...call, reply }));
+      return finished;
+    });
+    if (toolsAsked !== undefined) return toolsAsked;
+    return announce(call.turn.turnId, standing);
+  }
+
+  /** A call that failed for good ends its turn; what the provider had counted by then is billed. */
+  async function settleFailure(call: OpenedCall, error: ModelCallError): Promise<CallOutcome> {
+    const stored = toStoredError(toAppError(error));
+    const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
+    const { usage } = error;
+    const standing = await database.withTenant(call.context, async (tx) => {
+      if (usage === undefined) await voidCall(tx, call.callId, call.attempt);
+      else {
+        const row = usageRow(call, usage, error.providerRequestId, 0);
+        if (!(await settleCall(tx, { callId: call.callId, attempt: call.attempt, reply: undefined, row }))) {
+          return await readFinishedTurn(tx, call.turn.turnId);
+        }
+      }
+      if (await finishTurn(tx, call.turn, finished, [])) return finished;
+      return await readFinishedTurn(tx, call.turn.turnId);
+    });
+    return announce(call.turn.turnId, standing);
+  }
+
+  /** Tells the waiting gateways; a turn without an end here is another attempt's, which will tell. */
+  function announce(turnId: TurnId, finished: FinishedTurn | undefined): CallOutcome {
+    if (finished === undefined) throw new AppError("unavailable", { turnId, why: "another attempt holds the call" });
+    bus.publish(turnId, { type: "finished", finished });
+    return verdictOf(finished);
+  }
+
+  async function run(context: TenantContext, turnId: TurnId, step: number, signal: AbortSignal): Promise<CallOutcome> {
+    const call = await open(context, turnId, step);
+    if (!("callId" in call)) return call;
+    let result: ModelResult;
+    try {
+      result = await callProvider(call, signal);
+    } catch (error) {
+      if (!(error instanceof ModelCallError)) throw error;
+      if (error.kind === "aborted" && isWorkerShutdown()) throw new AppError("unavailable", { turnId, why: "worker shutdown" });
+      return await settleFailure(call, error);
+    }
+    return await settleAnswer(call, result);
+  }
+
+  function begin(key: string, context: TenantContext, turnId: TurnId, step: number) {
+    const stop = new AbortController();
+    const outcome = run(context, turnId, step, stop.signal).finally(() => running.delete(key));
+    const inFlight = { outcome, stop };
+    running.set(key, inFlight);
+    return inFlight;
+  }
+
+  return {
+    /**
+     * One model call of a turn: journal row, provider, then one transaction with usage, reply and billing row. Safe to retry: a
+     * call that has ended answers what is stored, and `<turn id>.<step>` is billed once.
+     */
+    async callModel({ turnId, step }: { turnId: TurnId; step: number }): Promise<CallOutcome> {
+      return await asActivity(async (context, signal) => {
+        const key = `${context.tenantId}/${callIdOf(turnId, step)}`;
+        const inFlight = running.get(key) ?? begin(key, context, turnId, step);
+        const stop = (): void => inFlight.stop.abort();
+        signal.addEventListener("abort", stop, { once: true });
+        if (signal.aborted) stop();
+        return await inFlight.outcome;
+      });
+    },
+  };
+};
+
+async function standingVerdict(tx: TenantTx, { turnId }: TurnRow): Promise<CallOutcome> {
+  const finished = await readFinishedTurn(tx, turnId);
+  return finished === undefined ? { state: "aborted", code: "turn_aborted" } : verdictOf(finished);
+}
+
+function doneTurn(call: OpenedCall, reply: ModelReply, usage: CountedUsage): FinishedTurn {
+  const total = call.earlier.reduce((sum, { usage: used }) => addUsage(sum, used), addUsage(noUsage, usage));
+  const texts = [...call.earlier.map(({ reply: { content } }) => content), reply.content].filter((text) => text !== null && text !== "");
+  return {
+    state: "done",
+    reply: {
+      content: texts.length === 0 ? null : texts.join(stepSeparator),
+      toolCalls: reply.toolCalls,
+      finishReason: reply.finishReason,
+      refusal: reply.refusal,
+      model: call.model.id,
+      usage: total,
+      modelCalls: call.step + 1,
+    },
+  };
+}
+
+/** Between the texts of two model calls of one turn. */
+const stepSeparator = "\n\n";
+
+/** Publishes one call's deltas as the turn's events; text of a later call follows the earlier ones' after a separator. */
+function publisherOf(bus: TokenBus, call: OpenedCall): (delta: ModelDelta) => void {
+  const before = call.earlier.map(({ reply }) => reply.content ?? "").filter((text) => text !== "").join(stepSeparator);
+  const { turnId, request, mode } = call.turn;
+  const clientRunsTools = mode === "gateway" || request.tools.length > 0;
+  let offset = before.length;
+  return (delta) => {
+    if (delta.type === "text" && delta.text !== "") {
+      const text = offset === before.length && before !== "" ? stepSeparator + delta.text : delta.text;
+      bus.publish(turnId, { type: "text", offset, text });
+      offset += text.length;
+    } else if (delta.type === "tool_call" && clientRunsTools) bus.publish(turnId, delta);
+  };
+}
+
+function toAppError(error: ModelCallError): AppError {
+  const retryAfterSeconds = Math.max(1, Math.ceil((error.retryAfterMs ?? 1_000) / 1_000));
+  switch (error.kind) {
+    case "busy":
+      return new AppError("provider_busy", { client: { retryAfterSeconds } });
+    case "refused":
+      return new AppError("provider_refused", { client: { message: error.message } });
+    case "aborted":
+      return new AppError("turn_aborted");
+    case "unreachable":
+    case "rejected":
+    case "garbage":
+      return new AppError("provider_error", { kind: error.kind });
+  }
+}
+
+async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  await new Promise<void>((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}
+

@@ -1,0 +1,55 @@
+import { AppError } from "../domain/app-error.ts";
+import type { TenantId } from "../domain/tenant.ts";
+import type { Tool, ToolOutcome, ToolPlace } from "../sandbox/tool.ts";
+import type { Database } from "../storage/database.ts";
+import { type ToolRunKey, openToolRun, readCalls, settleToolRun } from "../storage/turn-repository.ts";
+import type { TokenBus } from "../streams/token-bus.ts";
+import { asActivity } from "./activity-context.ts";
+
+export type ToolRunDeps = {
+  readonly database: Database;
+  readonly bus: TokenBus;
+  readonly tools: ReadonlyMap<string, Tool>;
+  /** The tenant's sandbox directory and uid. */
+  readonly placeOf: (tenantId: TenantId) => Promise<ToolPlace>;
+};
+
+export const createToolRun = ({ database, bus, tools, placeOf }: ToolRunDeps) => ({
+  /**
+   * Runs the `n`-th tool call of a model call in the tenant's sandbox and stores its outcome. A retry after a crash returns the
+   * stored outcome; one that finds the run begun and not ended runs an idempotent tool again and tells the model of the others
+   * that it is unknown whether they took effect.
+   */
+  async runTool(key: ToolRunKey): Promise<{ state: "done" | "failed" }> {
+    return await asActivity(async (context, signal) => {
+      const opened = await database.withTenant(context, async (tx) => {
+        const call = (await readCalls(tx, key.turnId)).find(({ step }) => step === key.step)?.reply.toolCalls[key.n];
+        if (call === undefined) throw new AppError("not_found", { ...key });
+        return { call, ...(await openToolRun(tx, key, call)) };
+      });
+      if (opened.state !== "started") return { state: opened.state };
+
+      const { call, attempt } = opened;
+      const tool = tools.get(call.name);
+      bus.publish(key.turnId, { type: "tool", name: call.name, state: "started" });
+      const outcome = await runOnce(tool, call.name, attempt, async (known) => await known.run(await placeOf(context.tenantId), call.arguments, signal));
+      if (signal.aborted) throw new AppError("unavailable", { ...key, why: "stopped while the tool ran" });
+      await database.withTenant(context, async (tx) => await settleToolRun(tx, key, outcome));
+      const state = outcome.failed ? "failed" : "done";
+      bus.publish(key.turnId, { type: "tool", name: call.name, state });
+      return { state };
+    });
+  },
+});
+
+async function runOnce(tool: Tool | undefined, name: string, attempt: number, run: (tool: Tool) => Promise<ToolOutcome>): Promise<ToolOutcome> {
+  if (tool === undefined) return { failed: true, content: `There is no tool named ${JSON.stringify(name.slice(0, 64))}.`, facts: { reason: "unknown_tool" } };
+  if (attempt > 1 && !tool.idempotent) {
+    return {
+      failed: true,
+      content: "The run was interrupted by a restart and it is not known whether it took effect. Look before you run it again.",
+      facts: { reason: "interrupted", attempt },
+    };
+  }
+  return await run(tool);
+}

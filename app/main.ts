@@ -1,0 +1,42 @@
+import { AppError } from "../domain/app-error.ts";
+import { readEnvironment } from "../control-plane/environment.ts";
+import { printReady, printStartFailure } from "./console-output.ts";
+import { parseStartArguments } from "./start-arguments.ts";
+import { startProduct } from "./product.ts";
+
+/** Exit statuses of contract §9. */
+const exitFailed = 1;
+const exitUsage = 2;
+const exitRefused = 4;
+/** What does not stop in this time is left to the operating system. */
+const stopDeadlineMs = 4_800;
+
+async function main(): Promise<void> {
+  const { role } = parseStartArguments(process.argv.slice(2));
+  const product = await startProduct(readEnvironment(process.env), { role, variables: process.env });
+  printReady(product.facts);
+
+  let isStopping = false;
+  const stop = (): void => {
+    if (isStopping) return;
+    isStopping = true;
+    setTimeout(() => process.exit(exitFailed), stopDeadlineMs).unref();
+    void product.stop().then(
+      () => process.exit(0),
+      (error: unknown) => {
+        printStartFailure(error);
+        process.exit(exitFailed);
+      },
+    );
+  };
+  process.on("SIGINT", stop);
+  process.on("SIGTERM", stop);
+}
+
+try {
+  await main();
+} catch (error) {
+  printStartFailure(error);
+  const code = error instanceof AppError ? error.code : undefined;
+  process.exit(code === "conflict" ? exitRefused : code === "invalid_request" ? exitUsage : exitFailed);
+}

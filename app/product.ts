@@ -1,0 +1,139 @@
+import { bootstrapAdminKey } from "../control-plane/admin-keys.ts";
+import { type AdminConfig, configurationWarnings, loadAdminConfig } from "../control-plane/admin-config.ts";
+import { writeDefaultConfig } from "../control-plane/default-config.ts";
+import { ensureDemoTenant } from "../control-plane/demo-tenant.ts";
+import type { Environment } from "../control-plane/environment.ts";
+import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
+import { storeRateCard } from "../control-plane/rate-cards.ts";
+import { createTenants } from "../control-plane/tenants.ts";
+import { AppError } from "../domain/app-error.ts";
+import { type TenantId, parseTenantId } from "../domain/tenant.ts";
+import { type Database, openDatabase } from "../storage/database.ts";
+import { createHome } from "../storage/tenant-paths.ts";
+import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
+import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
+import type { TokenBus } from "../streams/token-bus.ts";
+import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
+import { type LaneSettings, forTenant } from "../temporal/tenant-client.ts";
+import type { ProductFacts } from "./console-output.ts";
+import { startGateway } from "./gateway-role.ts";
+import { asLog, createLog, type Log } from "./log.ts";
+import { Resources } from "./resources.ts";
+import { type Backends, startBackends } from "./backends.ts";
+import type { Role } from "./start-arguments.ts";
+import { installTemporalRuntime } from "./temporal-runtime.ts";
+import { startWorkers } from "./worker-role.ts";
+
+export type Product = { readonly facts: ProductFacts; stop(): Promise<void> };
+
+export type StartOptions = {
+  readonly role: Role;
+  /** The process's environment: provider keys are read from it by the names in `config.yaml`. */
+  readonly variables: Readonly<Record<string, string | undefined>>;
+};
+
+/** What both roles are made of. */
+export type ProductParts = {
+  readonly environment: Environment;
+  readonly variables: StartOptions["variables"];
+  readonly home: string;
+  readonly config: AdminConfig;
+  readonly database: Database;
+  readonly temporal: TemporalConnection;
+  readonly bus: TokenBus;
+  readonly clientOf: (tenantId: TenantId) => ReturnType<typeof forTenant>;
+  readonly log: Log;
+};
+
+/** The channel on which a gateway asks the workers to poll a tenant's queue. */
+const wakeChannel = "openclaw_wake";
+const defaultLaneWindowSeconds = 10;
+
+/**
+ * Starts everything that a role needs, in order, and stops what was started when a later part fails.
+ * @throws {AppError} `conflict` when a gateway runs on this home, `invalid_configuration` for what the administrator has to mend
+ */
+export async function startProduct(environment: Environment, { role, variables }: StartOptions): Promise<Product> {
+  const startedAtMs = performance.now();
+  const home = createHome(environment.home);
+  const resources = new Resources();
+  try {
+    if (role !== "worker") takeHome(home, resources);
+    const logger = createLog(home);
+    const log = asLog(logger);
+    writeDefaultConfig(home, variables);
+    const config = loadAdminConfig(home);
+    installTemporalRuntime(log);
+    const backends = await startBackends({ environment, config, home, role, log, resources });
+
+    const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
+    await database.migrateTenants();
+    await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
+    const temporal = resources.add(await connectTemporal(backends.temporal), (connection) => connection.close());
+    const bus = await openBus(role, database, log, resources);
+    const lane: LaneSettings = {
+      windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
+      modelCall: config.temporal.model_call ?? "remote",
+    };
+    const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, temporal, lane);
+    const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, clientOf, log };
+
+    let wake = async (tenantId: TenantId): Promise<void> => await database.notify(wakeChannel, tenantId);
+    if (role !== "gateway") {
+      const workers = await startWorkers(parts, backends.bundle, resources);
+      wake = workers.wake;
+      if (role === "worker") {
+        const stopListening = await database.listen(wakeChannel, (payload) => void workers.wake(parseTenantId(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })));
+        resources.add(stopListening, (close) => close());
+      }
+    }
+    const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
+    const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
+    const gateway = role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database, home }) }, resources);
+    if (gateway !== undefined) recordGateway(home, gateway.url, backends);
+    log("ready", { role, url: gateway?.url });
+    return {
+      facts: {
+        role,
+        url: gateway?.url,
+        temporalUi: backends.temporal.uiUrl,
+        home,
+        adminKeyPath: adminKey === undefined || adminKey.state === "elsewhere" ? undefined : adminKey.path,
+        demo,
+        warnings: [...configurationWarnings(config, variables), ...backends.warnings, ...(gateway?.warnings ?? [])],
+        startedInMs: performance.now() - startedAtMs,
+      },
+      stop: async () => {
+        log("stopping");
+        await resources.close();
+      },
+    };
+  } catch (error) {
+    await resources.close();
+    throw error;
+  }
+}
+
+function takeHome(home: string, resources: Resources): void {
+  const running = claimGateway(home, { pid: process.pid });
+  if (running !== undefined) {
+    throw new AppError("conflict", { client: { message: `a gateway already runs on ${home}: ${running.url ?? "starting"} (pid ${running.pid})` } });
+  }
+  resources.add(process.pid, (pid) => removeGatewayRecord(home, pid));
+}
+
+async function openBus(role: Role, database: Database, log: Log, resources: Resources): Promise<TokenBus> {
+  if (role === "all") return createInProcessTokenBus();
+  return resources.add(await openNotifyTokenBus(database, log), (opened) => opened.close()).bus;
+}
+
+function recordGateway(home: string, url: string, { temporal, databaseKind, databaseUrl }: Backends): void {
+  const shownUrl = new URL(databaseUrl);
+  shownUrl.password = "";
+  writeGatewayRecord(home, {
+    pid: process.pid,
+    url,
+    temporal: { address: temporal.address, namespace: temporal.namespace, ui: temporal.uiUrl ?? null, cli: temporal.cliPath ?? null },
+    database: { kind: databaseKind, url: shownUrl.href },
+  });
+}

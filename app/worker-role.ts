@@ -1,0 +1,74 @@
+import { createTurnActivities } from "../activities/turn-activities.ts";
+import { type AdminConfig, providerKeyOf } from "../control-plane/admin-config.ts";
+import { type Tenant, createTenants } from "../control-plane/tenants.ts";
+import { AppError } from "../domain/app-error.ts";
+import type { MarkupPpm } from "../domain/money.ts";
+import type { TenantId } from "../domain/tenant.ts";
+import { createProviders } from "../providers/provider-registry.ts";
+import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
+import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
+import { defaultToolLimits } from "../sandbox/default-limits.ts";
+import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
+import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
+import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
+import type { ProductParts } from "./product.ts";
+import type { Resources } from "./resources.ts";
+
+/** How long a tenant's row (markup, uid) is believed without another look. */
+const tenantMemoryMs = 5_000;
+
+/** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
+export async function startWorkers(
+  { config, variables, home, database, temporal, bus, clientOf, log }: ProductParts,
+  bundle: { readonly codePath: string; readonly buildId: string },
+  resources: Resources,
+): Promise<TenantWorkerPool> {
+  const tenantOf = rememberTenants(createTenants({ database, home }).get);
+  const driver = createBwrapDriver();
+  const missing = await driver.probe();
+  if (missing !== undefined) log("tools cannot run on this host", { missing });
+
+  const activities = createTurnActivities({
+    database,
+    bus,
+    tools: missing === undefined ? createBuiltinTools({ driver, limits: defaultToolLimits }) : new Map(),
+    placeOf: async (tenantId) => {
+      const { osUidIndex } = await tenantOf(tenantId);
+      return { workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox, uid: tenantUidOf(osUidIndex) };
+    },
+    modelOf: servedModels(config, variables),
+    pricing: async (tenantId) => ({
+      rateCard: config.rateCard,
+      markupPpm: ((await tenantOf(tenantId)).markupPpm ?? config.billing.markupPpm) as MarkupPpm,
+    }),
+    now: () => Date.now(),
+  });
+  const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
+  resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
+  return pool;
+}
+
+function servedModels(config: AdminConfig, variables: ProductParts["variables"]) {
+  const providers = createProviders(
+    [...config.providers.values()].map((provider) => ({ ...provider, apiKey: providerKeyOf(provider, variables) })),
+  );
+  return (id: string) => {
+    const model = config.models.get(id);
+    const provider = model === undefined ? undefined : providers.get(model.provider);
+    if (model === undefined || provider === undefined) throw new AppError("model_not_found", { model: id });
+    return { id, provider, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
+  };
+}
+
+function rememberTenants(read: (tenantId: TenantId) => Promise<Tenant>): (tenantId: TenantId) => Promise<Tenant> {
+  const remembered = new Map<TenantId, { readonly tenant: Promise<Tenant>; readonly untilMs: number }>();
+  return async (tenantId) => {
+    const known = remembered.get(tenantId);
+    if (known !== undefined && known.untilMs > performance.now()) return await known.tenant;
+    const tenant = read(tenantId);
+    remembered.set(tenantId, { tenant, untilMs: performance.now() + tenantMemoryMs });
+    tenant.catch(() => remembered.delete(tenantId));
+    return await tenant;
+  };
+}
+

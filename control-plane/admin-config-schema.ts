@@ -1,0 +1,145 @@
+import { z } from "zod";
+import { AppError } from "../domain/app-error.ts";
+import { parseMarkup, parseRate } from "../domain/money.ts";
+
+/**
+ * The shape of `config.yaml` (contract §8). Every scalar arrives as its source text, so numbers are made here and money stays
+ * text until it becomes an integer. Every mapping is strict: a key that is not listed is an error.
+ */
+
+const text = z.string().min(1, "must not be empty");
+const flag = z.enum(["true", "false"], "must be true or false").transform((value) => value === "true");
+
+/** A whole number; digits may be grouped with `_`. */
+const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
+  z
+    .string(`must be a whole number from ${min} to ${max}`)
+    .regex(/^\d[\d_]{0,20}$/, `must be a whole number from ${min} to ${max}`)
+    .transform((digits) => Number(digits.replaceAll("_", "")))
+    .refine((value) => value >= min && value <= max, `must be a whole number from ${min} to ${max}`);
+
+function decimal(parse: (value: string) => unknown, says: string) {
+  return z.string(says).refine((value) => {
+    try {
+      parse(value);
+      return true;
+    } catch (error) {
+      if (error instanceof AppError) return false;
+      throw error;
+    }
+  }, says);
+}
+
+const rate = decimal((value) => parseRate(value, "rate"), "must be USD per 1M tokens: a decimal of at most 6 places between 0 and 1,000,000");
+const markup = decimal((value) => parseMarkup(value, "markup"), "must be a decimal of at most 6 places between 0 and 1,000, for example 0.10 for 10 %");
+const usd = decimal((value) => parseRate(value, "usd"), "must be US dollars: a decimal of at most 6 places between 0 and 1,000,000");
+
+const environmentName = z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be the name of an environment variable");
+const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/, "must be a name of letters, digits, _ . and -, at most 64 characters");
+const modelId = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$/, "must be a model id of letters, digits and _ . : / @ -, at most 128 characters");
+const url = (...protocols: string[]) =>
+  z.string().refine((value) => URL.canParse(value) && protocols.includes(new URL(value).protocol), `must be a URL that begins with ${protocols.join(" or ")}`);
+
+export const providerSchema = z.strictObject({
+  kind: z.enum(["openai", "anthropic", "openai-compatible", "demo"], "must be openai, anthropic, openai-compatible or demo"),
+  base_url: url("http:", "https:").optional(),
+  api_key_env: environmentName.optional(),
+});
+
+export const modelSchema = z.strictObject({
+  provider: name,
+  context_window: whole(1, 1_000_000_000),
+  max_output_tokens: whole(1, 1_000_000_000),
+  fallbacks: z.array(modelId).default([]),
+});
+
+export const ratesSchema = z.strictObject({
+  input: rate,
+  output: rate,
+  cache_read: rate.optional(),
+  cache_write: rate.optional(),
+  reasoning: rate.optional(),
+});
+
+const quotaSchema = z.strictObject({
+  tokens_per_day: whole(0).nullable().optional(),
+  cost_per_day_usd: usd.nullable().optional(),
+  requests_per_minute: whole(0).nullable().optional(),
+});
+
+const sandboxModeSchema = z.strictObject({
+  runtime: z.enum(["bwrap", "docker"], "must be bwrap or docker").optional(),
+  image: text.optional(),
+  memory_limit_mb: whole(1).optional(),
+  cpu_quota: z.string().regex(/^\d{1,4}(\.\d{1,3})?$/, "must be a number of CPUs, for example 0.5").optional(),
+  pids: whole(1).optional(),
+  wall_seconds: whole(1).optional(),
+  output_kb: whole(1).optional(),
+  disk_mb: whole(1).optional(),
+  inodes: whole(1).optional(),
+  tmp_mb: whole(1).optional(),
+  open_files: whole(1).optional(),
+  runtime_class: text.optional(),
+  seccomp: text.optional(),
+  network: text.optional(),
+});
+
+const sandboxSchema = z.strictObject({
+  require: z.enum(["cgroup", "any"], "must be cgroup or any").optional(),
+  default_mode: name.optional(),
+  modes: z.record(name, sandboxModeSchema).optional(),
+  network: z.strictObject({ default: z.literal("deny", "must be deny").optional(), allow: z.array(text).optional() }).optional(),
+  tenant_may_allow: z.array(text).optional(),
+});
+
+const backupSchema = z.strictObject({
+  s3: z
+    .strictObject({
+      endpoint: url("http:", "https:").optional(),
+      bucket: text.optional(),
+      region: text.optional(),
+      access_key_id_env: environmentName.optional(),
+      secret_access_key_env: environmentName.optional(),
+      session_token_env: environmentName.optional(),
+    })
+    .optional(),
+  schedule: text.optional(),
+  recipients: z.array(text).optional(),
+});
+
+const temporalSchema = z.strictObject({
+  address: z.string().regex(/^[^\s/]+:\d{1,5}$/, "must be host:port").optional(),
+  namespace: text.optional(),
+  tls: flag.optional(),
+  tls_server_name: text.optional(),
+  tls_ca_file: text.optional(),
+  tls_cert_file: text.optional(),
+  tls_key_file: text.optional(),
+  pseudonymous_ids: flag.optional(),
+  lane_window_seconds: whole(2, 3_600).optional(),
+  model_call: z.enum(["remote", "local"], "must be remote or local").optional(),
+});
+
+export const adminConfigSchema = z.strictObject({
+  default_model: modelId,
+  providers: z.record(name, providerSchema),
+  models: z.record(modelId, modelSchema),
+  billing: z
+    .strictObject({
+      currency: z.literal("USD", "must be USD: every price is in US dollars").default("USD"),
+      markup: markup.default("0"),
+      platform_fee_usd_per_month: usd.optional(),
+      rate_card: z.record(modelId, ratesSchema).default({}),
+    })
+    .prefault({}),
+  quotas: z.strictObject({ default: quotaSchema.optional() }).prefault({}),
+  sandbox: sandboxSchema.prefault({}),
+  backup: backupSchema.prefault({}),
+  temporal: temporalSchema.prefault({}),
+  database: z.strictObject({ url: url("postgres:", "postgresql:").optional() }).prefault({}),
+  channels: z.strictObject({ endpoints: z.record(name, url("http:", "https:")).optional() }).prefault({}),
+  http: z.strictObject({ slots_per_tenant: whole(1, 10_000).default(64) }).prefault({}),
+  telemetry: z.strictObject({ otlp_endpoint: url("http:", "https:").optional(), service_name: text.optional() }).prefault({}),
+});
+
+export type AdminConfigFile = z.infer<typeof adminConfigSchema>;

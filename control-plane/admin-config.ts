@@ -1,0 +1,189 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { z } from "zod";
+import { AppError } from "../domain/app-error.ts";
+import { parseMarkup, type MarkupPpm } from "../domain/money.ts";
+import type { RateCard, RateCardText, Rates } from "../domain/rate-card.ts";
+import { adminConfigSchema, type AdminConfigFile } from "./admin-config-schema.ts";
+import { configurationError, readConfigurationText, type ConfigurationText, type KeyPath } from "./configuration-text.ts";
+import { createRateCard } from "./rate-cards.ts";
+
+export type ProviderSettings = {
+  readonly name: string;
+  readonly kind: "openai" | "anthropic" | "openai-compatible" | "demo";
+  readonly baseUrl: string | undefined;
+  /** The environment variable that holds the provider's key. */
+  readonly apiKeyEnv: string | undefined;
+};
+
+export type ModelSettings = {
+  readonly id: string;
+  /** A key of `AdminConfig.providers`. */
+  readonly provider: string;
+  readonly contextWindow: number;
+  readonly maxOutputTokens: number;
+  /** Configured models to try when this one is not available, in order. */
+  readonly fallbacks: readonly string[];
+};
+
+/** `config.yaml`, read and checked. The blocks that are not spelt out here keep the file's own key names. */
+export type AdminConfig = {
+  readonly defaultModel: string;
+  readonly providers: ReadonlyMap<string, ProviderSettings>;
+  readonly models: ReadonlyMap<string, ModelSettings>;
+  readonly billing: {
+    readonly currency: "USD";
+    readonly markupPpm: MarkupPpm;
+    /** US dollars as decimal text. */
+    readonly platformFeeUsdPerMonth: string | undefined;
+  };
+  readonly rateCard: RateCard;
+} & Pick<AdminConfigFile, "quotas" | "sandbox" | "backup" | "temporal" | "database" | "channels" | "http" | "telemetry">;
+
+/** A model that can be called and priced. */
+export type ResolvedModel = ModelSettings & { readonly rates: Rates };
+
+const maxBytes = 1024 * 1024;
+const defaultModelNames = new Set(["default", "openclaw"]);
+
+export const adminConfigPath = (home: string): string => join(home, "config.yaml");
+
+/**
+ * Reads and checks `<home>/config.yaml`.
+ * @throws {AppError} `invalid_configuration` naming file, line and key path; also when there is no such file.
+ */
+export function loadAdminConfig(home: string): AdminConfig {
+  const path = adminConfigPath(home);
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    throw new AppError("invalid_configuration", { client: { message: `${path} cannot be read: ${(error as Error).message}` } }, { cause: error });
+  }
+  return parseAdminConfig(text, path);
+}
+
+/** @throws {AppError} `invalid_configuration` naming `file`, line and key path. */
+export function parseAdminConfig(text: string, file = "config.yaml"): AdminConfig {
+  const source = readConfigurationText(text, { file, maxBytes });
+  const parsed = adminConfigSchema.safeParse(source.value);
+  if (!parsed.success) throw schemaError(file, source, parsed.error.issues);
+  const config = toAdminConfig(parsed.data);
+  checkReferences(config, (path, says) => configurationError(file, source.lineOf(path), path, says));
+  return config;
+}
+
+function schemaError(file: string, source: ConfigurationText, issues: readonly z.core.$ZodIssue[]): AppError {
+  const [issue] = issues.map(toKeyIssue);
+  if (issue === undefined) throw new TypeError("a failed parse has an issue");
+  return configurationError(file, source.lineOf(issue.path), issue.path, issue.says);
+}
+
+function toKeyIssue(issue: z.core.$ZodIssue): { readonly path: KeyPath; readonly says: string } {
+  const path = issue.path.map((key) => (typeof key === "symbol" ? String(key) : key));
+  switch (issue.code) {
+    case "unrecognized_keys":
+      return { path: [...path, issue.keys[0] ?? ""], says: "is not a known key" };
+    case "invalid_key":
+      return { path, says: issue.issues[0]?.message ?? "is not a valid name" };
+    case "invalid_type":
+      return { path, says: issue.input === undefined && issue.message.includes("undefined") ? "is missing" : missingOr(issue) };
+    default:
+      return { path, says: issue.message };
+  }
+}
+
+const missingOr = ({ message }: z.core.$ZodIssue): string =>
+  message.startsWith("Invalid input") ? (message.endsWith("undefined") ? "is missing" : `has the wrong shape (${message.replace("Invalid input: ", "")})`) : message;
+
+function toAdminConfig({ default_model, providers, models, billing, ...blocks }: AdminConfigFile): AdminConfig {
+  return {
+    ...blocks,
+    defaultModel: default_model,
+    providers: new Map(
+      Object.entries(providers).map(([name, { kind, base_url, api_key_env }]) => [name, { name, kind, baseUrl: base_url, apiKeyEnv: api_key_env }]),
+    ),
+    models: new Map(
+      Object.entries(models).map(([id, model]) => [
+        id,
+        { id, provider: model.provider, contextWindow: model.context_window, maxOutputTokens: model.max_output_tokens, fallbacks: model.fallbacks },
+      ]),
+    ),
+    billing: {
+      currency: billing.currency,
+      markupPpm: parseMarkup(billing.markup, "billing.markup"),
+      platformFeeUsdPerMonth: billing.platform_fee_usd_per_month,
+    },
+    rateCard: createRateCard(billing.rate_card as RateCardText),
+  };
+}
+
+/** What the schema cannot see: names that point at other entries. */
+function checkReferences({ defaultModel, providers, models }: AdminConfig, error: (path: KeyPath, says: string) => AppError): void {
+  for (const { name, kind, baseUrl, apiKeyEnv } of providers.values()) {
+    const path = ["providers", name];
+    if (kind === "openai-compatible" && baseUrl === undefined) throw error(path, "needs a base_url: its kind is openai-compatible");
+    if ((kind === "openai" || kind === "anthropic") && apiKeyEnv === undefined) throw error(path, `needs api_key_env, the environment variable with its key`);
+  }
+  for (const { id, provider, fallbacks, contextWindow, maxOutputTokens } of models.values()) {
+    if (!providers.has(provider)) throw error(["models", id, "provider"], `"${provider}" is not one of providers`);
+    if (maxOutputTokens > contextWindow) throw error(["models", id, "max_output_tokens"], "must not be larger than context_window");
+    const unknown = fallbacks.findIndex((fallback) => !models.has(fallback) || fallback === id);
+    if (unknown >= 0) throw error(["models", id, "fallbacks", unknown], `"${fallbacks[unknown]}" is not another one of models`);
+  }
+  if (!models.has(defaultModel)) throw error(["default_model"], `"${defaultModel}" is not one of models`);
+}
+
+/**
+ * The model that a request names; `default` and `openclaw` mean the default model.
+ * @throws {AppError} `model_not_found` (404), `model_not_priced` (400)
+ */
+export function resolveModel(config: AdminConfig, name: string): ResolvedModel {
+  const id = defaultModelNames.has(name) && !config.models.has(name) ? config.defaultModel : name;
+  const model = config.models.get(id);
+  const shown = name.slice(0, 128);
+  if (model === undefined) throw new AppError("model_not_found", { client: { message: `The model "${shown}" does not exist.`, param: "model" } });
+  const rates = config.rateCard.rates.get(id);
+  if (rates === undefined) {
+    throw new AppError("model_not_priced", { client: { message: `The model "${id}" has no price in the rate card.`, param: "model" } });
+  }
+  return { ...model, rates };
+}
+
+/** Variables as the process was given them; the values are secrets. */
+export type KeySource = Readonly<Record<string, string | undefined>>;
+
+/** A provider's key; undefined where it takes none or the variable is not set. */
+export const providerKeyOf = ({ apiKeyEnv }: ProviderSettings, variables: KeySource): string | undefined =>
+  apiKeyEnv === undefined ? undefined : variables[apiKeyEnv] || undefined;
+
+/**
+ * The key to call a provider with; undefined for a provider that takes none.
+ * @throws {AppError} `provider_error` when the variable named by `api_key_env` is not set. The client is not told its name.
+ */
+export function requireProviderKey(provider: ProviderSettings, variables: KeySource): string | undefined {
+  const key = providerKeyOf(provider, variables);
+  if (key === undefined && provider.apiKeyEnv !== undefined) {
+    throw new AppError("provider_error", {
+      client: { message: "The model's provider has no API key on this server." },
+      provider: provider.name,
+      missing: provider.apiKeyEnv,
+    });
+  }
+  return key;
+}
+
+/** What an operator should know at start although the configuration is valid: one sentence each. */
+export function configurationWarnings(config: AdminConfig, variables: KeySource): readonly string[] {
+  const keyless = [...config.providers.values()]
+    .filter((provider) => provider.apiKeyEnv !== undefined && providerKeyOf(provider, variables) === undefined)
+    .map(({ name, apiKeyEnv }) => `The provider ${name} cannot be used: ${apiKeyEnv} is not set.`);
+  const unpriced = [...config.models.keys()]
+    .filter((id) => !config.rateCard.rates.has(id))
+    .map((id) => `The model ${id} cannot be used: it has no price in billing.rate_card.`);
+  const unused = [...config.rateCard.rates.keys()]
+    .filter((id) => !config.models.has(id))
+    .map((id) => `The price of ${id} is not used: it is not one of models.`);
+  return [...keyless, ...unpriced, ...unused];
+}
+

@@ -1,0 +1,288 @@
+import { AppError } from "../domain/app-error.ts";
+import { formatUsd } from "../domain/money.ts";
+import type { TenantId } from "../domain/tenant.ts";
+import type { Database } from "../storage/database.ts";
+import { csvLine, type CsvCell } from "./billing-csv.ts";
+import type { Period } from "./billing-period.ts";
+
+export type ReportRequest = {
+  /** Undefined: all tenants, deleted ones too. */
+  readonly tenantId?: TenantId | undefined;
+  readonly period: Period;
+  /** One line per model call in place of one per day, tenant and model. */
+  readonly detail?: boolean | undefined;
+};
+
+export type SumRow = {
+  readonly tokens_in: number;
+  readonly tokens_out: number;
+  readonly tokens_cached: number;
+  readonly reasoning_tokens: number;
+  readonly tool_calls: number;
+  /** Nine places. */
+  readonly cost_usd: string;
+};
+export type DayRow = { readonly date: string; readonly tenant: string; readonly model: string } & SumRow;
+
+/** The answer of `GET /v1/tenants/{t}/usage`. */
+export type UsageReport = {
+  readonly tenant: TenantId;
+  readonly period: string;
+  readonly currency: "USD";
+  readonly total_cost_usd: string;
+  /** The period's first second. */
+  readonly date_unix: number;
+  readonly rows: readonly DayRow[];
+  readonly daily: readonly ({ readonly date: string } & SumRow)[];
+  readonly by_model: readonly ({ readonly model: string } & SumRow)[];
+  /** The ten dearest. */
+  readonly top_sessions: readonly { readonly session_id: string; readonly calls: number; readonly cost_usd: string }[];
+  readonly quota: QuotaProgress;
+};
+
+/** null: no such ceiling. */
+export type QuotaProgress = { readonly tokens_per_day: null; readonly cost_per_day_usd: null; readonly requests_per_minute: null };
+
+export type BillingReports = {
+  /** Chunks of a CSV, read page by page. @throws {AppError} `not_found`, before the first chunk. */
+  csv(request: ReportRequest): Promise<AsyncIterable<string>>;
+  /** Chunks of one JSON object; the total comes after the rows that it sums. @throws {AppError} `not_found`, before the first chunk. */
+  json(request: ReportRequest): Promise<AsyncIterable<string>>;
+  /** @throws {AppError} `not_found` */
+  usage(tenantId: TenantId, period: Period): Promise<UsageReport>;
+};
+
+export type BillingReportsDeps = {
+  readonly database: Pick<Database, "withControl">;
+  /** Rows that are read at once; default 5,000. */
+  readonly pageRows?: number;
+};
+
+type Sums = { tokens_in: bigint; tokens_out: bigint; tokens_cached: bigint; reasoning_tokens: bigint; tool_calls: bigint; cost_nano_usd: bigint };
+type DailyRow = { day: string; tenant_id: string; model: string } & Sums;
+type LedgerRow = {
+  id: string;
+  provider_request_id: string | null;
+  timestamp: Date;
+  tenant_id: string;
+  session_id: string;
+  model: string;
+  input_tokens: bigint;
+  cache_read_tokens: bigint;
+  cache_write_tokens: bigint;
+  output_tokens: bigint;
+  reasoning_tokens: bigint;
+  tool_calls: number;
+  cost_nano_usd: bigint;
+  provider_cost_nano_usd: bigint;
+  markup_ppm: number;
+  rate_card_hash: string;
+  estimated: boolean;
+  reason: string;
+  cursor: string;
+};
+
+/** Fixed for ever (contract §6). */
+export const dayColumns = ["date", "tenant", "model", "tokens_in", "tokens_out", "tokens_cached", "reasoning_tokens", "tool_calls", "cost_usd"] as const;
+const sumColumns = "tokens_in, tokens_out, tokens_cached, reasoning_tokens, tool_calls, cost_nano_usd";
+/** A billing row's own columns, in the contract's order. */
+export const callColumns = [
+  "id",
+  "provider_request_id",
+  "timestamp",
+  "tenant_id",
+  "session_id",
+  "model",
+  "input_tokens",
+  "cache_read_tokens",
+  "cache_write_tokens",
+  "output_tokens",
+  "reasoning_tokens",
+  "tool_calls",
+  "cost_nano_usd",
+  "provider_cost_nano_usd",
+  "markup_ppm",
+  "rate_card_hash",
+  "estimated",
+  "reason",
+] as const;
+
+export function createBillingReports({ database, pageRows = 5_000 }: BillingReportsDeps): BillingReports {
+  const read = <Row extends object>(text: string, values: readonly unknown[]): Promise<readonly Row[]> =>
+    database.withControl((tx) => tx.query<Row & Record<string, unknown>>(text, values), { readOnly: true, statementTimeoutMs: 30_000 });
+
+  /** Pages by key, not by offset or an open cursor: each is a short transaction, whoever reads as slowly as they like. */
+  async function* dailyPages({ tenantId, period }: ReportRequest): AsyncGenerator<readonly DailyRow[]> {
+    let after: readonly [string, string, string] = [period.firstDay, "", ""];
+    for (;;) {
+      const page = await read<DailyRow>(
+        `select day, tenant_id, model, ${sumColumns} from control.usage_daily
+         where day between $1::date and $2::date and ($3::text is null or tenant_id = $3)
+           and (day, tenant_id collate "C", model collate "C") > ($4::date, $5, $6)
+         order by day, tenant_id collate "C", model collate "C" limit $7`,
+        [period.firstDay, period.lastDay, tenantId ?? null, ...after, pageRows],
+      );
+      const last = page.at(-1);
+      if (last === undefined) return;
+      yield page;
+      if (page.length < pageRows) return;
+      after = [last.day, last.tenant_id, last.model];
+    }
+  }
+
+  /** Calls by day, tenant and time. The daily sums tell whose days there are, so every page is a range of the ledger's index. */
+  async function* callPages(request: ReportRequest): AsyncGenerator<readonly LedgerRow[]> {
+    let seen = "";
+    for await (const sums of dailyPages(request)) {
+      for (const { day, tenant_id } of sums) {
+        if (seen === `${day} ${tenant_id}`) continue; // another model of the same day
+        seen = `${day} ${tenant_id}`;
+        yield* callsOfDay(day, tenant_id);
+      }
+    }
+  }
+
+  async function* callsOfDay(day: string, tenantId: string): AsyncGenerator<readonly LedgerRow[]> {
+    let after: readonly [string, string] = [`${day}T00:00:00Z`, ""];
+    for (;;) {
+      const page = await read<LedgerRow>(
+        `select ${callColumns.map((column) => `"${column}"`).join(", ")}, "timestamp"::text as cursor from control.usage_ledger
+         where tenant_id = $1 and "timestamp" >= $3::timestamptz and "timestamp" < ($2::date + 1)::timestamp at time zone 'UTC'
+           and ("timestamp", id collate "C") > ($3::timestamptz, $4)
+         order by "timestamp", id collate "C" limit $5`,
+        [tenantId, day, ...after, pageRows],
+      );
+      const last = page.at(-1);
+      if (last === undefined) return;
+      yield page;
+      if (page.length < pageRows) return;
+      after = [last.cursor, last.id]; // as text: a Date would drop the microseconds
+    }
+  }
+
+  const requireKnown = async (tenantId: TenantId | undefined): Promise<void> => {
+    if (tenantId === undefined) return;
+    const rows = await read("select from control.tenant where id = $1", [tenantId]);
+    if (rows.length === 0) throw new AppError("not_found", { client: { message: `There is no tenant "${tenantId}".`, param: "tenant" } });
+  };
+
+  return {
+    async csv(request) {
+      await requireKnown(request.tenantId);
+      return request.detail ? csvOf(callColumns, callPages(request), callCells) : csvOf(dayColumns, dailyPages(request), dayCells);
+    },
+    async json(request) {
+      await requireKnown(request.tenantId);
+      return request.detail ? jsonOf(request, callPages(request), toCallJson) : jsonOf(request, dailyPages(request), toDayRow);
+    },
+    async usage(tenantId, period) {
+      await requireKnown(tenantId);
+      const days: DailyRow[] = [];
+      for await (const page of dailyPages({ tenantId, period })) days.push(...page);
+      const sessions = await read<{ session_id: string; calls: bigint; cost: string }>(
+        `select session_id, count(*) as calls, sum(cost_nano_usd)::text as cost from control.usage_ledger
+         where tenant_id = $1 and "timestamp" >= $2::timestamptz and "timestamp" < $3::timestamptz
+         group by session_id order by sum(cost_nano_usd) desc, session_id collate "C" limit 10`,
+        [tenantId, new Date(period.fromMs), new Date(period.untilMs)],
+      );
+      return {
+        ...headOf({ tenantId, period }),
+        tenant: tenantId,
+        total_cost_usd: formatUsd(days.reduce((total, { cost_nano_usd }) => total + cost_nano_usd, 0n)),
+        rows: days.map(toDayRow),
+        daily: sumsBy(days, ({ day }) => day).map(([date, sums]) => ({ date, ...toSumRow(sums) })),
+        by_model: sumsBy(days, ({ model }) => model)
+          .toSorted(([, a], [, b]) => (a.cost_nano_usd === b.cost_nano_usd ? 0 : a.cost_nano_usd < b.cost_nano_usd ? 1 : -1))
+          .map(([model, sums]) => ({ model, ...toSumRow(sums) })),
+        top_sessions: sessions.map(({ session_id, calls, cost }) => ({ session_id, calls: Number(calls), cost_usd: formatUsd(BigInt(cost)) })),
+        quota: { tokens_per_day: null, cost_per_day_usd: null, requests_per_minute: null },
+      };
+    },
+  };
+}
+
+async function* csvOf<Row>(columns: readonly string[], pages: AsyncIterable<readonly Row[]>, cells: (row: Row) => readonly CsvCell[]): AsyncGenerator<string> {
+  yield csvLine(columns);
+  for await (const page of pages) yield page.map((row) => csvLine(cells(row))).join("");
+}
+
+async function* jsonOf<Row extends { cost_nano_usd: bigint }>(
+  request: ReportRequest,
+  pages: AsyncIterable<readonly Row[]>,
+  toJson: (row: Row) => object,
+): AsyncGenerator<string> {
+  yield `${JSON.stringify(headOf(request)).slice(0, -1)},"rows":[`;
+  let totalNanoUsd = 0n;
+  let separator = "";
+  for await (const page of pages) {
+    let chunk = "";
+    for (const row of page) {
+      totalNanoUsd += row.cost_nano_usd;
+      chunk += separator + JSON.stringify(toJson(row));
+      separator = ",";
+    }
+    yield chunk;
+  }
+  yield `],"total_cost_usd":"${formatUsd(totalNanoUsd)}"}\n`;
+}
+
+const headOf = ({ tenantId, period }: ReportRequest) => ({
+  tenant: tenantId ?? null,
+  period: period.text,
+  currency: "USD" as const,
+  date_unix: period.fromMs / 1000,
+});
+
+const dayCells = (row: DailyRow): readonly CsvCell[] => [
+  row.day,
+  row.tenant_id,
+  row.model,
+  row.tokens_in,
+  row.tokens_out,
+  row.tokens_cached,
+  row.reasoning_tokens,
+  row.tool_calls,
+  formatUsd(row.cost_nano_usd, 6),
+];
+
+const callCells = (row: LedgerRow): readonly CsvCell[] =>
+  callColumns.map((column) => (column === "timestamp" ? row.timestamp.toISOString() : row[column]));
+
+const toSumRow = (sums: Sums): SumRow => ({
+  tokens_in: Number(sums.tokens_in),
+  tokens_out: Number(sums.tokens_out),
+  tokens_cached: Number(sums.tokens_cached),
+  reasoning_tokens: Number(sums.reasoning_tokens),
+  tool_calls: Number(sums.tool_calls),
+  cost_usd: formatUsd(sums.cost_nano_usd),
+});
+
+const toDayRow = (row: DailyRow): DayRow => ({ date: row.day, tenant: row.tenant_id, model: row.model, ...toSumRow(row) });
+
+/** Token counts as numbers, money as text. */
+function toCallJson(row: LedgerRow): object {
+  const money = new Set<string>(["cost_nano_usd", "provider_cost_nano_usd"]);
+  return Object.fromEntries(
+    callColumns.map((column) => {
+      const value = row[column];
+      if (typeof value === "bigint") return [column, money.has(column) ? value.toString() : Number(value)];
+      return [column, value instanceof Date ? value.toISOString() : value];
+    }),
+  );
+}
+
+function sumsBy(days: readonly DailyRow[], keyOf: (row: DailyRow) => string): [string, Sums][] {
+  const groups = Map.groupBy(days, keyOf);
+  return [...groups].map(([key, rows]) => [key, rows.reduce<Sums>(addSums, noSums)]);
+}
+
+const noSums: Sums = { tokens_in: 0n, tokens_out: 0n, tokens_cached: 0n, reasoning_tokens: 0n, tool_calls: 0n, cost_nano_usd: 0n };
+
+const addSums = (a: Sums, b: Sums): Sums => ({
+  tokens_in: a.tokens_in + b.tokens_in,
+  tokens_out: a.tokens_out + b.tokens_out,
+  tokens_cached: a.tokens_cached + b.tokens_cached,
+  reasoning_tokens: a.reasoning_tokens + b.reasoning_tokens,
+  tool_calls: a.tool_calls + b.tool_calls,
+  cost_nano_usd: a.cost_nano_usd + b.cost_nano_usd,
+});

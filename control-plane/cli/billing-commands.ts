@@ -1,0 +1,95 @@
+import type { Command } from "commander";
+import { z } from "zod";
+import { parsePeriod } from "../billing-period.ts";
+import type { CliContext } from "./cli-context.ts";
+import { CliError, exitCodes } from "./exit-code.ts";
+import { connectGateway } from "./gateway-client.ts";
+import { tenantArgument } from "./tenant-commands.ts";
+import { jsonText, paint, tableText, type Column } from "./terminal.ts";
+
+const dayRowSchema = z.looseObject({
+  date: z.string(),
+  model: z.string(),
+  tokens_in: z.number(),
+  tokens_out: z.number(),
+  tokens_cached: z.number(),
+  reasoning_tokens: z.number(),
+  tool_calls: z.number(),
+  cost_usd: z.string(),
+});
+const reportSchema = z.looseObject({ rows: z.array(dayRowSchema), total_cost_usd: z.string() });
+const explanationSchema = z.looseObject({ sentence: z.string() });
+
+type DayRow = z.infer<typeof dayRowSchema>;
+type ReportOptions = { readonly period: string; readonly csv?: boolean; readonly json?: boolean; readonly detail?: boolean };
+
+const number = (title: string, pick: (row: DayRow) => number): Column<DayRow> => ({ title, align: "right", cell: (row) => pick(row).toLocaleString("en-US") });
+const columns: readonly Column<DayRow>[] = [
+  { title: "DATE", cell: ({ date }) => date },
+  { title: "MODEL", cell: ({ model }) => model },
+  number("IN", ({ tokens_in }) => tokens_in),
+  number("OUT", ({ tokens_out }) => tokens_out),
+  number("CACHED", ({ tokens_cached }) => tokens_cached),
+  number("REASONING", ({ reasoning_tokens }) => reasoning_tokens),
+  number("TOOLS", ({ tool_calls }) => tool_calls),
+  { title: "USD", align: "right", cell: ({ cost_usd }) => cost_usd },
+];
+
+export function addBillingCommands(program: Command, { variables, terminal }: CliContext): void {
+  const billing = program.command("billing").description("what tenants used and what it cost");
+
+  billing
+    .command("report")
+    .description("a tenant's usage by day and model: a table on a terminal, else CSV")
+    .argument("<tenant>", "its id")
+    .requiredOption("--period <period>", "today, yesterday, current-month, last-month, YYYY-MM or YYYY-MM-DD..YYYY-MM-DD (UTC)")
+    .option("--csv", "print CSV")
+    .option("--json", "print JSON")
+    .option("--detail", "one line per model call (CSV or JSON)")
+    .action(async (raw: string, options: ReportOptions) => {
+      if (options.csv && options.json) throw new CliError(exitCodes.usage, "--csv and --json exclude each other.");
+      const tenant = tenantArgument(raw);
+      checkPeriod(options.period);
+      const gateway = connectGateway(variables);
+      const request = (format: "csv" | "json") => ({
+        path: "/v1/billing/report",
+        query: { tenant, period: options.period, format, detail: options.detail ? "true" : undefined },
+        timeoutMs: 0,
+      });
+      if (terminal.interactive && !options.csv && !options.json && !options.detail) {
+        const report = await gateway.json(reportSchema, request("json"));
+        await terminal.write(tableText(terminal, columns, report.rows));
+        return terminal.write(`${paint(terminal, "bold", `Total ${report.total_cost_usd} USD`)}\n`);
+      }
+      const response = await gateway.request(request(options.json ? "json" : "csv"));
+      await copyBody(response, (text) => terminal.write(text));
+    });
+
+  billing
+    .command("explain")
+    .description("how one billing row came to its price")
+    .argument("<row id>", "<turn id>.<step>")
+    .option("--json", "print JSON")
+    .action(async (rowId: string, { json }: { readonly json?: boolean }) => {
+      const explanation = await connectGateway(variables).json(explanationSchema, { path: `/v1/billing/rows/${encodeURIComponent(rowId)}/explain` });
+      return terminal.write(json ? jsonText(explanation) : `${explanation.sentence}\n`);
+    });
+}
+
+function checkPeriod(period: string): void {
+  try {
+    parsePeriod(period, Date.now());
+  } catch (error) {
+    throw new CliError(exitCodes.usage, (error as Error).message, { cause: error });
+  }
+}
+
+/** @throws {CliError} failed: a report that breaks off must not pass for a whole one. */
+async function copyBody(response: Response, write: (text: string) => Promise<void>): Promise<void> {
+  const decoder = new TextDecoder();
+  try {
+    for await (const chunk of response.body ?? []) await write(decoder.decode(chunk as Uint8Array, { stream: true }));
+  } catch (error) {
+    throw new CliError(exitCodes.failed, "The report broke off before its end.", { cause: error });
+  }
+}

@@ -1,0 +1,85 @@
+import type { Command } from "commander";
+import { z } from "zod";
+import { parseTenantId } from "../../domain/tenant.ts";
+import type { CliContext } from "./cli-context.ts";
+import { CliError, exitCodes } from "./exit-code.ts";
+import { connectGateway } from "./gateway-client.ts";
+import { jsonText, paint, tableText } from "./terminal.ts";
+
+const tenantSchema = z.looseObject({ id: z.string(), display_name: z.string().nullable(), state: z.string(), markup: z.string().nullable(), created_at: z.string() });
+const tenantListSchema = z.looseObject({ data: z.array(tenantSchema) });
+const createdSchema = z.looseObject({ tenant: z.string(), token: z.string() });
+
+type JsonFlag = { readonly json?: boolean };
+
+/** A tenant id as it was typed. @throws {CliError} usage */
+export function tenantArgument(raw: string): string {
+  try {
+    return parseTenantId(raw);
+  } catch (error) {
+    throw new CliError(exitCodes.usage, `"${raw}" is not a tenant id: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+export function addTenantCommands(program: Command, { variables, terminal }: CliContext): void {
+  const tenants = program.command("tenants").description("make and look at tenants");
+
+  tenants
+    .command("create")
+    .description("make a tenant and print its first token, which is shown this once")
+    .argument("<tenant>", "id: 1 to 32 lower-case letters, digits and single inner hyphens")
+    .option("--display-name <name>", "name for people")
+    .option("--markup <decimal>", "added to every price, 0.10 for 10 %; default: the one of config.yaml")
+    .option("--json", "print JSON")
+    .action(async (tenant: string, options: JsonFlag & { readonly displayName?: string; readonly markup?: string }) => {
+      const id = tenantArgument(tenant);
+      const created = await connectGateway(variables).json(createdSchema, {
+        method: "POST",
+        path: "/v1/tenants",
+        body: { id, ...(options.displayName === undefined ? {} : { display_name: options.displayName }), ...(options.markup === undefined ? {} : { markup: options.markup }) },
+      });
+      if (options.json) return terminal.write(jsonText(created));
+      if (!terminal.interactive) return terminal.write(`${created.token}\n`);
+      terminal.note(`Tenant ${created.tenant} is ready. Its token is shown this once:`);
+      return terminal.write(`${paint(terminal, "bold", created.token)}\n`);
+    });
+
+  tenants
+    .command("list")
+    .description("list the tenants")
+    .option("--json", "print JSON")
+    .action(async ({ json }: JsonFlag) => {
+      const list = await connectGateway(variables).json(tenantListSchema, { path: "/v1/tenants" });
+      if (json) return terminal.write(jsonText(list));
+      return terminal.write(
+        tableText(
+          terminal,
+          [
+            { title: "TENANT", cell: ({ id }) => id },
+            { title: "STATE", cell: ({ state }) => state },
+            { title: "CREATED", cell: ({ created_at }) => created_at },
+            { title: "NAME", cell: ({ display_name }) => display_name ?? "" },
+          ],
+          list.data,
+        ),
+      );
+    });
+
+  tenants
+    .command("show")
+    .description("show one tenant")
+    .argument("<tenant>", "its id")
+    .option("--json", "print JSON")
+    .action(async (raw: string, { json }: JsonFlag) => {
+      const tenant = await connectGateway(variables).json(tenantSchema, { path: `/v1/tenants/${tenantArgument(raw)}` });
+      if (json) return terminal.write(jsonText(tenant));
+      const facts = [
+        ["tenant", tenant.id],
+        ["name", tenant.display_name ?? ""],
+        ["state", tenant.state],
+        ["markup", tenant.markup ?? "of config.yaml"],
+        ["created", tenant.created_at],
+      ] as const;
+      return terminal.write(facts.map(([name, value]) => `${paint(terminal, "dim", name.padEnd(8))} ${value}\n`).join(""));
+    });
+}

@@ -1,0 +1,154 @@
+import { EVENT_ID, SCALAR_STYLE, YAMLException, getScalarValue, parseEvents, type Event } from "js-yaml";
+import { AppError } from "../domain/app-error.ts";
+
+/** What a configuration file holds: text, null (`~`, `null` or nothing), lists and mappings. Never a number: money would pass through a float. */
+export type ConfigurationValue = string | null | readonly ConfigurationValue[] | { readonly [key: string]: ConfigurationValue };
+
+export type KeyPath = readonly (string | number)[];
+
+export type ConfigurationText = {
+  readonly value: { readonly [key: string]: ConfigurationValue };
+  /** The line, counted from 1, of the key at `path`, or of the nearest key above it. */
+  lineOf(path: KeyPath): number;
+};
+
+export type ReadOptions = {
+  /** As errors name it: `config.yaml`. */
+  readonly file: string;
+  readonly maxBytes: number;
+};
+
+const maxDepth = 32;
+/** Keys that mean something else to JavaScript. */
+const reservedKeys = new Set(["__proto__", "constructor", "prototype", "<<"]);
+
+type Position = { readonly offset: number; readonly path: KeyPath };
+type Mapping = { [key: string]: ConfigurationValue };
+
+/** `providers.openai.kind`, as messages and `error.param` name a key. */
+export const keyPathText = (path: KeyPath): string => path.map(String).join(".");
+
+/** @throws {AppError} `invalid_configuration` that names the file, the line and the key path. */
+export function configurationError(file: string, line: number, path: KeyPath, says: string): AppError {
+  const param = keyPathText(path);
+  return new AppError("invalid_configuration", {
+    client: { message: `${file} line ${line}: ${param === "" ? "" : `${param}: `}${says}`, param },
+  });
+}
+
+/**
+ * Reads one YAML document of mappings, lists and plain text. Scalars keep their source text, so `0.10` stays "0.10".
+ * Refused: more than one document, an explicit null document, anchors, aliases, tags, directives, duplicate or non-text keys,
+ * depth over 32. A text of comments only is an empty mapping.
+ * @throws {AppError} `invalid_configuration`
+ */
+export function readConfigurationText(text: string, { file, maxBytes }: ReadOptions): ConfigurationText {
+  const lineAt = (offset: number): number => text.slice(0, Math.max(0, offset)).split("\n").length;
+  const refuse = (offset: number, path: KeyPath, says: string): AppError => configurationError(file, lineAt(offset), path, says);
+
+  if (Buffer.byteLength(text) > maxBytes) throw configurationError(file, 1, [], `is larger than ${maxBytes} bytes`);
+  const events = parse(text, file);
+  const offsets = new Map<string, number>();
+  let next = 0;
+
+  const readNode = (position: Position): ConfigurationValue => {
+    const event = events[next++];
+    if (event === undefined) throw refuse(position.offset, position.path, "ends too early");
+    const { path } = position;
+    switch (event.type) {
+      case EVENT_ID.ALIAS:
+        throw refuse(event.anchorStart, path, "aliases are not allowed here");
+      case EVENT_ID.SCALAR:
+        plainOnly(event, position);
+        return readScalar(text, event);
+      case EVENT_ID.SEQUENCE:
+        plainOnly(event, position);
+        return readSequence(event.start, path);
+      case EVENT_ID.MAPPING:
+        plainOnly(event, position);
+        return readMapping(event.start, path);
+      case EVENT_ID.DOCUMENT:
+      case EVENT_ID.POP:
+        throw refuse(position.offset, path, "is not a value");
+    }
+  };
+
+  const plainOnly = (event: { anchorStart: number; tagStart: number }, { path }: Position): void => {
+    if (event.anchorStart >= 0) throw refuse(event.anchorStart, path, "anchors are not allowed here");
+    if (event.tagStart >= 0) throw refuse(event.tagStart, path, "tags are not allowed here");
+  };
+
+  const readSequence = (offset: number, path: KeyPath): ConfigurationValue => {
+    const items: ConfigurationValue[] = [];
+    while (events[next]?.type !== EVENT_ID.POP) {
+      const itemPath = [...path, items.length];
+      const itemOffset = startOf(events[next], offset);
+      offsets.set(JSON.stringify(itemPath), itemOffset);
+      items.push(readNode({ offset: itemOffset, path: itemPath }));
+    }
+    next++;
+    return items;
+  };
+
+  const readMapping = (offset: number, path: KeyPath): Mapping => {
+    const mapping: Mapping = {};
+    while (events[next]?.type !== EVENT_ID.POP) {
+      const keyOffset = startOf(events[next], offset);
+      const key = readNode({ offset: keyOffset, path });
+      if (typeof key !== "string" || key === "") throw refuse(keyOffset, path, "every key must be text");
+      const keyPath = [...path, key];
+      if (reservedKeys.has(key)) throw refuse(keyOffset, keyPath, "is not a known key");
+      if (Object.hasOwn(mapping, key)) throw refuse(keyOffset, keyPath, "stands here twice");
+      offsets.set(JSON.stringify(keyPath), keyOffset);
+      mapping[key] = readNode({ offset: keyOffset, path: keyPath });
+    }
+    next++;
+    return mapping;
+  };
+
+  const value = readDocument();
+  return {
+    value,
+    lineOf(path) {
+      for (let length = path.length; length > 0; length--) {
+        const offset = offsets.get(JSON.stringify(path.slice(0, length)));
+        if (offset !== undefined) return lineAt(offset);
+      }
+      return 1;
+    },
+  };
+
+  function readDocument(): Mapping {
+    const documents = events.filter((event) => event.type === EVENT_ID.DOCUMENT);
+    const [document] = documents;
+    if (document === undefined) return {};
+    if (documents.length > 1) throw configurationError(file, 1, [], "holds more than one YAML document");
+    if (document.directives.length > 0) throw configurationError(file, 1, [], "% directives are not allowed here");
+    next = 1;
+    const root = readNode({ offset: 0, path: [] });
+    if (typeof root !== "object" || root === null || Array.isArray(root)) throw configurationError(file, 1, [], "must be a mapping of keys to values");
+    return root as Mapping;
+  }
+}
+
+function parse(text: string, file: string): Event[] {
+  try {
+    return parseEvents(text, { maxDepth });
+  } catch (error) {
+    if (!(error instanceof YAMLException)) throw error;
+    throw configurationError(file, (error.mark?.line ?? 0) + 1, [], `is not valid YAML: ${error.reason}`);
+  }
+}
+
+type ScalarEvent = Extract<Event, { type: typeof EVENT_ID.SCALAR }>;
+
+function readScalar(text: string, event: ScalarEvent): string | null {
+  const value = getScalarValue(text, event);
+  return event.style === SCALAR_STYLE.PLAIN && /^(?:|~|null|Null|NULL)$/.test(value) ? null : value;
+}
+
+function startOf(event: Event | undefined, fallback: number): number {
+  if (event === undefined) return fallback;
+  if (event.type === EVENT_ID.SCALAR) return event.valueStart >= 0 ? event.valueStart : fallback;
+  return "start" in event ? event.start : fallback;
+}

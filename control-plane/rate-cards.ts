@@ -1,0 +1,36 @@
+import { createHash } from "node:crypto";
+import { AppError } from "../domain/app-error.ts";
+import { parseRates, type RateCard, type RateCardHash, type RateCardText } from "../domain/rate-card.ts";
+import type { ControlTx } from "../storage/database.ts";
+import { canonicalJson } from "./canonical-json.ts";
+
+/**
+ * The rate card of a configuration's text, named by its own content.
+ * @throws {AppError} `invalid_rate` naming the key path of the first bad rate.
+ */
+export function createRateCard(text: RateCardText): RateCard {
+  const rates = new Map(Object.entries(text).map(([model, rateText]) => [model, parseRates(model, rateText)]));
+  const hash = createHash("sha256").update(canonicalJson(text)).digest("hex") as RateCardHash;
+  return { hash, rates, text };
+}
+
+/** Keeps the card for ever; a card that is known keeps the moment it was first seen. @returns whether it is new. */
+export async function storeRateCard(tx: ControlTx, card: RateCard): Promise<boolean> {
+  const stored = await tx.execute("insert into control.rate_card (hash, body) values ($1, $2) on conflict (hash) do nothing", [
+    card.hash,
+    JSON.stringify(card.text),
+  ]);
+  return stored === 1;
+}
+
+/**
+ * The card that a billing row was priced with.
+ * @throws {AppError} `internal` when it is not stored, or when what is stored has another hash.
+ */
+export async function loadRateCard(tx: ControlTx, hash: string): Promise<RateCard> {
+  const [row] = await tx.query<{ body: RateCardText }>("select body from control.rate_card where hash = $1", [hash]);
+  if (row === undefined) throw new AppError("internal", { reason: "the rate card is not stored", hash });
+  const card = createRateCard(row.body);
+  if (card.hash !== hash) throw new AppError("internal", { reason: "the stored rate card was changed", hash, found: card.hash });
+  return card;
+}

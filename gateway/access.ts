@@ -1,0 +1,42 @@
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { AppError } from "../domain/app-error.ts";
+import type { TenantContext } from "../domain/tenant.ts";
+import { type AdminScope, type Principal, requireAdmin, requireTenant } from "../control-plane/authentication.ts";
+
+/** Who may call a route; every route declares it, or the gateway does not start. */
+export type Access = "public" | "tenant" | `admin:${AdminScope}` | `tenant-or-admin:${AdminScope}`;
+
+declare module "fastify" {
+  interface FastifyContextConfig {
+    access?: Access;
+  }
+  interface FastifyRequest {
+    principal: Principal | undefined;
+  }
+}
+
+export type AccessDeps = { readonly authenticate: (authorization: string | undefined) => Promise<Principal> };
+
+/** Authenticates in `onRequest`, before a byte of the body is read. */
+export function registerAccess(app: FastifyInstance, { authenticate }: AccessDeps): void {
+  app.decorateRequest("principal", undefined);
+  app.addHook("onRoute", ({ config, method, url }) => {
+    if (config?.access === undefined) throw new Error(`route ${String(method)} ${url} does not declare its access`);
+  });
+  app.addHook("onRequest", async (request) => {
+    if (request.is404) return;
+    const access = request.routeOptions.config.access;
+    if (access === undefined || access === "public") return;
+    const principal = await authenticate(request.headers.authorization);
+    const [who, scope] = access.split(":") as ["tenant" | "admin" | "tenant-or-admin", AdminScope];
+    if (who === "tenant") requireTenant(principal);
+    else if (who === "admin" || principal.kind === "admin") requireAdmin(principal, scope);
+    request.principal = principal;
+  });
+}
+
+/** The tenant of a route with access `tenant`: from its token, never from the path, the query or the body. */
+export function tenantOf(request: FastifyRequest): TenantContext {
+  if (request.principal === undefined) throw new AppError("invalid_api_key");
+  return { tenantId: requireTenant(request.principal).tenantId, requestId: request.id };
+}

@@ -1,0 +1,87 @@
+import type { FastifyReply } from "fastify";
+import { AppError, fromStoredError } from "../domain/app-error.ts";
+import type { FinishedTurn } from "../domain/turn.ts";
+import type { TurnEvent } from "../streams/token-bus.ts";
+import { type AnswerHead, type ChunkDelta, toChunk, toUsageChunk } from "./chat-response.ts";
+import { errorBodyOf } from "./error-edge.ts";
+import type { RunningTurn } from "./turn-service.ts";
+
+/**
+ * Streams a turn as Chat Completions chunks. Nothing is sent before the first event, so that a turn that fails early is an ordinary
+ * error answer; the last chunks follow once the turn's row is committed. A caller that leaves changes nothing.
+ */
+export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: AnswerHead, includeUsage: boolean): Promise<void> {
+  const stream = createEventStream(reply);
+  let sentText = "";
+  let sentToolCalls = 0;
+  const send = (delta: ChunkDelta, finishReason: string | null = null, more: object = {}): void => {
+    if (!stream.isOpen()) stream.send(toChunk(head, includeUsage, { role: "assistant", content: "" }));
+    stream.send(toChunk(head, includeUsage, delta, finishReason, more));
+  };
+
+  turn.onEvent((event: TurnEvent) => {
+    if (event.type === "text" && event.offset === sentText.length) {
+      sentText += event.text;
+      send({ content: event.text });
+    } else if (event.type === "tool_call") {
+      sentToolCalls = Math.max(sentToolCalls, event.index + 1);
+      send({ tool_calls: [toolCallDelta(event)] });
+    } else if (event.type === "tool") send({}, null, { openclaw: { tool: { name: event.name, state: event.state } } });
+  });
+
+  let finished: FinishedTurn;
+  try {
+    finished = await turn.finished;
+    if (finished.state !== "done") throw fromStoredError(finished.error);
+    const text = finished.reply.content ?? "";
+    if (!text.startsWith(sentText)) throw new AppError("provider_error", { why: "a repeated call answered otherwise than what was sent" });
+    const rest = text.slice(sentText.length);
+    if (rest !== "" || !stream.isOpen()) send(rest === "" ? {} : { content: rest });
+    if (finished.reply.refusal !== undefined) send({ refusal: finished.reply.refusal });
+    finished.reply.toolCalls.slice(sentToolCalls).forEach(({ id, name, arguments: json }, place) => {
+      send({ tool_calls: [toolCallDelta({ index: sentToolCalls + place, id, name, arguments: json })] });
+    });
+    send({}, finished.reply.finishReason);
+    if (includeUsage) stream.send(toUsageChunk(head, finished.reply.usage));
+    stream.end(true);
+  } catch (error) {
+    if (!stream.isOpen()) throw error;
+    stream.send(errorBodyOf(error));
+    stream.end(false);
+  }
+}
+
+const toolCallDelta = ({ index, id, name, arguments: json }: { index: number; id?: string; name?: string; arguments: string }) => ({
+  index,
+  ...(id === undefined ? {} : { id, type: "function" }),
+  function: { ...(name === undefined ? {} : { name }), arguments: json },
+});
+
+/** Server-sent events over the raw response, begun by the first one. */
+function createEventStream(reply: FastifyReply) {
+  let isOpen = false;
+  const { raw } = reply;
+  const write = (text: string): void => {
+    if (!raw.destroyed) raw.write(text);
+  };
+  return {
+    isOpen: () => isOpen,
+    send(data: object): void {
+      if (!isOpen) {
+        isOpen = true;
+        reply.hijack();
+        raw.writeHead(200, {
+          ...(reply.getHeaders() as Record<string, string>),
+          "content-type": "text/event-stream; charset=utf-8",
+          "cache-control": "no-cache, no-transform",
+          "x-accel-buffering": "no",
+        });
+      }
+      write(`data: ${JSON.stringify(data)}\n\n`);
+    },
+    end(isComplete: boolean): void {
+      if (isComplete) write("data: [DONE]\n\n");
+      raw.end();
+    },
+  };
+}

@@ -1,0 +1,54 @@
+import Fastify, { type FastifyInstance, type FastifyPluginAsync } from "fastify";
+import { randomBytes } from "node:crypto";
+import { AppError } from "../domain/app-error.ts";
+import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
+import { type AccessDeps, registerAccess } from "./access.ts";
+import { answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
+import type { GatewayLogger } from "./gateway-logger.ts";
+
+export type GatewayOptions = AccessDeps & {
+  readonly routes: readonly FastifyPluginAsync[];
+  readonly logger: GatewayLogger;
+};
+
+/** Contract §3: JSON bodies up to 16 MiB and 64 levels deep. */
+const bodyLimitBytes = 16 * 1024 * 1024;
+const jsonDepth = 64;
+
+/** The HTTP side, not yet listening. Every route is authenticated before its body is read, and answers errors in one shape. */
+export async function createGateway({ authenticate, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
+  const app = Fastify({
+    loggerInstance: logger,
+    disableRequestLogging: true,
+    bodyLimit: bodyLimitBytes,
+    requestTimeout: 60_000,
+    connectionTimeout: 0,
+    keepAliveTimeout: 65_000,
+    genReqId: () => `req_${encodeUlid(ulidBytes(Date.now(), randomBytes(10)))}`,
+    requestIdHeader: false,
+    forceCloseConnections: "idle",
+    frameworkErrors: answerFrameworkError,
+  });
+  app.removeContentTypeParser("text/plain");
+  registerErrorEdge(app);
+  registerAccess(app, { authenticate });
+  app.addHook("onSend", async (request, reply) => {
+    if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
+  });
+  app.addHook("preValidation", async (request) => {
+    if (request.body !== undefined && depthOf(request.body, jsonDepth) > jsonDepth) {
+      throw new AppError("invalid_json", { client: { message: `The body is nested deeper than ${jsonDepth} levels.` } });
+    }
+  });
+  for (const route of routes) await app.register(route);
+  return app;
+}
+
+/** Levels of nesting of a JSON value, counted no further than one beyond `limit`. */
+function depthOf(root: unknown, limit: number): number {
+  let level: readonly unknown[] = [root];
+  for (let depth = 0; ; depth++) {
+    level = level.flatMap((value) => (value !== null && typeof value === "object" ? Object.values(value) : []));
+    if (level.length === 0 || depth > limit) return depth + 1;
+  }
+}

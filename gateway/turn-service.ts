@@ -1,0 +1,195 @@
+import { createHash } from "node:crypto";
+import { AppError } from "../domain/app-error.ts";
+import type { TenantContext, TenantId } from "../domain/tenant.ts";
+import type { TurnId } from "../domain/turn-id.ts";
+import type { FinishedTurn, TurnSubmission, TurnVerdict } from "../domain/turn.ts";
+import type { Database } from "../storage/database.ts";
+import { claimIdempotencyKey, insertTurn, readFinishedTurn, sessionExists, voidTurn } from "../storage/turn-repository.ts";
+import type { TokenBus, TurnEvent } from "../streams/token-bus.ts";
+import { type Lane, type TenantClient, laneNameOf } from "../temporal/tenant-client.ts";
+import type { TurnSlots } from "./turn-slots.ts";
+
+export type TurnServiceOptions = {
+  readonly database: Database;
+  readonly bus: TokenBus;
+  readonly slots: TurnSlots;
+  readonly clientOf: (tenantId: TenantId) => TenantClient;
+  /** Makes sure that a worker polls the tenant's queue. */
+  readonly wake: (tenantId: TenantId) => Promise<void>;
+  readonly log: (message: string, fields?: Record<string, unknown>) => void;
+};
+
+export type Idempotency = { readonly key: string; readonly body: unknown };
+
+/** A turn that is stored and on its way. */
+export type RunningTurn = {
+  /** The submitted turn's, or an earlier one's that the Idempotency-Key stands for. */
+  readonly turnId: TurnId;
+  /** Calls `listener` for each of the turn's events from now on. */
+  onEvent(listener: (event: TurnEvent) => void): void;
+  /** @throws {AppError} `unavailable` when the turn could not be handed over and was taken back */
+  readonly finished: Promise<FinishedTurn>;
+};
+
+export interface TurnService {
+  /** @throws {AppError} when the turn was not stored: nothing will run */
+  submit(context: TenantContext, submission: TurnSubmission, idempotency?: Idempotency): Promise<RunningTurn>;
+  hasSession(context: TenantContext, sessionId: TurnSubmission["sessionId"]): Promise<boolean>;
+}
+
+const pollMs = 250;
+/** A row is looked at even when nothing seems wrong: an event lost between processes must not hang a caller. */
+const safetyPollMs = 5_000;
+/** How long Temporal may be away before a turn that has not begun is taken back and the caller is told to come again. */
+const handOverMs = 10_000;
+const idempotencyMs = 24 * 60 * 60 * 1_000;
+
+export function createTurnService({ database, bus, slots, clientOf, wake, log }: TurnServiceOptions): TurnService {
+  async function store(context: TenantContext, submission: TurnSubmission, lane: Lane, idempotency: Idempotency | undefined): Promise<TurnId> {
+    return await database.withTenant(context, async (tx) => {
+      if (idempotency !== undefined) {
+        const claim = await claimIdempotencyKey(tx, submission.turnId, {
+          keyHash: digest(idempotency.key),
+          fingerprint: digest(JSON.stringify(idempotency.body)),
+          expiresAtMs: Date.now() + idempotencyMs,
+        });
+        if (!claim.matches) throw new AppError("idempotency_mismatch");
+        if (claim.turnId !== submission.turnId) return claim.turnId;
+      }
+      await insertTurn(tx, submission, laneNameOf(lane));
+      return submission.turnId;
+    });
+  }
+
+  /** Resolves when the turn has ended, by its event, its Update's verdict or its row, whichever tells first. */
+  async function settle(context: TenantContext, submission: TurnSubmission, lane: Lane, isRepeat: boolean, events: EventTap): Promise<FinishedTurn> {
+    const { turnId } = submission;
+    const rest = new AbortController();
+    const read = async (): Promise<FinishedTurn | undefined> => await database.withTenant(context, async (tx) => await readFinishedTurn(tx, turnId));
+
+    const poll = async (firstMs: number, thenMs: number): Promise<FinishedTurn> => {
+      for (let waitMs = firstMs; ; waitMs = thenMs) {
+        await sleep(waitMs, rest.signal);
+        if (rest.signal.aborted) return await new Promise(() => {}); // another way has told
+        const finished = await read().catch((error: unknown) => {
+          log("a turn's row could not be read", { turnId, error: String(error) });
+          return undefined;
+        });
+        if (finished !== undefined) return finished;
+      }
+    };
+    const byEvent = events.finished.then(async (finished) => finished ?? (await poll(0, pollMs)));
+    const byVerdict = isRepeat ? poll(0, pollMs) : handOver(context, submission, lane, rest.signal).then(async () => await poll(0, pollMs));
+    const bySafetyPoll = poll(safetyPollMs, safetyPollMs);
+    try {
+      return await Promise.race([byEvent, byVerdict, bySafetyPoll]);
+    } finally {
+      rest.abort();
+      byVerdict.catch(() => {});
+    }
+  }
+
+  /** Hands the turn to its lane, again with the same id after a transport error, until the lane answers or has surely begun. */
+  async function handOver(context: TenantContext, submission: TurnSubmission, lane: Lane, over: AbortSignal): Promise<TurnVerdict | undefined> {
+    const { turnId, sessionId, kind } = submission;
+    const client = clientOf(context.tenantId);
+    const deadlineMs = performance.now() + handOverMs;
+    for (let attempt = 0; !over.aborted; attempt++) {
+      try {
+        await wake(context.tenantId);
+        return await client.submitTurn(lane, { turnId, sessionId, kind });
+      } catch (error) {
+        if (over.aborted) return undefined;
+        log("a turn was not handed over", { turnId, attempt, error: String(error) });
+        if (performance.now() > deadlineMs) {
+          const isTakenBack = await database.withTenant(context, async (tx) => await voidTurn(tx, turnId)).catch(() => false);
+          if (isTakenBack) throw new AppError("unavailable", { client: { retryAfterSeconds: 5 } });
+          return undefined; // it runs: its row will tell
+        }
+        await sleep(Math.min(1_000, 100 * 2 ** attempt), over);
+      }
+    }
+    return undefined;
+  }
+
+  /** An error answered is final, so a turn whose commit may have happened is voided before anything runs it. */
+  async function takeBack(context: TenantContext, turnId: TurnId): Promise<void> {
+    for (let attempt = 0; attempt < 10; attempt++) {
+      await sleep(200 * 2 ** Math.min(attempt, 5));
+      try {
+        await database.withTenant(context, async (tx) => await voidTurn(tx, turnId));
+        return;
+      } catch (error) {
+        log("a turn of unknown outcome was not taken back yet", { turnId, error: String(error) });
+      }
+    }
+  }
+
+  return {
+    async submit(context, submission, idempotency) {
+      const slot = await slots.acquire(context.tenantId);
+      const events = tapEvents(bus, submission.turnId);
+      try {
+        const lane: Lane = submission.stateless ? { pool: slot.poolLane } : { sessionId: submission.sessionId };
+        const turnId = await store(context, submission, lane, idempotency);
+        const isRepeat = turnId !== submission.turnId;
+        const tap = isRepeat ? (events.close(), tapEvents(bus, turnId)) : events;
+        const finished = settle(context, { ...submission, turnId }, lane, isRepeat, tap).finally(() => {
+          tap.close();
+          slot.release();
+        });
+        finished.catch(() => {}); // a caller may have gone; whoever still waits sees it
+        return { turnId, onEvent: tap.onEvent, finished };
+      } catch (error) {
+        events.close();
+        slot.release();
+        if (error instanceof AppError && error.details["outcome"] === "unknown") void takeBack(context, submission.turnId);
+        throw error;
+      }
+    },
+    async hasSession(context, sessionId) {
+      return await database.withTenant(context, async (tx) => await sessionExists(tx, sessionId));
+    },
+  };
+}
+
+type EventTap = {
+  readonly finished: Promise<FinishedTurn | undefined>;
+  onEvent(listener: (event: TurnEvent) => void): void;
+  close(): void;
+};
+
+/** Listens from before the turn is stored, so that no event comes too early; events without a listener yet are kept for it. */
+function tapEvents(bus: TokenBus, turnId: TurnId): EventTap {
+  const early: TurnEvent[] = [];
+  let listener: ((event: TurnEvent) => void) | undefined;
+  const { promise: finished, resolve } = Promise.withResolvers<FinishedTurn | undefined>();
+  const close = bus.subscribe(turnId, (event) => {
+    if (listener === undefined) early.push(event);
+    else listener(event);
+    if (event.type === "finished") resolve(event.finished);
+  });
+  return {
+    finished,
+    close,
+    onEvent(next) {
+      listener = next;
+      for (const event of early.splice(0)) next(event);
+    },
+  };
+}
+
+const digest = (text: string): Uint8Array => createHash("sha256").update(text).digest();
+
+async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  if (ms === 0 || signal?.aborted === true) return;
+  await new Promise<void>((resolve) => {
+    const timer = setTimeout(done, ms);
+    function done(): void {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", done);
+      resolve();
+    }
+    signal?.addEventListener("abort", done);
+  });
+}

@@ -1,0 +1,40 @@
+import type { CountedUsage } from "../domain/usage.ts";
+import { type JsonObject, asObject } from "./json-value.ts";
+import { readCount } from "./token-count.ts";
+
+/**
+ * What a stream has reported so far: each event's counts are cumulative, so a later one replaces an earlier one field by
+ * field; null and absent fields replace nothing (`message_start` brings the prompt's classes, `message_delta` the output's).
+ */
+export function mergeAnthropicUsage(earlier: JsonObject, later: unknown): JsonObject {
+  const told = Object.entries(asObject(later)).filter(([, value]) => value !== null && value !== undefined);
+  return { ...earlier, ...Object.fromEntries(told) };
+}
+
+/**
+ * The usage of a Messages answer in disjoint classes, or undefined if it holds no believable count. Anthropic's `input_tokens`
+ * are already without both cache classes; `output_tokens` include thinking, which is a class of its own where it is reported.
+ * @param most counts above it are not believed
+ */
+export function normaliseAnthropicUsage(usage: unknown, most: number): CountedUsage | undefined {
+  const raw = asObject(usage);
+  const count = (value: unknown): number | null => readCount(value, most);
+  const inputTokens = count(raw["input_tokens"]);
+  const output = count(raw["output_tokens"]);
+  if (inputTokens === null || output === null) return undefined;
+
+  const cacheReadTokens = count(raw["cache_read_input_tokens"]) ?? 0;
+  const cacheWriteTokens = count(raw["cache_creation_input_tokens"]) ?? 0;
+  const thinking = count(asObject(raw["output_tokens_details"])["thinking_tokens"]) ?? 0;
+  if (Number.isNaN(inputTokens + output + cacheReadTokens + cacheWriteTokens + thinking)) return undefined;
+
+  const reasoningTokens = Math.min(thinking, output);
+  return {
+    inputTokens,
+    cacheReadTokens,
+    cacheWriteTokens,
+    outputTokens: output - reasoningTokens,
+    reasoningTokens,
+    estimated: reasoningTokens < thinking,
+  };
+}

@@ -1,0 +1,23 @@
+import type { Readable } from "node:stream";
+
+/** A program that writes this many times what is kept is killed: it would only burn our time. */
+const FLOOD_FACTOR = 4;
+
+export type BoundedOutput = { readonly bytes: () => Uint8Array; readonly truncated: () => boolean; readonly ended: Promise<void> };
+
+/** Keeps the first `limitBytes` of a stream, reads on past them, and calls `onFlood` when the program does not stop. */
+export function keepOutput(stream: Readable, limitBytes: number, onFlood: () => void): BoundedOutput {
+  const chunks: Buffer[] = [];
+  let seenBytes = 0;
+  stream.on("data", (chunk: Buffer) => {
+    const room = limitBytes - seenBytes;
+    if (room > 0) chunks.push(chunk.subarray(0, room));
+    seenBytes += chunk.length;
+    if (seenBytes > limitBytes * FLOOD_FACTOR) onFlood();
+  });
+  const ended = new Promise<void>((resolve) => {
+    stream.once("close", () => resolve());
+    stream.on("error", () => stream.destroy());
+  });
+  return { bytes: () => Buffer.concat(chunks), truncated: () => seenBytes > limitBytes, ended };
+}

@@ -1,0 +1,298 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { accessSync, closeSync, constants, readFileSync } from "node:fs";
+import { chown, mkdtemp, realpath, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { performance } from "node:perf_hooks";
+import type { Readable, Writable } from "node:stream";
+import { keepOutput } from "./bounded-output.ts";
+import { bwrapArguments, bwrapFds, groupFile, parseHardLimits, passwdFile, rlimitArguments } from "./bwrap-arguments.ts";
+import { readBwrapStatus } from "./bwrap-status.ts";
+import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
+import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
+import { inheritedDescriptors } from "./inherited-descriptors.ts";
+import { type ConstantFile, createConstantFile, openStdinFile } from "./nameless-file.ts";
+import { type OutputPipe, PipePool } from "./pipe-pool.ts";
+import type { Exceeded, ResourceEnforcer, ResourceHold } from "./resource-enforcer.ts";
+import { createRlimitEnforcer } from "./rlimit-enforcer.ts";
+import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "./sandbox-driver.ts";
+import { machineOf, seccompFilterBytes } from "./seccomp-filter.ts";
+import { refuseWorkDirectory } from "./work-directory.ts";
+
+export type BwrapDriverOptions = {
+  /** `cgroup` refuses a host without a group that we may make; `any` (default) takes rlimits and a polled sum there; `rlimit` takes those always. */
+  readonly enforcer?: "any" | "cgroup" | "rlimit";
+  /** A delegated cgroup v2 directory to make the groups in; default: the group of this process. */
+  readonly cgroupParent?: string;
+};
+
+export type BwrapDriver = SandboxDriver & {
+  /** Closes the descriptors that are kept ready for the next run. */
+  dispose(): void;
+};
+
+type Reason = SandboxResult["reason"];
+type Programs = { readonly bwrap: string; readonly prlimit: string; readonly setpriv: string };
+type Host = {
+  readonly programs: Programs;
+  readonly enforcer: ResourceEnforcer;
+  readonly hardLimits: ReadonlyMap<string, number>;
+  /** Descriptors to close before anything else is done; usually none. */
+  readonly inherited: readonly number[];
+  readonly seccomp: ConstantFile;
+  readonly passwd: ConstantFile;
+  readonly group: ConstantFile;
+  readonly pipes: PipePool;
+};
+
+/** Writes itself into the cgroups named by its first arguments and becomes the rest: no process ever runs outside of them. */
+const JOIN_SCRIPT = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 > "$1" || exit 125; shift; n=$((n-1)); done; exec "$@"';
+/** A uid for the trial run of the probe, the host's nobody; it owns nothing. */
+const PROBE_UID = 65534;
+const probeLimits: SandboxLimits = {
+  wallMs: 10_000,
+  memoryBytes: 128 * 1024 * 1024,
+  processes: 16,
+  outputBytes: 64 * 1024,
+  fileBytes: 1024 * 1024,
+  openFiles: 64,
+  tmpBytes: 1024 * 1024,
+  cpuSeconds: 5,
+};
+
+/** Runs programs in bubblewrap: all namespaces new, our seccomp filter, no network, and nothing writable but /work and /tmp. */
+export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver {
+  let host: Host | string | undefined;
+  const prepared = (): Host | string => (host ??= prepareHost(options));
+
+  async function run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
+    const ready = prepared();
+    if (typeof ready === "string") return notStarted(ready);
+    const refusal = refuseJob(job) ?? (await refuseWorkDirectory(job.workDirectory));
+    if (refusal !== undefined) return notStarted(refusal);
+    if (signal.aborted) return { ...notStarted(""), reason: "cancelled" };
+    return runIn(ready, job, signal);
+  }
+
+  return {
+    name: "bwrap",
+    run,
+    async probe() {
+      const ready = prepared();
+      if (typeof ready === "string") return ready;
+      const workDirectory = await mkdtemp(join(await realpath(tmpdir()), "openclaw-probe-"));
+      try {
+        const uid = isRoot() ? PROBE_UID : undefined;
+        if (uid !== undefined) await chown(workDirectory, uid, uid);
+        const job = { workDirectory, uid, argv: ["/usr/bin/cat"], stdin: "works", limits: probeLimits };
+        const { reason, stdout, stderr } = await run(job, new AbortController().signal);
+        if (reason === "ok" && textOf(stdout) === "works") return undefined;
+        return `bubblewrap cannot start a sandbox here: ${explainFailure(textOf(stderr).trim())}`;
+      } finally {
+        await rm(workDirectory, { recursive: true, force: true });
+      }
+    },
+    dispose() {
+      if (host === undefined || typeof host === "string") return;
+      for (const kept of [host.seccomp, host.passwd, host.group, host.pipes]) kept.dispose();
+      host = undefined;
+    },
+  };
+}
+
+const isRoot = (): boolean => process.getuid?.() === 0;
+const textOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString("utf8");
+
+/** What this host gives, or one sentence on what it lacks. */
+function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptions): Host | string {
+  const machine = machineOf(process.arch);
+  if (process.platform !== "linux" || machine === undefined) return `The bwrap sandbox needs Linux on x86_64 or arm64; this is ${process.platform} on ${process.arch}.`;
+  const bwrap = findProgram("bwrap");
+  if (bwrap === undefined) return "bubblewrap is missing: apt-get install -y bubblewrap";
+  const prlimit = findProgram("prlimit");
+  const setpriv = findProgram("setpriv");
+  if (prlimit === undefined || setpriv === undefined) return "prlimit or setpriv is missing: apt-get install -y util-linux";
+  const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
+  if (places) reapOrphanedGroups(places);
+  const inherited = inheritedDescriptors();
+  if (inherited.length > 0 && !isExecutable("/bin/bash")) return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
+  if (!places && enforcer === "cgroup") return "The sandbox is set to require a cgroup, and this process may not make one (systemd: Delegate=yes).";
+  return {
+    inherited,
+    programs: { bwrap, prlimit, setpriv },
+    enforcer: places ? createCgroupEnforcer(places) : createRlimitEnforcer(),
+    hardLimits: parseHardLimits(readFileSync("/proc/self/limits", "utf8")),
+    seccomp: createConstantFile(seccompFilterBytes(machine, { memfd: places !== undefined })),
+    passwd: createConstantFile(passwdFile),
+    group: createConstantFile(groupFile),
+    pipes: new PipePool(),
+  };
+}
+
+/** Only places that root alone writes are looked at, never PATH. */
+function findProgram(name: string): string | undefined {
+  return ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin"].map((directory) => join(directory, name)).find((path) => isExecutable(path));
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function refuseJob({ uid, argv }: SandboxJob): string | undefined {
+  if (argv.length === 0 || argv.some((argument) => argument.includes("\0"))) return "The program's arguments are empty or hold a NUL.";
+  if (isRoot()) return Number.isInteger(uid) && Number(uid) > 0 ? undefined : "A sandbox started by root needs the tenant's own uid: it never runs as root.";
+  return uid === undefined || uid === process.getuid?.() ? undefined : "Only root can run a sandbox as another uid.";
+}
+
+function explainFailure(stderr: string): string {
+  const namespaces = /uid map|user namespace|No permissions to create/i.test(stderr);
+  const hint = "unprivileged user namespaces are switched off: sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0";
+  return namespaces ? `${stderr} (${hint})` : stderr || "it gave no reason";
+}
+
+const notStarted = (why: string): SandboxResult => ({
+  exitCode: undefined,
+  signal: undefined,
+  reason: "failed_to_start",
+  stdout: new Uint8Array(),
+  stderr: Buffer.from(why),
+  truncated: false,
+  wallMs: 0,
+  enforcement: { wall: "none", memory: "none", processes: "none", output: "none" },
+});
+
+/** The command line from outside to inside: close what we inherited, join the cgroup, take the rlimits, drop to the tenant's uid, become bubblewrap. */
+function commandLine({ programs, enforcer, hardLimits, inherited }: Host, job: SandboxJob, hold: ResourceHold): string[] {
+  const { limits, uid } = job;
+  const withoutGroup = enforcer.kind === "rlimit";
+  // Only bash can close a descriptor of two digits.
+  const shell = inherited.length === 0 ? ["/bin/sh", "-c", JOIN_SCRIPT] : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; ${JOIN_SCRIPT}`];
+  const needsShell = hold.joinFiles.length > 0 || inherited.length > 0;
+  const enter = needsShell ? [...shell, "sh", String(hold.joinFiles.length), ...hold.joinFiles] : [];
+  const drop = uid !== undefined && isRoot() ? ["--reuid", String(uid), "--regid", String(uid), "--clear-groups", "--inh-caps=-all"] : [];
+  // Set inside, the number of processes counts in the sandbox's own user namespace (Linux 5.14), not for all that the uid runs on the host.
+  const innerLimit = withoutGroup ? [programs.prlimit, `--nproc=${Math.min(limits.processes, hardLimits.get("Max processes") ?? Infinity)}`] : [];
+  return [
+    ...enter,
+    ...[programs.prlimit, ...rlimitArguments(limits, hardLimits, { data: withoutGroup })],
+    ...[programs.setpriv, ...drop, "--no-new-privs", "--pdeathsig", "KILL"],
+    ...[programs.bwrap, "--args", String(bwrapFds.args), "--", ...innerLimit, ...job.argv],
+  ];
+}
+
+async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
+  const startedAt = performance.now();
+  const [stdout, stderr] = [await host.pipes.take(), await host.pipes.take()];
+  const fds = [stdout.programFd, stderr.programFd];
+  let hold: ResourceHold | undefined;
+  let child: ChildProcess;
+  try {
+    hold = host.enforcer.hold(job.limits);
+    const constantFds = [host.seccomp, host.passwd, host.group].map((file) => file.open());
+    fds.push(...constantFds);
+    const stdinFd = job.stdin.length === 0 ? undefined : openStdinFile(job.stdin);
+    if (stdinFd !== undefined) fds.push(stdinFd);
+    const [command = "", ...args] = commandLine(host, job, hold);
+    child = spawn(command, args, {
+      cwd: "/",
+      env: {},
+      // A process group of its own: until bubblewrap has tied itself to us, killing the group reaches all of it.
+      detached: true,
+      stdio: [stdinFd ?? "ignore", stdout.programFd, stderr.programFd, "pipe", "pipe", ...constantFds],
+    });
+  } catch (error) {
+    stdout.reader.destroy();
+    stderr.reader.destroy();
+    await hold?.release();
+    return notStarted(`The sandbox could not be made: ${(error as Error).message}`);
+  } finally {
+    for (const fd of fds) closeSync(fd);
+  }
+  return watchRun({ host, job, signal, child, hold, startedAt, stdout, stderr });
+}
+
+type Running = {
+  readonly host: Host;
+  readonly job: SandboxJob;
+  readonly signal: AbortSignal;
+  readonly child: ChildProcess;
+  readonly hold: ResourceHold;
+  readonly startedAt: number;
+  readonly stdout: OutputPipe;
+  readonly stderr: OutputPipe;
+};
+
+async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }: Running): Promise<SandboxResult> {
+  const { limits } = job;
+  let killedFor: Reason | undefined;
+  const kill = (reason: Reason): void => {
+    killedFor ??= reason;
+    killEverything(child, hold);
+  };
+
+  const stdout = keepOutput(pipes.stdout.reader, limits.outputBytes, () => kill("output"));
+  const stderr = keepOutput(pipes.stderr.reader, limits.outputBytes, () => kill("output"));
+  let startError: Error | undefined;
+  child.on("error", (error) => (startError = error));
+  const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]);
+  const statusStream = child.stdio[bwrapFds.status] as Readable | undefined;
+  const statusEnded = statusStream ? new Promise((resolve) => statusStream.once("close", resolve)) : Promise.resolve();
+  const status = statusStream ? readBwrapStatus(statusStream, (pid) => hold.watch(pid, kill)) : () => ({ initPid: undefined, exitCode: undefined });
+  const argsStream = child.stdio[bwrapFds.args] as Writable | undefined;
+  argsStream?.on("error", () => undefined); // A start that failed reads nothing.
+  argsStream?.end(`${[...statusArguments, ...bwrapArguments(job.workDirectory, limits)].join("\0")}\0`);
+  const wall = setTimeout(() => kill("wall"), limits.wallMs);
+  const cancel = (): void => kill("cancelled");
+  signal.addEventListener("abort", cancel, { once: true });
+  if (signal.aborted) cancel();
+
+  await ended.catch(() => undefined);
+  clearTimeout(wall);
+  signal.removeEventListener("abort", cancel);
+  // bubblewrap ends with its program; what the program left running dies here, and only then is the call over.
+  killEverything(child, hold);
+  const exceeded = await hold.release();
+  await Promise.all([stdout.ended, stderr.ended, statusEnded]);
+
+  const { exitCode } = status();
+  const reason = reasonOf(killedFor, exceeded, exitCode);
+  return {
+    exitCode,
+    signal: exitCode === undefined ? (child.signalCode ?? undefined) : undefined,
+    reason,
+    stdout: stdout.bytes(),
+    stderr: startError ? Buffer.from(startError.message) : stderr.bytes(),
+    truncated: stdout.truncated() || stderr.truncated(),
+    wallMs: Math.round(performance.now() - startedAt),
+    enforcement: { wall: "group", memory: host.enforcer.memory, processes: host.enforcer.processes, output: "group" },
+  };
+}
+
+const statusArguments = ["--json-status-fd", String(bwrapFds.status)];
+
+function killEverything(child: ChildProcess, hold: ResourceHold): void {
+  hold.kill();
+  // Once the leader is reaped its number may be another's.
+  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  try {
+    process.kill(-child.pid, "SIGKILL");
+  } catch {
+    // Gone meanwhile.
+  }
+}
+
+/** Why the run ended. A limit that was hit tells more than the clock that ran out because of it. */
+function reasonOf(killedFor: Reason | undefined, exceeded: Exceeded, exitCode: number | undefined): Reason {
+  if (killedFor === "cancelled" || killedFor === "output") return killedFor;
+  if (exceeded.memory) return "memory";
+  if (exceeded.processes && exitCode !== 0) return "processes";
+  // The clock may strike while a program that has ended is cleaned up.
+  if (exitCode !== undefined) return "ok";
+  return killedFor ?? "failed_to_start";
+}

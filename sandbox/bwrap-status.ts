@@ -1,0 +1,27 @@
+import type { Readable } from "node:stream";
+
+/** What bubblewrap says on its `--json-status-fd`: one JSON object per line. */
+export type BwrapStatus = {
+  /** Host pid of the first process of the sandbox's pid namespace. */
+  readonly initPid: number | undefined;
+  /** Given only when the program was really started and has ended; 128 + n when signal n ended it. */
+  readonly exitCode: number | undefined;
+};
+
+/** Reads the status as it comes; the returned function tells what is known so far. */
+export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void): () => BwrapStatus {
+  let status: BwrapStatus = { initPid: undefined, exitCode: undefined };
+  let text = "";
+  stream.setEncoding("utf8");
+  stream.on("data", (chunk: string) => {
+    text += chunk;
+    const lines = text.split("\n");
+    text = lines.pop() ?? "";
+    for (const line of lines) {
+      const said = JSON.parse(line) as Partial<Record<"child-pid" | "exit-code", number>>;
+      status = { initPid: said["child-pid"] ?? status.initPid, exitCode: said["exit-code"] ?? status.exitCode };
+      if (said["child-pid"] !== undefined) onInit(said["child-pid"]);
+    }
+  });
+  return () => status;
+}

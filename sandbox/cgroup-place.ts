@@ -1,0 +1,149 @@
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+/** Where a controller's groups may be made: the group that this process is in. */
+export type CgroupPlaces = { readonly version: 1; readonly memory: string; readonly pids: string } | { readonly version: 2; readonly parent: string };
+
+/** With the pid namespace, for pids say nothing in another one (a container that shares the hierarchy). */
+const PREFIX = `openclaw-sandbox-${readlinkSync("/proc/self/ns/pid").replaceAll(/\D/g, "")}-`;
+let made = 0;
+
+/** The name of a run's group. It carries our pid, so that a later process knows whose it was. */
+export function newGroupName(): string {
+  made += 1;
+  return `${PREFIX}${process.pid}-${made}`;
+}
+
+/**
+ * The groups of this process, where new ones can be made below them; undefined where the host has none that we may write.
+ * @param parent a cgroup v2 directory that was delegated to us, instead of the one that we are in
+ */
+export function findCgroupPlaces(parent?: string): CgroupPlaces | undefined {
+  if (parent !== undefined) return usableV2(parent) ? { version: 2, parent } : undefined;
+  const mounts = cgroupMounts();
+  const own = ownGroups();
+  const memory = directoryOf(mounts, own, "memory");
+  const pids = directoryOf(mounts, own, "pids");
+  if (memory !== undefined && pids !== undefined) return writable(memory) && writable(pids) ? { version: 1, memory, pids } : undefined;
+  const unified = mounts.find((mount) => mount.type === "cgroup2");
+  const place = directoryOf(mounts, own, "");
+  // Root may also use the top: systemd leaves memory and pids switched on there.
+  const candidates = [place, process.getuid?.() === 0 ? unified?.mountPoint : undefined];
+  const found = candidates.find((candidate) => candidate !== undefined && usableV2(candidate));
+  return found === undefined ? undefined : { version: 2, parent: found };
+}
+
+type CgroupMount = { readonly mountPoint: string; readonly root: string; readonly type: string; readonly controllers: readonly string[] };
+
+function cgroupMounts(): CgroupMount[] {
+  return readLines("/proc/self/mountinfo").flatMap((line) => {
+    const [before = "", after = ""] = line.split(" - ");
+    const [, , , root = "", mountPoint = ""] = before.split(" ");
+    const [type = "", , options = ""] = after.split(" ");
+    return type === "cgroup" || type === "cgroup2" ? [{ mountPoint, root, type, controllers: options.split(",") }] : [];
+  });
+}
+
+/** Controller (or the empty string for v2) → path of our group in its hierarchy. */
+function ownGroups(): ReadonlyMap<string, string> {
+  return new Map(
+    readLines("/proc/self/cgroup").flatMap((line) => {
+      const [, controllers = "", ...path] = line.split(":");
+      return controllers.split(",").map((controller): [string, string] => [controller, path.join(":")]);
+    }),
+  );
+}
+
+function directoryOf(mounts: readonly CgroupMount[], own: ReadonlyMap<string, string>, controller: string): string | undefined {
+  const path = own.get(controller);
+  const mount = mounts.find(({ type, controllers }) => (controller === "" ? type === "cgroup2" : type === "cgroup" && controllers.includes(controller)));
+  if (path === undefined || !mount) return undefined;
+  // In a container the mount may begin at our own group.
+  return join(mount.mountPoint, path.startsWith(mount.root) ? path.slice(mount.root.length) : path);
+}
+
+/** Tried, not guessed: a read-only mount, a missing right and a full hierarchy all show only when a group is made. */
+function writable(directory: string): boolean {
+  try {
+    const trial = join(directory, newGroupName());
+    mkdirSync(trial);
+    rmdirSync(trial);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function usableV2(directory: string): boolean {
+  const has = (file: string): boolean => {
+    const controllers = (readLines(join(directory, file))[0] ?? "").split(" ");
+    return controllers.includes("memory") && controllers.includes("pids");
+  };
+  if (!has("cgroup.controllers")) return false;
+  if (!has("cgroup.subtree_control")) {
+    try {
+      // Fails where the group holds processes (they may live in leaves only) and where it is not delegated to us.
+      writeFileSync(join(directory, "cgroup.subtree_control"), "+memory +pids");
+    } catch {
+      return false;
+    }
+  }
+  return has("cgroup.subtree_control") && writable(directory);
+}
+
+/** Kills and removes the groups of processes that are gone (a gateway that was ended by kill -9). */
+export function reapOrphanedGroups(places: CgroupPlaces): void {
+  for (const parent of places.version === 1 ? [places.memory, places.pids] : [places.parent]) {
+    for (const name of readdirSync(parent)) {
+      const owner = name.startsWith(PREFIX) ? Number.parseInt(name.slice(PREFIX.length), 10) : Number.NaN;
+      if (Number.isNaN(owner) || isAlive(owner)) continue;
+      killMembers(join(parent, name));
+      removeGroup(join(parent, name));
+    }
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}
+
+export const membersOf = (group: string): number[] => readLines(join(group, "cgroup.procs")).map(Number);
+
+export function killMembers(group: string): void {
+  for (const pid of membersOf(group)) {
+    try {
+      process.kill(pid, "SIGKILL");
+    } catch {
+      // Gone meanwhile.
+    }
+  }
+}
+
+/** True when the group is gone; false while the kernel still holds it. */
+export function removeGroup(group: string): boolean {
+  try {
+    rmdirSync(group);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ENOENT";
+  }
+}
+
+/** The number behind `name` in a file of `name number` lines; 0 where there is none. */
+export function countIn(file: string, name: string): number {
+  const line = readLines(file).find((candidate) => candidate.startsWith(`${name} `));
+  return line === undefined ? 0 : Number(line.slice(name.length + 1));
+}
+
+function readLines(file: string): string[] {
+  try {
+    return readFileSync(file, "utf8").split("\n").filter((line) => line !== "");
+  } catch {
+    return [];
+  }
+}

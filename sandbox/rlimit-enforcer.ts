@@ -1,0 +1,60 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { hasEnded, identify, memoryOf, type ProcessIdentity, processTree, taskCount } from "./process-tree.ts";
+import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer } from "./resource-enforcer.ts";
+
+const POLL_MS = 40;
+const RELEASE_WITHIN_MS = 10_000;
+
+/**
+ * Where no cgroup can be made: rlimits hold each process (the driver sets them), and the sum over all of them is polled. What the
+ * sum cannot see: pages in pipes and socket buffers. A burst inside one poll can pass the sum, never the limit of one process.
+ */
+export function createRlimitEnforcer(): ResourceEnforcer {
+  return {
+    kind: "rlimit",
+    memory: "per-process",
+    processes: "per-uid",
+    hold({ memoryBytes, processes }) {
+      let init: ProcessIdentity | undefined;
+      let timer: NodeJS.Timeout | undefined;
+      let over: Exceeded = { memory: false, processes: false };
+      const kill = (): void => {
+        if (init === undefined || hasEnded(init)) return;
+        try {
+          process.kill(init.pid, "SIGKILL");
+        } catch {
+          // Gone meanwhile.
+        }
+      };
+      return {
+        joinFiles: [],
+        watch(initPid, exceeded) {
+          init = identify(initPid);
+          const look = (): void => {
+            const pids = processTree(initPid);
+            const tasks = taskCount(pids);
+            // The rlimit stops the count at the limit; one that is met is a limit that was hit, one that is passed was not held.
+            over = {
+              memory: over.memory || memoryOf(pids, memoryBytes) > memoryBytes,
+              processes: over.processes || tasks >= processes,
+            };
+            if (over.memory) exceeded("memory");
+            else if (tasks > processes + BWRAP_PROCESSES) exceeded("processes");
+          };
+          timer = setInterval(look, POLL_MS);
+        },
+        kill,
+        async release() {
+          clearInterval(timer);
+          const deadline = Date.now() + RELEASE_WITHIN_MS;
+          for (let pauseMs = 1; init !== undefined && !hasEnded(init); pauseMs = Math.min(50, pauseMs * 2)) {
+            if (Date.now() > deadline) throw new Error(`The sandbox's first process ${init.pid} does not end.`);
+            kill();
+            await sleep(pauseMs);
+          }
+          return over;
+        },
+      };
+    },
+  };
+}

@@ -1,0 +1,47 @@
+/** What one run may use. Units are in the names; every limit is enforced or the run is refused. */
+export type SandboxLimits = {
+  readonly wallMs: number;
+  /** Of the whole group where a cgroup is there, else of each process. */
+  readonly memoryBytes: number;
+  readonly processes: number;
+  /** Kept of each of stdout and stderr; a program that writes four times as much is killed. */
+  readonly outputBytes: number;
+  readonly fileBytes: number;
+  readonly openFiles: number;
+  readonly tmpBytes: number;
+  readonly cpuSeconds: number;
+};
+
+export type SandboxJob = {
+  /** The only directory that the program may write; a real directory, no link in any component. Seen as /work inside. */
+  readonly workDirectory: string;
+  /** The host uid and gid that the program runs as; undefined where the gateway is not root. */
+  readonly uid: number | undefined;
+  readonly argv: readonly string[];
+  readonly stdin: Uint8Array | string;
+  readonly limits: SandboxLimits;
+};
+
+/** How a limit was held: by a cgroup, by rlimits plus a polled sum, by polling alone, or not at all. */
+export type Enforcement = "group" | "per-process" | "per-uid" | "polled" | "none";
+
+export type SandboxResult = {
+  /** The program's exit status; undefined when a signal ended it. */
+  readonly exitCode: number | undefined;
+  readonly signal: string | undefined;
+  readonly reason: "ok" | "wall" | "memory" | "processes" | "output" | "cancelled" | "failed_to_start";
+  readonly stdout: Uint8Array;
+  readonly stderr: Uint8Array;
+  readonly truncated: boolean;
+  readonly wallMs: number;
+  readonly enforcement: { readonly wall: Enforcement; readonly memory: Enforcement; readonly processes: Enforcement; readonly output: Enforcement };
+};
+
+/** The port that every way of running untrusted programs stands behind. It knows a directory and a uid, never a tenant. */
+export interface SandboxDriver {
+  readonly name: string;
+  /** Undefined when this host can run the driver, else one sentence that says what is missing. */
+  probe(): Promise<string | undefined>;
+  /** Runs one program to its end; nothing that it started outlives the call. */
+  run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult>;
+}

@@ -1,0 +1,285 @@
+import type { StoredError } from "../domain/app-error.ts";
+import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
+import type { SessionId } from "../domain/session-id.ts";
+import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
+import type { FinishedTurn, TurnKind, TurnMode, TurnReply, TurnRequest, TurnState, TurnSubmission } from "../domain/turn.ts";
+import type { CountedUsage } from "../domain/usage.ts";
+import type { UsageRow } from "../domain/usage-row.ts";
+import type { TenantTx } from "./database.ts";
+import { toJsonb } from "./jsonb.ts";
+
+/** The turns of one tenant: their rows, the journal of their model calls and tool runs, and the transcript that they leave. */
+
+export type TurnRow = {
+  readonly turnId: TurnId;
+  readonly sessionId: SessionId;
+  readonly kind: TurnKind;
+  readonly mode: TurnMode;
+  readonly stateless: boolean;
+  readonly state: TurnState;
+  readonly request: TurnRequest;
+  readonly createdAtMs: number;
+};
+
+/** A model call that is over: its reply, or the error that the turn ended with. */
+export type JournaledCall = { readonly step: number; readonly model: string; readonly reply: ModelReply; readonly usage: CountedUsage };
+
+export type ToolRun = {
+  readonly step: number;
+  readonly n: number;
+  readonly toolCallId: string;
+  readonly name: string;
+  readonly content: string;
+};
+
+export type IdempotencyClaim = { readonly keyHash: Uint8Array; readonly fingerprint: Uint8Array; readonly expiresAtMs: number };
+
+/**
+ * Stores a turn before anything runs it, together with its line in the outbox of open turns. A repeat of a turn id stores nothing.
+ * @returns whether the turn is new
+ */
+export async function insertTurn(tx: TenantTx, submission: TurnSubmission, lane: string): Promise<boolean> {
+  const { turnId, sessionId, kind, mode, stateless, request } = submission;
+  const inserted = await tx.execute(
+    `WITH new_turn AS (
+       INSERT INTO turn (id, session_id, kind, state, mode, stateless, request) VALUES ($1, $2, $3, 'queued', $4, $5, $6)
+       ON CONFLICT (id) DO NOTHING RETURNING id, session_id
+     ), new_session AS (
+       INSERT INTO session (id, channel) SELECT session_id, $8 FROM new_turn WHERE NOT $5
+       ON CONFLICT (id) DO NOTHING
+     )
+     INSERT INTO control.open_turn (tenant_id, turn_id, lane, kind) SELECT $9, id, $7, $3 FROM new_turn`,
+    [turnId, sessionId, kind, mode, stateless, toJsonb(request), lane, sessionId.slice(0, sessionId.indexOf(":")), tx.tenantId],
+  );
+  return inserted === 1;
+}
+
+/**
+ * The turn that an Idempotency-Key stands for: this one where the key is new or has expired, else the earlier one.
+ * @returns the turn id and whether the earlier request had the same fingerprint
+ */
+export async function claimIdempotencyKey(tx: TenantTx, turnId: TurnId, claim: IdempotencyClaim): Promise<{ turnId: TurnId; matches: boolean }> {
+  const [row] = await tx.query<{ turn_id: TurnId; matches: boolean }>(
+    `INSERT INTO idempotency_key AS existing (key_hash, fingerprint, turn_id, expires_at) VALUES ($1, $2, $3, to_timestamp($4::float8 / 1000))
+     ON CONFLICT (key_hash) DO UPDATE SET
+       fingerprint = CASE WHEN existing.expires_at < now() THEN excluded.fingerprint ELSE existing.fingerprint END,
+       turn_id = CASE WHEN existing.expires_at < now() THEN excluded.turn_id ELSE existing.turn_id END,
+       expires_at = CASE WHEN existing.expires_at < now() THEN excluded.expires_at ELSE existing.expires_at END
+     RETURNING turn_id, fingerprint = $2 AS matches`,
+    [claim.keyHash, claim.fingerprint, turnId, claim.expiresAtMs],
+  );
+  if (row === undefined) throw new Error("an upsert answered no row");
+  return { turnId: row.turn_id, matches: row.matches };
+}
+
+export async function sessionExists(tx: TenantTx, sessionId: SessionId): Promise<boolean> {
+  return (await tx.query("SELECT 1 FROM session WHERE id = $1", [sessionId])).length === 1;
+}
+
+/** How a turn ended; undefined while it has not, or when there is no such turn. */
+export async function readFinishedTurn(tx: TenantTx, turnId: TurnId): Promise<FinishedTurn | undefined> {
+  const [row] = await tx.query<{ state: TurnState; reply: TurnReply | null; error: StoredError | null }>(
+    "SELECT state, reply, error FROM turn WHERE id = $1",
+    [turnId],
+  );
+  if (row?.state === "done" && row.reply !== null) return { state: "done", reply: row.reply };
+  if ((row?.state === "failed" || row?.state === "aborted") && row.error !== null) return { state: row.state, error: row.error };
+  return undefined;
+}
+
+/** Takes back a turn that has not begun, so that it never runs. @returns false when it has begun or ended */
+export async function voidTurn(tx: TenantTx, turnId: TurnId): Promise<boolean> {
+  const voided = await tx.query(
+    `WITH voided AS (UPDATE turn SET state = 'void', finished_at = now() WHERE id = $1 AND state = 'queued' RETURNING id),
+       closed AS (DELETE FROM control.open_turn USING voided WHERE tenant_id = $2 AND turn_id = voided.id),
+       forgotten AS (DELETE FROM idempotency_key USING voided WHERE turn_id = voided.id)
+     SELECT id FROM voided`,
+    [turnId, tx.tenantId],
+  );
+  return voided.length === 1;
+}
+
+/** The turn's row, marked as running unless it has ended: the claim that precedes any effect. */
+export async function claimTurn(tx: TenantTx, turnId: TurnId): Promise<TurnRow | undefined> {
+  const [row] = await tx.query<Record<string, unknown>>(
+    `UPDATE turn SET state = CASE WHEN state = 'queued' THEN 'running' ELSE state END, started_at = coalesce(started_at, now())
+     WHERE id = $1
+     RETURNING id AS "turnId", session_id AS "sessionId", kind, mode, stateless, state, request,
+       (extract(epoch FROM created_at) * 1000)::float8 AS "createdAtMs"`,
+    [turnId],
+  );
+  return row as TurnRow | undefined;
+}
+
+/**
+ * Journals a model call before the provider is called.
+ * @returns the number of this attempt, or the call itself where an earlier attempt brought it to its end
+ */
+export async function openCall(
+  tx: TenantTx,
+  { turnId, step, model }: { turnId: TurnId; step: number; model: string },
+): Promise<{ attempt: number } | { finished: JournaledCall } | { voided: true }> {
+  const [opened] = await tx.query<{ attempt: number }>(
+    `INSERT INTO model_call AS existing (id, turn_id, step, state, attempt, model) VALUES ($1, $2, $3, 'started', 1, $4)
+     ON CONFLICT (id) DO UPDATE SET attempt = existing.attempt + 1 WHERE existing.state = 'started'
+     RETURNING attempt`,
+    [callIdOf(turnId, step), turnId, step, model],
+  );
+  if (opened !== undefined) return opened;
+  const finished = (await readCalls(tx, turnId)).find((call) => call.step === step);
+  return finished === undefined ? { voided: true } : { finished };
+}
+
+/** The turn's finished model calls, by step. */
+export async function readCalls(tx: TenantTx, turnId: TurnId): Promise<readonly JournaledCall[]> {
+  return await tx.query<JournaledCall>(
+    "SELECT step, model, reply, usage FROM model_call WHERE turn_id = $1 AND state = 'done' AND reply IS NOT NULL ORDER BY step",
+    [turnId],
+  );
+}
+
+/** The turn's finished tool runs, by step and place. */
+export async function readToolRuns(tx: TenantTx, turnId: TurnId): Promise<readonly ToolRun[]> {
+  return await tx.query<ToolRun>(
+    `SELECT step, n, tool_call_id AS "toolCallId", name, result->>'content' AS content FROM tool_run
+     WHERE turn_id = $1 AND state IN ('done', 'failed') ORDER BY step, n`,
+    [turnId],
+  );
+}
+
+/** The newest `limit` messages of a session, oldest first. */
+export async function readTranscript(tx: TenantTx, sessionId: SessionId, limit: number): Promise<readonly ChatMessage[]> {
+  const rows = await tx.query<{ content: ChatMessage }>(
+    "SELECT content FROM message WHERE session_id = $1 ORDER BY seq DESC LIMIT $2",
+    [sessionId, limit],
+  );
+  return rows.map(({ content }) => content).reverse();
+}
+
+/** How a model call ended: a reply, or none because it failed after the provider had counted tokens. */
+export type CallSettlement = {
+  readonly callId: CallId;
+  readonly attempt: number;
+  readonly reply: ModelReply | undefined;
+  readonly row: UsageRow;
+};
+
+/**
+ * Ends the journal row and writes the billing row, in one statement. Both belong into the transaction that stores the reply.
+ * @returns false when another attempt has ended the call or has begun since: then nothing is written
+ */
+export async function settleCall(tx: TenantTx, { callId, attempt, reply, row }: CallSettlement): Promise<boolean> {
+  const { usage } = row;
+  const settled = await tx.execute(
+    `WITH settled AS (
+       UPDATE model_call SET state = 'done', finished_at = now(), reply = $3, usage = $4, provider_request_id = $5
+       WHERE id = $1 AND state = 'started' AND attempt = $2 RETURNING id
+     )
+     INSERT INTO control.usage_ledger (id, provider_request_id, "timestamp", tenant_id, session_id, model, input_tokens, cache_read_tokens,
+       cache_write_tokens, output_tokens, reasoning_tokens, tool_calls, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash,
+       estimated, reason)
+     SELECT id, $5, to_timestamp($6::float8 / 1000), $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21 FROM settled`,
+    [
+      callId,
+      attempt,
+      reply === undefined ? null : toJsonb(reply),
+      toJsonb(usage),
+      row.providerRequestId,
+      row.atMs,
+      tx.tenantId,
+      row.sessionId,
+      row.model,
+      usage.inputTokens,
+      usage.cacheReadTokens,
+      usage.cacheWriteTokens,
+      usage.outputTokens,
+      usage.reasoningTokens,
+      row.toolCalls,
+      row.costNanoUsd.toString(),
+      row.providerCostNanoUsd.toString(),
+      row.markupPpm,
+      row.rateCardHash,
+      usage.estimated,
+      row.reason,
+    ],
+  );
+  return settled === 1;
+}
+
+/** Ends a journal row for which the provider counted nothing. */
+export async function voidCall(tx: TenantTx, callId: CallId, attempt: number): Promise<void> {
+  await tx.execute("UPDATE model_call SET state = 'void', finished_at = now() WHERE id = $1 AND state = 'started' AND attempt = $2", [callId, attempt]);
+}
+
+/** Ends a turn, once: its row, its line in the outbox and, in a session, the messages it adds to the transcript. */
+export async function finishTurn(
+  tx: TenantTx,
+  turn: Pick<TurnRow, "turnId" | "sessionId">,
+  finished: FinishedTurn,
+  transcript: readonly ChatMessage[],
+): Promise<boolean> {
+  const ended = await tx.query(
+    `WITH ended AS (
+       UPDATE turn SET state = $2, reply = $3, error = $4, finished_at = now() WHERE id = $1 AND state IN ('queued', 'running') RETURNING id
+     ), closed AS (DELETE FROM control.open_turn USING ended WHERE tenant_id = $5 AND turn_id = ended.id)
+     SELECT id FROM ended`,
+    [
+      turn.turnId,
+      finished.state,
+      finished.state === "done" ? toJsonb(finished.reply) : null,
+      finished.state === "done" ? null : toJsonb(finished.error),
+      tx.tenantId,
+    ],
+  );
+  if (ended.length === 0) return false;
+  if (transcript.length > 0) await appendMessages(tx, turn, transcript);
+  return true;
+}
+
+async function appendMessages(tx: TenantTx, turn: Pick<TurnRow, "turnId" | "sessionId">, messages: readonly ChatMessage[]): Promise<void> {
+  await tx.execute(
+    `WITH room AS (
+       UPDATE session SET next_seq = next_seq + $3, updated_at = now() WHERE id = $1 RETURNING next_seq - $3 AS first_seq
+     )
+     INSERT INTO message (session_id, seq, role, content, turn_id)
+     SELECT $1, first_seq + place - 1, content->>'role', content, $2
+     FROM room, jsonb_array_elements($4::jsonb) WITH ORDINALITY AS added (content, place)`,
+    [turn.sessionId, turn.turnId, messages.length, toJsonb(messages)],
+  );
+}
+
+/** Marks journal rows that no attempt will bring to an end any more. */
+export async function voidOpenCalls(tx: TenantTx, turnId: TurnId): Promise<void> {
+  await tx.execute("UPDATE model_call SET state = 'void', finished_at = now() WHERE turn_id = $1 AND state = 'started'", [turnId]);
+}
+
+export type ToolRunKey = { readonly turnId: TurnId; readonly step: number; readonly n: number };
+
+/** Journals a tool run before it begins. @returns its state before, and which attempt this is */
+export async function openToolRun(
+  tx: TenantTx,
+  { turnId, step, n }: ToolRunKey,
+  call: { readonly id: string; readonly name: string; readonly arguments: string },
+): Promise<{ state: "started" | "done" | "failed"; attempt: number }> {
+  const [row] = await tx.query<{ state: "started" | "done" | "failed"; attempt: number }>(
+    `INSERT INTO tool_run AS existing (id, turn_id, step, n, tool_call_id, name, arguments, state, attempt)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, 'started', 1)
+     ON CONFLICT (id) DO UPDATE SET attempt = existing.attempt + (existing.state = 'started')::int
+     RETURNING state, attempt`,
+    [`${callIdOf(turnId, step)}.${n}`, turnId, step, n, call.id, call.name, call.arguments],
+  );
+  if (row === undefined) throw new Error("an upsert answered no row");
+  return row;
+}
+
+export async function settleToolRun(
+  tx: TenantTx,
+  { turnId, step, n }: ToolRunKey,
+  outcome: { readonly failed: boolean; readonly content: string; readonly facts: Readonly<Record<string, unknown>> },
+): Promise<void> {
+  await tx.execute("UPDATE tool_run SET state = $2, result = $3, finished_at = now() WHERE id = $1 AND state = 'started'", [
+    `${callIdOf(turnId, step)}.${n}`,
+    outcome.failed ? "failed" : "done",
+    toJsonb({ content: outcome.content, facts: outcome.facts }),
+  ]);
+}

@@ -1,0 +1,19 @@
+import type { FinishedTurn } from "../domain/turn.ts";
+import type { TurnId } from "../domain/turn-id.ts";
+
+/** What a running turn shows to whoever watches it. Nothing here is durable: the turn's row is the truth. */
+export type TurnEvent =
+  /** Text of the answer; `offset` is where it stands in the turn's whole text, in UTF-16 units, so a repeated or lost piece shows. */
+  | { readonly type: "text"; readonly offset: number; readonly text: string }
+  | { readonly type: "tool_call"; readonly index: number; readonly id?: string; readonly name?: string; readonly arguments: string }
+  /** The tenant's own tool runs inside the turn. */
+  | { readonly type: "tool"; readonly name: string; readonly state: "started" | "done" | "failed" }
+  /** The row is committed; `finished` is absent when it was too large to be sent along: read the row. */
+  | { readonly type: "finished"; readonly finished?: FinishedTurn };
+
+/** Carries a turn's events from the worker that runs it to the gateways that wait for it. */
+export interface TokenBus {
+  publish(turnId: TurnId, event: TurnEvent): void;
+  /** Calls `listener` for every event from now on, in order, until the returned function is called. */
+  subscribe(turnId: TurnId, listener: (event: TurnEvent) => void): () => void;
+}

@@ -1,0 +1,134 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer, type AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { inject } from "vitest";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+
+/** The whole product in a process of its own, with its own Postgres and Temporal, on a home of its own. */
+export type RunningProduct = {
+  readonly url: string;
+  readonly home: string;
+  readonly pid: number;
+  /** What it printed so far. */
+  readonly output: () => string;
+  readonly adminKey: string;
+  /** Of the demo tenant; the empty string where the configuration makes none. */
+  readonly token: string;
+  createTenant(id: string): Promise<string>;
+  /** kill -9 of the product's process only, and waits for its end. */
+  kill(): Promise<void>;
+  /** Starts again on the same home and port after `kill`. */
+  restart(): Promise<void>;
+  /** As Ctrl-C does; answers the exit status and how long it took. */
+  stop(): Promise<{ exitCode: number | null; ms: number }>;
+};
+
+export type ProductOptions = {
+  /** The text of `config.yaml`; default: what a first start writes. */
+  readonly config?: string;
+  readonly env?: Readonly<Record<string, string>>;
+};
+
+/** `config.yaml` of a product whose only provider is an OpenAI-compatible server of the test's. */
+export const configWithProvider = (baseUrl: string, more = ""): string => `
+default_model: test-model
+providers:
+  local: { kind: openai-compatible, base_url: "${baseUrl}" }
+models:
+  test-model: { provider: local, context_window: 100000, max_output_tokens: 4000 }
+  unpriced-model: { provider: local, context_window: 100000, max_output_tokens: 4000 }
+billing:
+  rate_card:
+    test-model: { input: 15, output: 75, cache_read: 1.50, reasoning: 75 }
+${more}`;
+
+export async function startProduct({ config, env = {} }: ProductOptions = {}): Promise<RunningProduct> {
+  const home = mkdtempSync(join(tmpdir(), "openclaw-product-"));
+  chmodSync(home, 0o711);
+  if (config !== undefined) writeFileSync(join(home, "config.yaml"), config, { mode: 0o600 });
+  shareBundle(home);
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  let child = await launch(home, port, env);
+  const adminKey = readFileSync(join(home, "admin-key"), "utf8").trim();
+  const demoTokenPath = join(home, "demo-token");
+
+  return {
+    url,
+    home,
+    adminKey,
+    token: existsSync(demoTokenPath) ? readFileSync(demoTokenPath, "utf8").trim() : "",
+    get pid() {
+      return child.process.pid ?? 0;
+    },
+    output: () => child.output(),
+    async createTenant(id) {
+      const answer = await fetch(`${url}/v1/tenants`, {
+        method: "POST",
+        headers: { authorization: `Bearer ${adminKey}`, "content-type": "application/json" },
+        body: JSON.stringify({ id }),
+      });
+      if (answer.status !== 201) throw new Error(`creating ${id} answered ${answer.status}: ${await answer.text()}`);
+      return ((await answer.json()) as { token: string }).token;
+    },
+    async kill() {
+      const exited = once(child.process, "exit");
+      child.process.kill("SIGKILL");
+      await exited;
+    },
+    async restart() {
+      child = await launch(home, port, env);
+    },
+    async stop() {
+      const startedAt = performance.now();
+      if (child.process.exitCode === null && child.process.signalCode === null) {
+        const exited = once(child.process, "exit");
+        child.process.kill("SIGINT");
+        await exited;
+      }
+      const ms = performance.now() - startedAt;
+      const { exitCode } = child.process;
+      rmSync(home, { recursive: true, force: true });
+      return { exitCode, ms };
+    },
+  };
+}
+
+/** Bundling costs seconds: the run's one bundle serves every product. */
+function shareBundle(home: string): void {
+  cpSync(inject("bundleDirectory"), join(home, "cache"), { recursive: true });
+}
+
+async function launch(home: string, port: number, env: Readonly<Record<string, string>>) {
+  const started = spawn(process.execPath, [join(root, "app/main.ts"), "start"], {
+    cwd: root,
+    env: { ...process.env, OPENCLAW_HOME: home, OPENCLAW_PORT: String(port), OPENAI_API_KEY: "", ANTHROPIC_API_KEY: "", ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  let output = "";
+  await new Promise<void>((resolve, reject) => {
+    const read = (chunk: Buffer): void => {
+      output += chunk.toString();
+      if (output.includes("OpenClawMU is ready") && output.includes("Ctrl-C")) resolve();
+    };
+    started.stdout.on("data", read);
+    started.stderr.on("data", read);
+    started.once("exit", (code) => reject(new Error(`the product ended with ${code}: ${output}`)));
+  });
+  return { process: started as ChildProcess, output: () => output };
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
+}

@@ -1,0 +1,134 @@
+import { DefaultLogger, Runtime } from "@temporalio/worker";
+import { randomBytes } from "node:crypto";
+import { inject } from "vitest";
+import { createTurnActivities } from "../activities/turn-activities.ts";
+import { noMarkup } from "../domain/money.ts";
+import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
+import type { SessionId } from "../domain/session-id.ts";
+import type { TenantContext, TenantId } from "../domain/tenant.ts";
+import { mintTurnId } from "../domain/turn-id.ts";
+import type { TurnSubmission } from "../domain/turn.ts";
+import type { ModelProvider } from "../providers/model-provider.ts";
+import type { Tool } from "../sandbox/tool.ts";
+import { openDatabase, type Database } from "../storage/database.ts";
+import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
+import type { TokenBus } from "../streams/token-bus.ts";
+import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
+import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
+import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
+import { workflowBundle } from "../workers/workflow-bundle.ts";
+import { freshDatabase, someTenant } from "./storage/fresh-database.ts";
+
+export const quiet = (): void => undefined;
+
+/** Everything between a submitted turn and its row, against the run's Postgres and Temporal. */
+export type TurnStack = {
+  readonly ownerUrl: string;
+  readonly database: Database;
+  readonly connection: TemporalConnection;
+  readonly pool: TenantWorkerPool;
+  readonly bus: TokenBus;
+  addTenant(name: string): Promise<TenantContext>;
+  clientOf(tenantId: TenantId): TenantClient;
+  close(): Promise<void>;
+};
+
+export type TurnStackOptions = {
+  readonly provider: ModelProvider;
+  readonly tools?: readonly Tool[];
+  readonly lane?: Partial<LaneSettings>;
+  /** An existing database instead of a fresh one. */
+  readonly ownerUrl?: string;
+  readonly temporalAddress?: string;
+  readonly bundleDirectory?: string;
+};
+
+export const testRateCard: RateCard = {
+  hash: "test" as RateCardHash,
+  text: {},
+  rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
+};
+
+export async function startTurnStack({ provider, tools = [], lane, ...place }: TurnStackOptions): Promise<TurnStack> {
+  try {
+    Runtime.install({ logger: new DefaultLogger("ERROR"), shutdownSignals: [] });
+  } catch {
+    // installed by an earlier stack of this process
+  }
+  const ownerUrl = place.ownerUrl ?? (await freshDatabase());
+  const database = await openDatabase({ ownerUrl, log: quiet });
+  const connection = await connectTemporal({ address: place.temporalAddress ?? inject("temporalAddress"), namespace: "default" });
+  const bus = createInProcessTokenBus();
+  const activities = createTurnActivities({
+    database,
+    bus,
+    tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
+    placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
+    modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
+    pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
+    now: () => Date.now(),
+  });
+  const bundle = await workflowBundle(place.bundleDirectory ?? inject("bundleDirectory"));
+  const pool = createTenantWorkerPool({ connection, bundle, activities, log: quiet });
+  let uidIndex = 0;
+  return {
+    ownerUrl,
+    database,
+    connection,
+    pool,
+    bus,
+    async addTenant(name) {
+      const context = someTenant(name);
+      await database.withControl(async (tx) => {
+        await tx.execute("insert into tenant (id, os_uid_index) values ($1, $2)", [context.tenantId, uidIndex++]);
+      });
+      await database.createTenantSchema(context.tenantId);
+      return context;
+    },
+    clientOf: (tenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane }),
+    async close() {
+      await pool.close();
+      await connection.close();
+      await database.close();
+    },
+  };
+}
+
+export const someTurn = (sessionId: string, text: string, more: Partial<TurnSubmission> = {}): TurnSubmission => ({
+  turnId: mintTurnId(Date.now(), randomBytes(10)),
+  sessionId: sessionId as SessionId,
+  kind: "chat",
+  mode: "agent",
+  stateless: false,
+  request: { model: "test-model", messages: [{ role: "user", content: text }], tools: [], settings: {} },
+  ...more,
+});
+
+/** A provider in this process that answers what `answer` makes of the conversation; it counts its calls. */
+export function scriptedProvider(answer: ScriptedAnswer): ModelProvider & { readonly calls: { readonly callId: string; readonly atMs: number }[] } {
+  const calls: { callId: string; atMs: number }[] = [];
+  return {
+    name: "scripted",
+    calls,
+    async *call(request, signal) {
+      calls.push({ callId: request.callId, atMs: Date.now() });
+      const { text = "", toolCalls = [], usage = {} } = await answer(request, signal);
+      for (const word of text.split(/(?<= )/)) if (word !== "") yield { type: "text", text: word };
+      return {
+        reply: { content: text === "" ? null : text, toolCalls, finishReason: toolCalls.length > 0 ? "tool_calls" : "stop" },
+        usage: { inputTokens: 10, cacheReadTokens: 0, cacheWriteTokens: 0, outputTokens: 5, reasoningTokens: 0, estimated: false, ...usage },
+        providerRequestId: `scripted-${calls.length}`,
+      };
+    },
+  };
+}
+
+type ScriptedAnswer = (
+  request: Parameters<ModelProvider["call"]>[0],
+  signal: AbortSignal,
+) => Promise<{
+  text?: string;
+  toolCalls?: readonly { id: string; name: string; arguments: string }[];
+  usage?: Partial<{ inputTokens: number; outputTokens: number; cacheReadTokens: number; reasoningTokens: number }>;
+}>;
+

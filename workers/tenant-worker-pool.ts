@@ -1,0 +1,118 @@
+import { Worker, type WorkerOptions } from "@temporalio/worker";
+import { type TenantId, taskQueueOf } from "../domain/tenant.ts";
+import { activityTenantGuard } from "../temporal/activity-guard.ts";
+import type { TemporalConnection } from "../temporal/temporal-connection.ts";
+import { SharedPoolWorker } from "./shared-pool-worker.ts";
+
+export type TenantWorkerPoolOptions = {
+  readonly connection: TemporalConnection;
+  readonly bundle: { readonly codePath: string; readonly buildId: string };
+  readonly activities: object;
+  readonly log: (message: string, fields?: Record<string, unknown>) => void;
+  /** A worker without work for this long is stopped. Default 10 minutes. */
+  readonly idleStopMs?: number;
+  /** Workers that run at once; the one unused for longest goes first. Default 400 (temporal frontend.namespaceCount). */
+  readonly liveWorkers?: number;
+};
+
+export interface TenantWorkerPool {
+  /** Makes sure that the tenant's queue is polled; cheap when it is. */
+  wake(tenantId: TenantId): Promise<void>;
+  live(): number;
+  /** Stops all workers; running activities get a second to end. */
+  close(): Promise<void>;
+}
+
+type LiveWorker = { readonly worker: Worker; readonly stopped: Promise<void>; lastWokenMs: number };
+
+/** Turns of one tenant that its worker runs at once; others wait in the tenant's own queue and slow nobody else. */
+const slots = { workflowTasks: 20, activities: 100, localActivities: 100 };
+
+/** One Worker per tenant queue, started at the tenant's first turn and stopped when it has been idle. */
+export function createTenantWorkerPool(options: TenantWorkerPoolOptions): TenantWorkerPool {
+  const { connection, bundle, activities, log, idleStopMs = 600_000, liveWorkers = 400 } = options;
+  const workers = new Map<TenantId, Promise<LiveWorker>>();
+  const missing = SharedPoolWorker.missingHooks();
+  if (missing !== undefined) log("workers cannot share a thread pool: each tenant costs a thread of its own", { missing });
+  const WorkerClass = missing === undefined ? SharedPoolWorker : Worker;
+
+  const start = async (tenantId: TenantId): Promise<LiveWorker> => {
+    const worker = await WorkerClass.create(workerOptions(tenantId));
+    const stopped = worker.run().then(
+      () => void workers.delete(tenantId),
+      (error: unknown) => {
+        workers.delete(tenantId);
+        log("a tenant's worker failed", { tenantId, error: String(error) });
+      },
+    );
+    return { worker, stopped, lastWokenMs: performance.now() };
+  };
+
+  const workerOptions = (tenantId: TenantId): WorkerOptions => ({
+    connection: connection.native,
+    namespace: connection.namespace,
+    taskQueue: taskQueueOf(tenantId),
+    workflowBundle: { codePath: bundle.codePath },
+    buildId: bundle.buildId,
+    activities,
+    interceptors: { activity: [activityTenantGuard] },
+    maxConcurrentWorkflowTaskExecutions: slots.workflowTasks,
+    maxConcurrentActivityTaskExecutions: slots.activities,
+    maxConcurrentLocalActivityExecutions: slots.localActivities,
+    maxCachedWorkflows: 200,
+    workflowTaskPollerBehavior: { type: "simple-maximum", maximum: 3 },
+    activityTaskPollerBehavior: { type: "simple-maximum", maximum: 2 },
+    stickyQueueScheduleToStartTimeout: "2s",
+    maxHeartbeatThrottleInterval: "1s",
+    defaultHeartbeatThrottleInterval: "1s",
+    shutdownGraceTime: "1s",
+    shutdownForceTime: "2s",
+    workflowThreadPoolSize: 1,
+  });
+
+  const stop = async (tenantId: TenantId, { worker, stopped }: LiveWorker): Promise<void> => {
+    if (worker.getState() === "RUNNING") worker.shutdown();
+    await stopped;
+    log("worker stopped", { tenantId });
+  };
+
+  const stopIdle = async (): Promise<void> => {
+    const live = await Promise.all([...workers].map(async ([tenantId, starting]) => ({ tenantId, live: await starting })));
+    live.sort((a, b) => a.live.lastWokenMs - b.live.lastWokenMs);
+    const surplus = live.length - liveWorkers;
+    await Promise.all(
+      live
+        .filter(({ live: { worker, lastWokenMs } }, place) => isIdle(worker) && (place < surplus || performance.now() - lastWokenMs > idleStopMs))
+        .map(async ({ tenantId, live: idle }) => await stop(tenantId, idle)),
+    );
+  };
+  const sweep = setInterval(() => void stopIdle().catch((error: unknown) => log("idle workers were not stopped", { error: String(error) })), idleStopMs / 4);
+  sweep.unref();
+
+  return {
+    async wake(tenantId) {
+      for (;;) {
+        let starting = workers.get(tenantId);
+        if (starting === undefined) {
+          starting = start(tenantId);
+          workers.set(tenantId, starting);
+          starting.catch(() => workers.delete(tenantId));
+        }
+        const live = await starting;
+        live.lastWokenMs = performance.now();
+        if (live.worker.getState() === "RUNNING" || live.worker.getState() === "INITIALIZED") return;
+        await live.stopped; // two pollers on one queue would share it, so the next one waits for this one's end
+      }
+    },
+    live: () => workers.size,
+    async close() {
+      clearInterval(sweep);
+      await Promise.allSettled([...workers].map(async ([tenantId, starting]) => await stop(tenantId, await starting)));
+    },
+  };
+}
+
+function isIdle(worker: Worker): boolean {
+  const { runState, numInFlightActivities, numInFlightWorkflowActivations, numInFlightLocalActivities } = worker.getStatus();
+  return runState === "RUNNING" && numInFlightActivities + numInFlightWorkflowActivations + numInFlightLocalActivities === 0;
+}
