@@ -15,13 +15,14 @@ import {
   type ToolRun,
   type TurnRow,
   claimTurn,
+  closeCall,
   finishTurn,
   openCall,
   readCalls,
   readFinishedTurn,
   readToolRuns,
   readTranscript,
-  settleCall,
+  recordUsage,
   voidCall,
 } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
@@ -175,15 +176,11 @@ export const createModelCall = (deps: CallDeps) => {
   async function settleAnswer(call: OpenedCall, { reply, usage, providerRequestId }: ModelResult): Promise<CallOutcome> {
     const toolsAsked = toolsAskedBy(call.turn, reply);
     const finished = toolsAsked === undefined ? doneTurn(call, reply, usage) : undefined;
-    const settlement = {
-      callId: call.callId,
-      attempt: call.attempt,
-      reply,
-      row: usageRow(call, usage, providerRequestId, reply.toolCalls.length),
-    };
+    const row = usageRow(call, usage, providerRequestId, reply.toolCalls.length);
     const standing = await database.withTenant(call.context, async (tx) => {
-      if (!(await settleCall(tx, settlement))) return await readFinishedTurn(tx, call.turn.turnId);
+      if (!(await closeCall(tx, { ...call, reply, usage, providerRequestId }))) return await readFinishedTurn(tx, call.turn.turnId);
       if (finished !== undefined) await finishTurn(tx, call.turn, finished, transcriptOf({ ...call, reply }));
+      await recordUsage(tx, row);
       return finished;
     });
     if (toolsAsked !== undefined) return toolsAsked;
@@ -194,17 +191,13 @@ export const createModelCall = (deps: CallDeps) => {
   async function settleFailure(call: OpenedCall, error: ModelCallError): Promise<CallOutcome> {
     const stored = toStoredError(toAppError(error));
     const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
-    const { usage } = error;
+    const { usage, providerRequestId } = error;
     const standing = await database.withTenant(call.context, async (tx) => {
       if (usage === undefined) await voidCall(tx, call.callId, call.attempt);
-      else {
-        const row = usageRow(call, usage, error.providerRequestId, 0);
-        if (!(await settleCall(tx, { callId: call.callId, attempt: call.attempt, reply: undefined, row }))) {
-          return await readFinishedTurn(tx, call.turn.turnId);
-        }
-      }
-      if (await finishTurn(tx, call.turn, finished, [])) return finished;
-      return await readFinishedTurn(tx, call.turn.turnId);
+      else if (!(await closeCall(tx, { ...call, reply: undefined, usage, providerRequestId }))) return await readFinishedTurn(tx, call.turn.turnId);
+      const isEnded = await finishTurn(tx, call.turn, finished, []);
+      if (usage !== undefined) await recordUsage(tx, usageRow(call, usage, providerRequestId, 0));
+      return isEnded ? finished : await readFinishedTurn(tx, call.turn.turnId);
     });
     return announce(call.turn.turnId, standing);
   }

@@ -19,16 +19,6 @@ export type Tenant = {
   readonly createdAtMs: number;
 };
 
-/** A tenant as the admin API writes it. */
-export const toTenantJson = (tenant: Tenant) => ({
-  id: tenant.id,
-  display_name: tenant.displayName ?? null,
-  state: tenant.state,
-  /** Decimal text; null: the one of `config.yaml`. */
-  markup: tenant.markupPpm === undefined ? null : (tenant.markupPpm / 1_000_000).toFixed(6).replace(/\.?0+$/, ""),
-  created_at: new Date(tenant.createdAtMs).toISOString(),
-});
-
 export type NewTenant = {
   readonly id: string;
   readonly displayName?: string | undefined;

@@ -1,8 +1,8 @@
 import type { CountedUsage } from "../domain/usage.ts";
 import { type AnswerItem, createAnswerParser } from "./answer-parser.ts";
-import { type CallDeadline, type CallTimeouts, startDeadline, stoppedFailure } from "./call-deadline.ts";
+import { type CallDeadline, type CallTimeouts, startDeadline } from "./call-deadline.ts";
 import { ModelCallError, type ModelDelta, type ModelResult } from "./model-provider.ts";
-import { providerFailure } from "./provider-failure.ts";
+import { providerFailure, stoppedFailure } from "./provider-failure.ts";
 
 /** Reads one provider's answer: its wire shape, and what is known of the call at any moment. */
 export type AnswerReader = {

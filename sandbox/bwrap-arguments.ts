@@ -5,8 +5,15 @@ import type { SandboxLimits } from "./sandbox-driver.ts";
 const INNER_ID = "1000";
 const SHM_BYTES = 16 * 1024 * 1024;
 
-/** Descriptors that bubblewrap is started with beside stdin, stdout and stderr. It closes all of them before the program runs. */
-export const bwrapFds = { args: 3, status: 4, seccomp: 5, passwd: 6, group: 7 } as const;
+/** Descriptors that bubblewrap is started with beside stdin, stdout and stderr; it closes all but `go`, which `goScript` closes. */
+export const bwrapFds = { args: 3, status: 4, seccomp: 5, passwd: 6, group: 7, go: 8 } as const;
+
+/**
+ * The first thing to run inside. It says that it is there and waits for our word. bubblewrap ties its two processes' lives to ours one
+ * after the other while it starts, and a gateway killed in between would leave a sandbox that nobody ends: it reads nothing then but
+ * the end of the descriptor, and ends itself.
+ */
+export const goScript = `echo ready >&${bwrapFds.go} && read -r go <&${bwrapFds.go} || exit 125; exec ${bwrapFds.go}<&-; exec "$@"`;
 
 export const passwdFile = "agent:x:1000:1000:agent:/work:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n";
 export const groupFile = "agent:x:1000:\nnogroup:x:65534:\n";

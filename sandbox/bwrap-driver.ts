@@ -5,9 +5,9 @@ import { chown, mkdtemp, realpath, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { performance } from "node:perf_hooks";
-import type { Readable, Writable } from "node:stream";
+import type { Duplex, Readable, Writable } from "node:stream";
 import { keepOutput } from "./bounded-output.ts";
-import { bwrapArguments, bwrapFds, groupFile, parseHardLimits, passwdFile, rlimitArguments } from "./bwrap-arguments.ts";
+import { bwrapArguments, bwrapFds, goScript, groupFile, parseHardLimits, passwdFile, rlimitArguments } from "./bwrap-arguments.ts";
 import { readBwrapStatus } from "./bwrap-status.ts";
 import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
 import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
@@ -182,7 +182,7 @@ function commandLine({ programs, enforcer, hardLimits, inherited }: Host, job: S
     ...enter,
     ...[programs.prlimit, ...rlimitArguments(limits, hardLimits, { data: withoutGroup })],
     ...[programs.setpriv, ...drop, "--no-new-privs", "--pdeathsig", "KILL"],
-    ...[programs.bwrap, "--args", String(bwrapFds.args), "--", ...innerLimit, ...job.argv],
+    ...[programs.bwrap, "--args", String(bwrapFds.args), "--", "/bin/sh", "-c", goScript, "sh", ...innerLimit, ...job.argv],
   ];
 }
 
@@ -204,7 +204,7 @@ async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<
       env: {},
       // A process group of its own: until bubblewrap has tied itself to us, killing the group reaches all of it.
       detached: true,
-      stdio: [stdinFd ?? "ignore", stdout.programFd, stderr.programFd, "pipe", "pipe", ...constantFds],
+      stdio: [stdinFd ?? "ignore", stdout.programFd, stderr.programFd, "pipe", "pipe", ...constantFds, "pipe"],
     });
   } catch (error) {
     stdout.reader.destroy();
@@ -243,6 +243,8 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]);
   const statusStream = child.stdio[bwrapFds.status] as Readable | undefined;
   const statusEnded = statusStream ? new Promise((resolve) => statusStream.once("close", resolve)) : Promise.resolve();
+  const stdio: readonly unknown[] = child.stdio;
+  answerReady(stdio[bwrapFds.go] as Duplex | undefined);
   const status = statusStream ? readBwrapStatus(statusStream, (pid) => hold.watch(pid, kill)) : () => ({ initPid: undefined, exitCode: undefined });
   const argsStream = child.stdio[bwrapFds.args] as Writable | undefined;
   argsStream?.on("error", () => undefined); // A start that failed reads nothing.
@@ -285,6 +287,13 @@ function killEverything(child: ChildProcess, hold: ResourceHold): void {
   } catch {
     // Gone meanwhile.
   }
+}
+
+/** Lets the program go once the sandbox is complete (see `goScript`). */
+function answerReady(go: Duplex | undefined): void {
+  // A run that is killed during its start leaves nobody to tell.
+  go?.on("error", () => undefined);
+  go?.once("data", () => go.end("go\n"));
 }
 
 /** Why the run ended. A limit that was hit tells more than the clock that ran out because of it. */

@@ -156,34 +156,38 @@ export async function readTranscript(tx: TenantTx, sessionId: SessionId, limit: 
   return rows.map(({ content }) => content).reverse();
 }
 
-/** How a model call ended: a reply, or none because it failed after the provider had counted tokens. */
-export type CallSettlement = {
+/** How a model call ended: with a reply, or without one because it failed after the provider had counted tokens. */
+export type CallEnd = {
   readonly callId: CallId;
   readonly attempt: number;
   readonly reply: ModelReply | undefined;
-  readonly row: UsageRow;
+  readonly usage: CountedUsage;
+  readonly providerRequestId: string | undefined;
 };
 
 /**
- * Ends the journal row and writes the billing row, in one statement. Both belong into the transaction that stores the reply.
- * @returns false when another attempt has ended the call or has begun since: then nothing is written
+ * Ends the journal row of a call. `recordUsage` belongs into the same transaction, last.
+ * @returns false when another attempt has ended the call or has begun since: then nothing may be written
  */
-export async function settleCall(tx: TenantTx, { callId, attempt, reply, row }: CallSettlement): Promise<boolean> {
+export async function closeCall(tx: TenantTx, { callId, attempt, reply, usage, providerRequestId }: CallEnd): Promise<boolean> {
+  const closed = await tx.execute(
+    `UPDATE model_call SET state = 'done', finished_at = now(), reply = $3, usage = $4, provider_request_id = $5
+     WHERE id = $1 AND state = 'started' AND attempt = $2`,
+    [callId, attempt, reply === undefined ? null : toJsonb(reply), toJsonb(usage), providerRequestId],
+  );
+  return closed === 1;
+}
+
+/** Writes the billing row. It locks the tenant's daily sum until the transaction ends, so it comes last. */
+export async function recordUsage(tx: TenantTx, row: UsageRow): Promise<void> {
   const { usage } = row;
-  const settled = await tx.execute(
-    `WITH settled AS (
-       UPDATE model_call SET state = 'done', finished_at = now(), reply = $3, usage = $4, provider_request_id = $5
-       WHERE id = $1 AND state = 'started' AND attempt = $2 RETURNING id
-     )
-     INSERT INTO control.usage_ledger (id, provider_request_id, "timestamp", tenant_id, session_id, model, input_tokens, cache_read_tokens,
+  await tx.execute(
+    `INSERT INTO control.usage_ledger (id, provider_request_id, "timestamp", tenant_id, session_id, model, input_tokens, cache_read_tokens,
        cache_write_tokens, output_tokens, reasoning_tokens, tool_calls, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash,
        estimated, reason)
-     SELECT id, $5, to_timestamp($6::float8 / 1000), $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21 FROM settled`,
+     VALUES ($1, $2, to_timestamp($3::float8 / 1000), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
     [
-      callId,
-      attempt,
-      reply === undefined ? null : toJsonb(reply),
-      toJsonb(usage),
+      row.id,
       row.providerRequestId,
       row.atMs,
       tx.tenantId,
@@ -203,7 +207,6 @@ export async function settleCall(tx: TenantTx, { callId, attempt, reply, row }: 
       row.reason,
     ],
   );
-  return settled === 1;
 }
 
 /** Ends a journal row for which the provider counted nothing. */

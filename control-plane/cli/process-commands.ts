@@ -60,7 +60,7 @@ export function addProcessCommands(program: Command, context: CliContext): void 
         ["gateway", `${url}  ${state}${failing.length === 0 ? "" : ` (${failing.map(([name]) => name).join(", ")})`}`],
         ["temporal", status.temporal.address === null ? "unknown" : `${status.temporal.address}, namespace ${status.temporal.namespace}`],
         ["web ui", status.temporal.ui ?? "unknown"],
-        ["database", "kind" in status.database ? `${status.database.kind}, ${status.database.url}` : "unknown"],
+        ["database", record?.database === undefined ? "unknown" : `${record.database.kind}, ${record.database.url}`],
       ] as const;
       return terminal.write(lines.map(([name, value]) => `${paint(terminal, "dim", name.padEnd(9))} ${value}\n`).join(""));
     });

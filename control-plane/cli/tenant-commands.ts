@@ -6,7 +6,7 @@ import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
 import { jsonText, paint, tableText } from "./terminal.ts";
 
-const tenantSchema = z.looseObject({ id: z.string(), display_name: z.string().nullable(), state: z.string(), markup: z.string().nullable(), created_at: z.string() });
+const tenantSchema = z.looseObject({ id: z.string(), display_name: z.string().nullable(), state: z.string(), markup_ppm: z.number().nullable(), created_at: z.string() });
 const tenantListSchema = z.looseObject({ data: z.array(tenantSchema) });
 const createdSchema = z.looseObject({ tenant: z.string(), token: z.string() });
 
@@ -77,7 +77,7 @@ export function addTenantCommands(program: Command, { variables, terminal }: Cli
         ["tenant", tenant.id],
         ["name", tenant.display_name ?? ""],
         ["state", tenant.state],
-        ["markup", tenant.markup ?? "of config.yaml"],
+        ["markup", tenant.markup_ppm === null ? "as in config.yaml" : `${tenant.markup_ppm / 10_000} %`],
         ["created", tenant.created_at],
       ] as const;
       return terminal.write(facts.map(([name, value]) => `${paint(terminal, "dim", name.padEnd(8))} ${value}\n`).join(""));

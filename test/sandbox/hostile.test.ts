@@ -201,7 +201,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       if (isRoot) expect(runOutside(probe("unshare -U true"), stage.base).trim()).toBe("BROKEN");
     });
     test("lets nobody type into a terminal", async () => {
-      const typing = `perl -e 'for (0x5412, 0x100005412) { $! = 0; syscall(${syscalls["ioctl"]}, 0, $_, "x"); print $!+0, " " }'`;
+      const typing = `perl -e 'for $c (map { $_ + 0 } 0x5412, 0x100005412) { $n = $c; $! = 0; syscall(${syscalls["ioctl"]}, 0, $n, $x = "x"); print $!+0, " " }'`;
       const result = await run(typing);
       expect(result.out.trim(), JSON.stringify(result)).toBe("1 1");
       expect(runOutside(typing, stage.base).trim()).toBe("25 25");
@@ -381,6 +381,19 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
 
     expect(await run).toBe("ended");
     await expect.poll(() => processesWith(marker), { timeout: 3000 }).toEqual([]);
+  });
+
+  test("kill -9 at any moment of the start leaves nothing running", async () => {
+    const marker = `early-${newMark()}`;
+    for (let delayMs = 0; delayMs < 24; delayMs += 2) {
+      const driver = startDriverProcess(variant.options, variant.asUser ? { uid: uids.user } : {});
+      expect(await driver.probe()).toBeUndefined();
+      const run = driver.run({ ...stage.acme, argv: ["/bin/bash", "-c", `exec -a ${marker} sleep 60`], stdin: "", limits: { ...limits, wallMs: 60_000 } }, never).catch(() => "ended");
+      await sleep(delayMs);
+      driver.process?.kill("SIGKILL");
+      expect(await run).toBe("ended");
+    }
+    await expect.poll(() => processesWith(marker), { timeout: 5000 }).toEqual([]);
   });
 
   test("nothing is left: processes, mounts, cgroups, descriptors", async () => {

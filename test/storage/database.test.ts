@@ -108,7 +108,7 @@ describe("a forgotten tenant cannot leak", () => {
       await tx.query(`set role ${schemaOf(globex)}`);
     });
 
-    await expect(escaped).rejects.toThrow();
+    await expect(escaped).rejects.toMatchObject({ name: "AppError", code: "internal" });
     expect(await sessionsSeenBy(database, acme)).toEqual([{ id: "secret of acme" }]);
     expect(await database.withControl((tx) => tx.query("select current_user::text as who"))).toEqual([{ who: "openclaw_gateway" }]);
   });

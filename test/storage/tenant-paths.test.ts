@@ -65,5 +65,5 @@ test.runIf(asRoot)("in a home closed to others, tenants live where their own uid
   expect(lstatSync(join(home, "tenants")).isSymbolicLink()).toBe(true);
   expect(made.sandbox).toMatch(/^\/var\/lib\/openclaw\/[0-9a-f]{16}\/tenants\/acme-/);
   expect(asTenant(`cd ${made.sandbox} && touch file && ls`)).toBe("file\n");
-  expect(() => asTenant(`ls ${other.root}`)).toThrow();
+  expect(() => asTenant(`ls ${other.root}`)).toThrow("Command failed");
 });

@@ -1,0 +1,147 @@
+import type { FinishReason } from "../domain/conversation.ts";
+import type { CountedUsage } from "../domain/usage.ts";
+import type { AnswerItem } from "./answer-parser.ts";
+import { asArray, asObject, asText, type JsonObject, parseJson } from "./json-value.ts";
+import type { ModelDelta, ModelRequest, ModelResult } from "./model-provider.ts";
+import { normaliseOpenAiUsage } from "./openai-usage.ts";
+import { errorText, kindOfErrorEvent, providerFailure } from "./provider-failure.ts";
+import { createReplyBuilder, type ReplyBuilder } from "./reply-builder.ts";
+import type { AnswerReader } from "./streamed-call.ts";
+import { estimatePromptTokens, type TokenCounter } from "./token-estimate.ts";
+
+export type OpenAiAnswerOptions = {
+  readonly request: ModelRequest;
+  readonly mostTokens: number;
+  readonly countTokens: TokenCounter;
+  readonly secrets: readonly string[];
+  /** The `x-request-id` of the answer, used where the answer has no id. */
+  readonly requestId: string | undefined;
+};
+
+const finishReasons: Readonly<Record<string, FinishReason>> = {
+  length: "length",
+  max_tokens: "length",
+  model_length: "length",
+  content_filter: "content_filter",
+  safety: "content_filter",
+  tool_calls: "tool_calls",
+  function_call: "tool_calls",
+};
+
+/** Reads a Chat Completions answer: chunks, or one whole completion of a server that does not stream. */
+export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, requestId }: OpenAiAnswerOptions): AnswerReader {
+  const reply = createReplyBuilder(request.callId);
+  let id: string | undefined;
+  let rawUsage: unknown;
+  let finish: string | undefined;
+  let ended = false;
+  let understood = false; // something that belongs to a completion was seen
+
+  function takeCompletion(completion: JsonObject): readonly ModelDelta[] {
+    const error = completion["error"];
+    if (error !== undefined && error !== null) {
+      const { code, type } = asObject(error);
+      throw providerFailure({ kind: kindOfErrorEvent(code, type), text: errorText(error) }, secrets);
+    }
+    id ??= asText(completion["id"]);
+    // The last count wins: servers that count as they go send the sum so far with every chunk.
+    rawUsage = completion["usage"] ?? asObject(completion["x_groq"])["usage"] ?? rawUsage;
+    const choices = asArray(completion["choices"]).map(asObject);
+    if (Array.isArray(completion["choices"]) || rawUsage !== undefined) understood = true;
+    const choice = choices.find(({ index }) => index === undefined || index === 0);
+    if (choice === undefined) return [];
+    finish = asText(choice["finish_reason"]) ?? finish;
+    if (finish === "error") throw providerFailure({ kind: "unreachable", text: "The answer finished with an error." }, secrets);
+    return takeMessage(reply, asObject(choice["delta"] ?? choice["message"]));
+  }
+
+  const finishReason = (): FinishReason => {
+    const reason = finishReasons[finish?.toLowerCase() ?? ""];
+    if (reason === "length" || reason === "content_filter") return reason;
+    return reply.hasToolCalls() ? "tool_calls" : "stop"; // many servers say "stop" though they called tools
+  };
+
+  /** The provider's count; the estimate where there is none, or only one that cannot be believed. */
+  function countedUsage(): CountedUsage {
+    const counted = rawUsage === undefined ? undefined : normaliseOpenAiUsage(rawUsage, mostTokens);
+    if (counted !== undefined) return counted;
+    const { output, reasoning } = reply.generated();
+    return {
+      inputTokens: estimatePromptTokens(countTokens, request),
+      cacheReadTokens: 0,
+      cacheWriteTokens: 0,
+      outputTokens: countTokens(request.model, output),
+      reasoningTokens: countTokens(request.model, reasoning),
+      estimated: true,
+    };
+  }
+
+  /** A count that came before the reply was whole may not hold all of it: then the larger of it and the estimate counts. */
+  function usageSoFar(): CountedUsage | undefined {
+    const { output, reasoning } = reply.generated();
+    const counted = rawUsage === undefined ? undefined : normaliseOpenAiUsage(rawUsage, mostTokens);
+    if (counted === undefined) return output === "" && reasoning === "" ? undefined : countedUsage();
+    if (finish !== undefined) return counted;
+    const outputTokens = Math.max(counted.outputTokens, countTokens(request.model, output));
+    return { ...counted, outputTokens, estimated: counted.estimated || outputTokens > counted.outputTokens };
+  }
+
+  return {
+    take(item: AnswerItem) {
+      if (item.type === "event" && item.data.trim() === "[DONE]") {
+        ended = true;
+        return [];
+      }
+      const completion = parseJson(item.data);
+      if (completion === undefined) {
+        if (finish !== undefined) return []; // cut in the chunk after the reply
+        throw providerFailure({ kind: "garbage", text: "The answer is not JSON." }, secrets);
+      }
+      if (item.type === "event" && item.event === "error" && asObject(completion)["error"] === undefined) {
+        throw providerFailure({ kind: "unreachable", text: errorText(completion) }, secrets);
+      }
+      const deltas = takeCompletion(asObject(completion));
+      if (item.type === "whole") ended = understood;
+      return deltas;
+    },
+    ended: () => ended,
+    complete: () => finish !== undefined,
+    usageSoFar,
+    providerRequestId: () => id ?? requestId,
+    result(): ModelResult {
+      // `[DONE]` without a finish reason is whole: some servers never give one. The end of a connection is not.
+      if (!understood || (finish === undefined && !ended)) {
+        throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
+      }
+      return { reply: reply.build(finishReason()), usage: countedUsage(), providerRequestId: id ?? requestId };
+    },
+  };
+}
+
+/** A chunk's `delta` or a completion's `message`. */
+function takeMessage(reply: ReplyBuilder, message: JsonObject): readonly ModelDelta[] {
+  const deltas: ModelDelta[] = [];
+  reply.reasoning(asText(message["reasoning_content"]) ?? asText(message["reasoning"]) ?? "");
+  const content = message["content"];
+  if (typeof content === "string") deltas.push(...reply.text(content));
+  for (const part of asArray(content).map(asObject)) {
+    if (part["type"] === "text") deltas.push(...reply.text(asText(part["text"]) ?? ""));
+    else reply.reasoning(JSON.stringify(part)); // Mistral's thinking parts
+  }
+  deltas.push(...reply.refusal(asText(message["refusal"]) ?? ""));
+  const legacyCall = message["function_call"];
+  const calls = legacyCall === undefined || legacyCall === null ? asArray(message["tool_calls"]) : [{ index: 0, function: legacyCall }];
+  for (const call of calls.map(asObject)) {
+    const called = asObject(call["function"]);
+    const given = called["arguments"];
+    deltas.push(
+      ...reply.toolCall({
+        index: typeof call["index"] === "number" ? call["index"] : undefined,
+        id: asText(call["id"]),
+        name: asText(called["name"]),
+        arguments: typeof given === "object" && given !== null ? JSON.stringify(given) : asText(given),
+      }),
+    );
+  }
+  return deltas;
+}

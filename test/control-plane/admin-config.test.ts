@@ -1,0 +1,174 @@
+import { readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { configurationWarnings, loadAdminConfig, parseAdminConfig, requireProviderKey, resolveModel } from "../../control-plane/admin-config.ts";
+import { defaultConfigText, readShippedCard, writeDefaultConfig } from "../../control-plane/default-config.ts";
+import { AppError } from "../../domain/app-error.ts";
+import { emptyHome } from "./control-stage.ts";
+
+const minimal = `default_model: small
+providers:
+  main: { kind: openai, api_key_env: SOME_KEY }
+  local: { kind: openai-compatible, base_url: "http://127.0.0.1:11434/v1" }
+models:
+  small: { provider: main, context_window: 128_000, max_output_tokens: 4096, fallbacks: [spare] }
+  spare: { provider: local, context_window: 8192, max_output_tokens: 2048 }
+  free: { provider: local, context_window: 8192, max_output_tokens: 2048 }
+billing:
+  markup: 0.10
+  rate_card:
+    small: { input: 15.00, output: 75.00, cache_read: 1.50, cache_write: 18.75, reasoning: 75.00 }
+    spare: { input: 0.000001, output: 1000000 }
+`;
+
+function refusalOf(text: string): AppError {
+  try {
+    parseAdminConfig(text);
+  } catch (error) {
+    if (error instanceof AppError) return error;
+    throw error;
+  }
+  throw new Error("the configuration was accepted");
+}
+
+test("money is read as decimal text, whole numbers as numbers", () => {
+  const config = parseAdminConfig(minimal);
+
+  expect(config.billing.markupPpm).toBe(100_000);
+  expect(config.rateCard.text["small"]).toEqual({ input: "15.00", output: "75.00", cache_read: "1.50", cache_write: "18.75", reasoning: "75.00" });
+  expect(config.rateCard.rates.get("spare")).toMatchObject({ input: 1n, output: 1_000_000_000_000n, cacheRead: 1n, reasoning: 1_000_000_000_000n });
+  expect(config.models.get("small")).toEqual({ id: "small", provider: "main", contextWindow: 128_000, maxOutputTokens: 4096, fallbacks: ["spare"] });
+  expect(config.http.slots_per_tenant).toBe(64);
+});
+
+test("the hash of the card depends on its content, not on its order or comments", () => {
+  const turned = minimal.replace("{ input: 0.000001, output: 1000000 }", "{ output: 1000000, input: 0.000001 } # turned");
+
+  expect(parseAdminConfig(turned).rateCard.hash).toBe(parseAdminConfig(minimal).rateCard.hash);
+  expect(parseAdminConfig(minimal.replace("18.75", "18.76")).rateCard.hash).not.toBe(parseAdminConfig(minimal).rateCard.hash);
+});
+
+test.each([
+  ["misspelt at the top", `${minimal}quotes: {}\n`, 14, "quotes", "not a known key"],
+  ["misspelt below", minimal.replace("cache_read", "cache_reed"), 12, "billing.rate_card.small.cache_reed", "not a known key"],
+  ["a provider's key in the file", minimal.replace("api_key_env: SOME_KEY", "api_key: sk-123"), 3, "providers.main.api_key", "not a known key"],
+  ["a duplicate key", `${minimal}default_model: spare\n`, 14, "default_model", "twice"],
+  ["a rate with seven places", minimal.replace("15.00", "0.0000001"), 12, "billing.rate_card.small.input", "at most 6 places"],
+  ["a rate with an exponent", minimal.replace("15.00", "1e3"), 12, "billing.rate_card.small.input", "decimal"],
+  ["a negative rate", minimal.replace("15.00", "-1"), 12, "billing.rate_card.small.input", "decimal"],
+  ["a rate too high", minimal.replace("1000000", "1000000.000001"), 13, "billing.rate_card.spare.output", "1,000,000"],
+  ["a rate that is nothing", minimal.replace("15.00", "~"), 12, "billing.rate_card.small.input", "decimal"],
+  ["a missing output rate", minimal.replace(", output: 1000000", ""), 13, "billing.rate_card.spare.output", "decimal"],
+  ["a markup in per cent", minimal.replace("0.10", "10 %"), 10, "billing.markup", "decimal"],
+  ["a number that is none", minimal.replace("4096", "4k"), 6, "models.small.max_output_tokens", "whole number"],
+  ["more output than context", minimal.replace("4096", "128001"), 6, "models.small.max_output_tokens", "larger than"],
+  ["a provider that is not there", minimal.replace("provider: main", "provider: mian"), 6, "models.small.provider", '"mian" is not one of providers'],
+  ["a fallback that is not there", minimal.replace("[spare]", "[spare, sapre]"), 6, "models.small.fallbacks.1", '"sapre" is not another'],
+  ["a default that is not there", minimal.replace("default_model: small", "default_model: big"), 1, "default_model", '"big" is not one of models'],
+  ["an unknown kind", minimal.replace("kind: openai,", "kind: openia,"), 3, "providers.main.kind", "must be openai"],
+  ["no base_url", minimal.replace(', base_url: "http://127.0.0.1:11434/v1"', ""), 4, "providers.local", "needs a base_url"],
+  ["a file as base_url", minimal.replace("http://127.0.0.1:11434/v1", "file:///etc/passwd"), 4, "providers.local.base_url", "must be a URL"],
+  ["another currency", minimal.replace("markup: 0.10", "currency: EUR"), 10, "billing.currency", "must be USD"],
+  ["a list for a mapping", minimal.replace("providers:\n", "providers: []\nx:\n"), 2, "providers", ""],
+  ["no models", "default_model: a\nproviders: {}\n", 1, "models", "missing"],
+  ["a bad block of a later feature", `${minimal}sandbox: { require: cgroups }\n`, 14, "sandbox.require", "cgroup or any"],
+  ["a prototype", `${minimal}__proto__: { x: 1 }\n`, 14, "__proto__", "not a known key"],
+])("%s is refused with its line and key path", (_name, text, line, param, says) => {
+  const { code, client, message } = refusalOf(text);
+
+  expect(code).toBe("invalid_configuration");
+  expect(message).toContain(says);
+  expect(message).toContain(`config.yaml line ${line}: ${param}`);
+  expect(client.param).toBe(param);
+});
+
+test.each([
+  ["an anchor", minimal.replace("{ input: 0.000001", "&rate { input: 0.000001"), "anchors"],
+  ["an alias", minimal.replace("models:", "x: *small\nmodels:"), "aliases"],
+  ["a tag", minimal.replace("15.00", "!!str 15.00"), "tags"],
+  ["a merge key", minimal.replace("{ input: 0.000001", "{ <<: {}, input: 0.000001"), "not a known key"],
+  ["two documents", `${minimal}---\nx: 1\n`, "more than one"],
+  ["a directive", `%YAML 1.2\n---\n${minimal}`, "directives"],
+  ["an explicit null document", "---\n~\n", "must be a mapping"],
+  ["a list", "- a\n", "must be a mapping"],
+  ["broken YAML", "a: [1\nb: 2\n", "not valid YAML"],
+  ["a key that is a list", "? [a]\n: b\n", "must be text"],
+  ["a deep nest", `x: ${"[".repeat(100)}${"]".repeat(100)}\n`, "not valid YAML"],
+  ["a huge file", `# ${"x".repeat(1024 * 1024)}\n`, "larger than"],
+])("%s is refused", (_name, text, says) => {
+  expect(refusalOf(text).message).toContain(says);
+});
+
+test("a model is found by its id and by the names of the default", () => {
+  const config = parseAdminConfig(minimal);
+
+  expect(resolveModel(config, "spare")).toMatchObject({ id: "spare", provider: "local", contextWindow: 8192 });
+  expect(resolveModel(config, "default").id).toBe("small");
+  expect(resolveModel(config, "openclaw").id).toBe("small");
+  expect(() => resolveModel(config, "gpt")).toThrow(expect.objectContaining({ code: "model_not_found" }));
+  expect(() => resolveModel(config, "__proto__")).toThrow(expect.objectContaining({ code: "model_not_found" }));
+  expect(() => resolveModel(config, "free")).toThrow(expect.objectContaining({ code: "model_not_priced" }));
+});
+
+test("a provider without its key is named at start, and refused at a call without telling the client the variable", () => {
+  const config = parseAdminConfig(minimal);
+  const [main, local] = [...config.providers.values()];
+  if (main === undefined || local === undefined) throw new Error("two providers");
+
+  expect(configurationWarnings(config, { SOME_KEY: "" })).toEqual([
+    "The provider main cannot be used: SOME_KEY is not set.",
+    "The model free cannot be used: it has no price in billing.rate_card.",
+  ]);
+  expect(requireProviderKey(main, { SOME_KEY: "sk-1" })).toBe("sk-1");
+  expect(requireProviderKey(local, {})).toBeUndefined();
+  expect(() => requireProviderKey(main, {})).toThrow(expect.objectContaining({ code: "provider_error", message: expect.not.stringContaining("SOME_KEY") }));
+});
+
+test("the first start writes a file for the demonstration model, private and once", () => {
+  const home = emptyHome();
+
+  expect(writeDefaultConfig(home, {})).toBe(true);
+  expect(writeDefaultConfig(home, { OPENAI_API_KEY: "sk-1" })).toBe(false);
+
+  const config = loadAdminConfig(home);
+  expect(resolveModel(config, "default")).toMatchObject({ id: "demo", provider: "demo", rates: { input: 1_000_000n, output: 2_000_000n } });
+  expect([...config.providers.values()]).toMatchObject([{ kind: "demo" }]);
+  expect(configurationWarnings(config, {})).toEqual([]);
+  expect(statSync(join(home, "config.yaml")).mode & 0o777).toBe(0o600);
+  expect(readdirSync(home)).toEqual(["config.yaml"]);
+});
+
+test.each([
+  [{ OPENAI_API_KEY: "sk-1" }, ["openai"], "gpt-"],
+  [{ ANTHROPIC_API_KEY: "sk-2" }, ["anthropic"], "claude-"],
+  [{ OPENAI_API_KEY: "sk-1", ANTHROPIC_API_KEY: "sk-2" }, ["openai", "anthropic"], "gpt-"],
+  [{ OPENAI_API_KEY: "", ANTHROPIC_API_KEY: "sk-2" }, ["anthropic"], "claude-"],
+])("with %j the first file has the providers %j, priced by the dated card", (variables, providers, start) => {
+  const config = parseAdminConfig(defaultConfigText(variables));
+
+  expect([...config.providers.keys()]).toEqual(providers);
+  expect(config.defaultModel.startsWith(start)).toBe(true);
+  expect(configurationWarnings(config, variables)).toEqual([]);
+  for (const id of config.models.keys()) expect(resolveModel(config, id).rates.output).toBeGreaterThan(0n);
+});
+
+test("every model of the shipped card is whole, and its rates arrive to the digit", () => {
+  const card = readShippedCard();
+  const config = parseAdminConfig(defaultConfigText({ OPENAI_API_KEY: "x", ANTHROPIC_API_KEY: "x" }));
+
+  expect(Object.keys(card.sources).toSorted()).toEqual(Object.keys(card.providers).toSorted());
+  for (const { default_model, models } of Object.values(card.providers)) {
+    expect(models[default_model]).toBeDefined();
+    for (const [id, { input, output }] of Object.entries(models)) expect(config.rateCard.text[id]).toMatchObject({ input, output });
+  }
+});
+
+test("a file that is missing or broken is named with its path", () => {
+  const home = emptyHome();
+  expect(() => loadAdminConfig(home)).toThrow(/config\.yaml cannot be read/);
+
+  writeFileSync(join(home, "config.yaml"), "default_modle: x\n");
+
+  expect(() => loadAdminConfig(home)).toThrow(expect.objectContaining({ code: "invalid_configuration" }));
+  expect(readFileSync(join(home, "config.yaml"), "utf8")).toBe("default_modle: x\n");
+});

@@ -1,0 +1,101 @@
+import { execFileSync } from "node:child_process";
+import { mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+import { DeterminismViolationError } from "@temporalio/workflow";
+import { Worker } from "@temporalio/worker";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import type { TenantContext } from "../../domain/tenant.ts";
+import { insertTurn } from "../../storage/turn-repository.ts";
+import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
+import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
+import { workflowBundle } from "../../workers/workflow-bundle.ts";
+import { type TurnStack, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
+
+/** One recorded history per kind of run and released version; `OPENCLAW_RECORD=<version> npx vitest run test/workflows/replay.test.ts` adds some. */
+const directory = fileURLToPath(new URL("../histories", import.meta.url));
+const recorded = readdirSync(directory).filter((name) => name.endsWith(".json"));
+
+const provider = scriptedProvider(async ({ messages }) => {
+  const last = messages.at(-1);
+  if (last?.role === "user" && last.content === "use a tool") return { toolCalls: [{ id: "call_0", name: "missing", arguments: "{}" }] };
+  return { text: "an answer" };
+});
+let stack: TurnStack;
+let tenant: TenantContext;
+
+beforeAll(async () => {
+  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 } });
+  tenant = await stack.addTenant("replay");
+});
+afterAll(async () => await stack.close());
+
+async function replay(history: unknown, workflowId: string): Promise<void> {
+  const { codePath } = await workflowBundle(inject("bundleDirectory"));
+  await Worker.runReplayHistory({ workflowBundle: { codePath }, replayName: "replay", taskQueue: `tenant:${workflowId.split(":")[1] ?? ""}` } as never, history, workflowId);
+}
+
+/** As the Temporal command line shows it: the form that operators and other tools exchange. */
+function showHistory(workflowId: string): string {
+  const binary = findTemporalBinary({ env: process.env })?.path ?? "temporal";
+  const args = ["workflow", "show", "--workflow-id", workflowId, "--output", "json", "--address", inject("temporalAddress")];
+  return execFileSync(binary, args, { encoding: "utf8", maxBuffer: 64 * 1024 * 1024 });
+}
+
+async function run(text: string, lane: Lane): Promise<string> {
+  const turn = someTurn("sessionId" in lane ? lane.sessionId : "api:x:default", text, "pool" in lane ? { stateless: true } : {});
+  await stack.database.withTenant(tenant, async (tx) => await insertTurn(tx, turn, laneNameOf(lane)));
+  await stack.pool.wake(tenant.tenantId);
+  await stack.clientOf(tenant.tenantId).submitTurn(lane, turn);
+  return `turn:${tenant.tenantId}:${laneNameOf(lane)}`;
+}
+
+const kinds = {
+  "session-turn": async () => await run("hello", { sessionId: someTurn("api:plain:default", "").sessionId }),
+  "session-tools": async () => await run("use a tool", { sessionId: someTurn("api:tools:default", "").sessionId }),
+  "session-moved": async () => {
+    const lane = { sessionId: someTurn("api:moved:default", "").sessionId };
+    await run("one", lane);
+    await run("two", lane);
+    return await run("three", lane);
+  },
+  "pool-turn": async () => await run("hello", { pool: 3 }),
+};
+
+describe("a run of today replays", () => {
+  for (const [kind, start] of Object.entries(kinds)) {
+    test(kind, async () => {
+      const workflowId = await start();
+      const history = await stack.connection.client.workflow.getHandle(workflowId).fetchHistory();
+
+      await replay(history, workflowId);
+
+      const version = process.env["OPENCLAW_RECORD"];
+      if (version !== undefined) {
+        mkdirSync(directory, { recursive: true });
+        writeFileSync(join(directory, `${version}-${kind}.json`), showHistory(workflowId));
+      }
+    });
+  }
+});
+
+describe("a recorded run of an earlier version replays", () => {
+  for (const name of recorded) {
+    test(name, async () => {
+      const text = readFileSync(join(directory, name), "utf8");
+      const workflowId = /"workflowId":\s*"([^"]+)"/.exec(text)?.[1] ?? "";
+
+      await replay(JSON.parse(text), workflowId);
+    });
+  }
+});
+
+test("a history that the workflow would not have made is found out", async () => {
+  const workflowId = await kinds["session-tools"]();
+  const history = await stack.connection.client.workflow.getHandle(workflowId).fetchHistory();
+  for (const { activityTaskScheduledEventAttributes: scheduled } of history.events ?? []) {
+    if (scheduled?.activityType?.name === "runTool") scheduled.activityType.name = "anotherTool";
+  }
+
+  await expect(replay(history, workflowId)).rejects.toBeInstanceOf(DeterminismViolationError);
+});
