@@ -42,7 +42,7 @@ export function printReady(facts: ProductFacts): void {
 const row = (name: string, value: string | undefined): string[] => (value === undefined ? [] : [`  ${name.padEnd(12)} ${value}`]);
 
 const curlLine = (url: string, token: string): string =>
-  `curl -sN ${url}/v1/chat/completions -H "Authorization: Bearer ${token}" -H "Content-Type: application/json" -d '{"model":"default","stream":true,"messages":[{"role":"user","content":"Hello! What can you do?"}]}'`;
+  `curl -sN ${url}/v1/chat/completions -H "Authorization: Bearer ${token}" -H "Content-Type: application/json" -d '{"model":"default","stream":true,"messages":[{"role":"user","content":"help"}]}'`;
 
 /** One line that says what is wrong and, where we know, what to do. */
 export function printStartFailure(error: unknown): void {

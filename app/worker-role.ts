@@ -1,5 +1,5 @@
 import { createTurnActivities } from "../activities/turn-activities.ts";
-import { type AdminConfig, providerKeyOf } from "../control-plane/admin-config.ts";
+import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { type Tenant, createTenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
@@ -48,15 +48,19 @@ export async function startWorkers(
   return pool;
 }
 
+/** The models by id. A provider without its key stays out: a call of it fails by itself, and the others work. */
 function servedModels(config: AdminConfig, variables: ProductParts["variables"]) {
-  const providers = createProviders(
-    [...config.providers.values()].map((provider) => ({ ...provider, apiKey: providerKeyOf(provider, variables) })),
-  );
+  const settings = [...config.providers.values()];
+  const keys = new Map(settings.flatMap((provider) => [[provider.name, providerKeyOf(provider, variables)] as const]).filter((entry): entry is [string, string] => entry[1] !== undefined));
+  const usable = settings.filter(({ name, apiKeyEnv }) => apiKeyEnv === undefined || keys.has(name));
+  const providers = createProviders(usable, keys, { limitsOf: (id) => config.models.get(id) });
   return (id: string) => {
     const model = config.models.get(id);
-    const provider = model === undefined ? undefined : providers.get(model.provider);
+    const provider = model === undefined ? undefined : config.providers.get(model.provider);
     if (model === undefined || provider === undefined) throw new AppError("model_not_found", { model: id });
-    return { id, provider, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
+    const served = providers.get(provider.name);
+    if (served === undefined) throw new AppError("provider_error", { model: id, missing: requireProviderKey(provider, variables) });
+    return { id, provider: served, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
   };
 }
 

@@ -1,4 +1,4 @@
-import Fastify, { type FastifyInstance, type FastifyPluginAsync } from "fastify";
+import Fastify, { LogController, type FastifyInstance, type FastifyPluginAsync } from "fastify";
 import { randomBytes } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
@@ -19,7 +19,7 @@ const jsonDepth = 64;
 export async function createGateway({ authenticate, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
   const app = Fastify({
     loggerInstance: logger,
-    disableRequestLogging: true,
+    logController: new LogController({ disableRequestLogging: true }),
     bodyLimit: bodyLimitBytes,
     requestTimeout: 60_000,
     connectionTimeout: 0,

@@ -60,9 +60,9 @@ export const createPageRoutes = (): FastifyPluginAsync => {
   });
 
   return async (app) => {
-    app.get("/", (_request, reply) => reply.headers(pageHeaders).redirect("/chat", 302));
+    app.get("/", { config: { access: "public" } }, (_request, reply) => reply.headers(pageHeaders).redirect("/chat", 302));
     for (const { path, body, headers } of served) {
-      app.get(path, (request, reply) => sendFile(request, reply, { body, headers }));
+      app.get(path, { config: { access: "public" } }, (request, reply) => sendFile(request, reply, { body, headers }));
     }
   };
 };

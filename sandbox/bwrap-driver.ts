@@ -16,6 +16,7 @@ import { type ConstantFile, createConstantFile, openStdinFile } from "./nameless
 import { type OutputPipe, PipePool } from "./pipe-pool.ts";
 import type { Exceeded, ResourceEnforcer, ResourceHold } from "./resource-enforcer.ts";
 import { createRlimitEnforcer } from "./rlimit-enforcer.ts";
+import { ownerName, sweepOrphanedProcesses } from "./run-owner.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "./sandbox-driver.ts";
 import { machineOf, seccompFilterBytes } from "./seccomp-filter.ts";
 import { refuseWorkDirectory } from "./work-directory.ts";
@@ -115,6 +116,7 @@ function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptions): Ho
   if (prlimit === undefined || setpriv === undefined) return "prlimit or setpriv is missing: apt-get install -y util-linux";
   const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
   if (places) reapOrphanedGroups(places);
+  sweepOrphanedProcesses();
   const inherited = inheritedDescriptors();
   if (inherited.length > 0 && !isExecutable("/bin/bash")) return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
   if (!places && enforcer === "cgroup") return "The sandbox is set to require a cgroup, and this process may not make one (systemd: Delegate=yes).";
@@ -175,21 +177,23 @@ function commandLine({ programs, enforcer, hardLimits, inherited }: Host, job: S
   const shell = inherited.length === 0 ? ["/bin/sh", "-c", JOIN_SCRIPT] : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; ${JOIN_SCRIPT}`];
   const needsShell = hold.joinFiles.length > 0 || inherited.length > 0;
   const enter = needsShell ? [...shell, "sh", String(hold.joinFiles.length), ...hold.joinFiles] : [];
-  const drop = uid !== undefined && isRoot() ? ["--reuid", String(uid), "--regid", String(uid), "--clear-groups", "--inh-caps=-all"] : [];
+  const ids = ["--reuid", String(uid), "--regid", String(uid), "--clear-groups", "--inh-caps=-all", "--no-new-privs"];
+  // An ordinary user has nothing to drop: bubblewrap itself sets no_new_privs.
+  const drop = uid !== undefined && isRoot() ? [programs.setpriv, ...ids] : [];
   // Set inside, the number of processes counts in the sandbox's own user namespace (Linux 5.14), not for all that the uid runs on the host.
   const innerLimit = withoutGroup ? [programs.prlimit, `--nproc=${Math.min(limits.processes, hardLimits.get("Max processes") ?? Infinity)}`] : [];
   return [
     ...enter,
     ...[programs.prlimit, ...rlimitArguments(limits, hardLimits, { data: withoutGroup })],
-    ...[programs.setpriv, ...drop, "--no-new-privs", "--pdeathsig", "KILL"],
-    ...[programs.bwrap, "--args", String(bwrapFds.args), "--", "/bin/sh", "-c", goScript, "sh", ...innerLimit, ...job.argv],
+    ...drop,
+    ...[programs.bwrap, "--args", String(bwrapFds.args), "--", "/bin/sh", "-c", goScript, ownerName, ...innerLimit, ...job.argv],
   ];
 }
 
 async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
   const startedAt = performance.now();
-  const [stdout, stderr] = [await host.pipes.take(), await host.pipes.take()];
-  const fds = [stdout.programFd, stderr.programFd];
+  const [stdout, stderr, statusPipe] = [await host.pipes.take(), await host.pipes.take(), await host.pipes.take({ lasting: true })];
+  const fds = [stdout.programFd, stderr.programFd, statusPipe.programFd];
   let hold: ResourceHold | undefined;
   let child: ChildProcess;
   try {
@@ -204,17 +208,16 @@ async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<
       env: {},
       // A process group of its own: until bubblewrap has tied itself to us, killing the group reaches all of it.
       detached: true,
-      stdio: [stdinFd ?? "ignore", stdout.programFd, stderr.programFd, "pipe", "pipe", ...constantFds, "pipe"],
+      stdio: [stdinFd ?? "ignore", stdout.programFd, stderr.programFd, "pipe", statusPipe.programFd, ...constantFds, "pipe"],
     });
   } catch (error) {
-    stdout.reader.destroy();
-    stderr.reader.destroy();
+    for (const { reader } of [stdout, stderr, statusPipe]) reader.destroy();
     await hold?.release();
     return notStarted(`The sandbox could not be made: ${(error as Error).message}`);
   } finally {
     for (const fd of fds) closeSync(fd);
   }
-  return watchRun({ host, job, signal, child, hold, startedAt, stdout, stderr });
+  return watchRun({ host, job, signal, child, hold, startedAt, stdout, stderr, statusPipe });
 }
 
 type Running = {
@@ -226,6 +229,7 @@ type Running = {
   readonly startedAt: number;
   readonly stdout: OutputPipe;
   readonly stderr: OutputPipe;
+  readonly statusPipe: OutputPipe;
 };
 
 async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }: Running): Promise<SandboxResult> {
@@ -241,11 +245,9 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]);
-  const statusStream = child.stdio[bwrapFds.status] as Readable | undefined;
-  const statusEnded = statusStream ? new Promise((resolve) => statusStream.once("close", resolve)) : Promise.resolve();
   const stdio: readonly unknown[] = child.stdio;
   answerReady(stdio[bwrapFds.go] as Duplex | undefined);
-  const status = statusStream ? readBwrapStatus(statusStream, (pid) => hold.watch(pid, kill)) : () => ({ initPid: undefined, exitCode: undefined });
+  const bwrap = readBwrapStatus(pipes.statusPipe.reader, (pid) => hold.watch(pid, kill));
   const argsStream = child.stdio[bwrapFds.args] as Writable | undefined;
   argsStream?.on("error", () => undefined); // A start that failed reads nothing.
   argsStream?.end(`${[...statusArguments, ...bwrapArguments(job.workDirectory, limits)].join("\0")}\0`);
@@ -260,9 +262,9 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   // bubblewrap ends with its program; what the program left running dies here, and only then is the call over.
   killEverything(child, hold);
   const exceeded = await hold.release();
-  await Promise.all([stdout.ended, stderr.ended, statusEnded]);
+  await Promise.all([stdout.ended, stderr.ended, bwrap.ended]);
 
-  const { exitCode } = status();
+  const { exitCode } = bwrap.status();
   const reason = reasonOf(killedFor, exceeded, exitCode);
   return {
     exitCode,

@@ -8,8 +8,10 @@ export type BwrapStatus = {
   readonly exitCode: number | undefined;
 };
 
-/** Reads the status as it comes; the returned function tells what is known so far. */
-export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void): () => BwrapStatus {
+export type StatusReader = { readonly status: () => BwrapStatus; readonly ended: Promise<void> };
+
+/** Reads the status as it comes. */
+export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void): StatusReader {
   let status: BwrapStatus = { initPid: undefined, exitCode: undefined };
   let text = "";
   stream.setEncoding("utf8");
@@ -23,5 +25,9 @@ export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void)
       if (said["child-pid"] !== undefined) onInit(said["child-pid"]);
     }
   });
-  return () => status;
+  const ended = new Promise<void>((resolve) => {
+    stream.once("close", () => resolve());
+    stream.on("error", () => stream.destroy());
+  });
+  return { status: () => status, ended };
 }

@@ -1,17 +1,15 @@
-import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { isOrphaned, ownerName } from "./run-owner.ts";
 
 /** Where a controller's groups may be made: the group that this process is in. */
 export type CgroupPlaces = { readonly version: 1; readonly memory: string; readonly pids: string } | { readonly version: 2; readonly parent: string };
 
-/** With the pid namespace, for pids say nothing in another one (a container that shares the hierarchy). */
-const PREFIX = `openclaw-sandbox-${readlinkSync("/proc/self/ns/pid").replaceAll(/\D/g, "")}-`;
 let made = 0;
 
-/** The name of a run's group. It carries our pid, so that a later process knows whose it was. */
 export function newGroupName(): string {
   made += 1;
-  return `${PREFIX}${process.pid}-${made}`;
+  return `${ownerName}-${made}`;
 }
 
 /**
@@ -94,21 +92,10 @@ function usableV2(directory: string): boolean {
 /** Kills and removes the groups of processes that are gone (a gateway that was ended by kill -9). */
 export function reapOrphanedGroups(places: CgroupPlaces): void {
   for (const parent of places.version === 1 ? [places.memory, places.pids] : [places.parent]) {
-    for (const name of readdirSync(parent)) {
-      const owner = name.startsWith(PREFIX) ? Number.parseInt(name.slice(PREFIX.length), 10) : Number.NaN;
-      if (Number.isNaN(owner) || isAlive(owner)) continue;
+    for (const name of readdirSync(parent).filter(isOrphaned)) {
       killMembers(join(parent, name));
       removeGroup(join(parent, name));
     }
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 

@@ -19,9 +19,11 @@ export class PipePool {
   readonly #fds: number[] = [];
   #refill: Promise<void> | undefined;
 
-  async take(): Promise<OutputPipe> {
+  /** @param lasting true lets the program write on when we are gone, instead of being killed by SIGPIPE */
+  async take({ lasting = false } = {}): Promise<OutputPipe> {
     const fd = await this.#take();
-    const programFd = openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY);
+    // Open for reading too, its end always has a reader.
+    const programFd = openSync(`/proc/self/fd/${fd}`, lasting ? constants.O_RDWR : constants.O_WRONLY);
     return { reader: new Socket({ fd, readable: true, writable: false }), programFd };
   }
 

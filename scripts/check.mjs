@@ -9,7 +9,7 @@ const steps = [
 ];
 
 let failed = 0;
-for (const [name, command, ...args] of steps) {
+for (const [name = "", command = "", ...args] of steps) {
   const { status, stdout, stderr } = spawnSync(command, args, { encoding: "utf8", shell: process.platform === "win32" });
   process.stdout.write(`${status === 0 ? "✓" : "✗"} ${name}\n`);
   if (status !== 0) {

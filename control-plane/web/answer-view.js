@@ -20,7 +20,6 @@ export function createAnswerView(list, onGrow) {
   const waiting = make("div", { class: "waiting", "aria-hidden": "true" }, [make("i"), make("i"), make("i")]);
   const root = make("li", { class: "theirs" }, [tools, body, waiting]);
   const markdown = createMarkdownView(body);
-  const toolItems = /** @type {Map<string, HTMLElement>} */ (new Map());
   let text = "";
   let shown = 0;
   let frame = 0;
@@ -42,7 +41,12 @@ export function createAnswerView(list, onGrow) {
     shown = text.length;
     markdown.show(text);
     waiting.remove();
+    for (const tool of runningTools()) {
+      tool.className = "left";
+      tool.querySelector(".mark")?.replaceChildren("–");
+    }
   };
+  const runningTools = () => /** @type {HTMLElement[]} */ ([...tools.querySelectorAll(".running")]);
 
   return {
     get text() {
@@ -57,12 +61,12 @@ export function createAnswerView(list, onGrow) {
     /** @param {Extract<TurnEvent, { kind: "tool" }>} tool */
     showTool({ id, name, state, summary }) {
       const mark = state === "running" ? "Running" : state === "done" ? "✓" : "✕";
-      const item = make("li", { class: state }, [make("span", { class: "mark" }, [mark]), make("span", {}, [name])]);
+      const item = make("li", { class: state, "data-tool": id }, [make("span", { class: "mark" }, [mark]), make("span", {}, [name])]);
       if (summary !== "") item.append(make("code", { title: summary }, [summary]));
-      const old = toolItems.get(id);
-      if (old) old.replaceWith(item);
+      // Without an id of its own a tool is known by its name: what ends is the one that has run longest.
+      const begun = state === "running" ? undefined : runningTools().find(({ dataset }) => dataset["tool"] === id);
+      if (begun) begun.replaceWith(item);
       else tools.append(item);
-      toolItems.set(id, item);
       onGrow();
     },
     /** @param {{ facts: readonly string[], requestId: string }} outcome */
@@ -89,10 +93,10 @@ export function createAnswerView(list, onGrow) {
      * @param {(isSameTurn: boolean) => void} retry
      */
     fail(error, retry) {
-      const told = explain(error);
+      const { title, text: words, mayRetry, action, waitSeconds, isSameTurn } = explain(error);
       const { requestId } = error;
-      if (!told.mayRetry) return this.tell({ ...told, requestId });
-      this.tell({ ...told, requestId, action: { label: told.action, waitSeconds: told.waitSeconds, run: () => retry(told.isSameTurn) } });
+      if (!mayRetry) return this.tell({ title, text: words, requestId });
+      this.tell({ title, text: words, requestId, action: { label: action, waitSeconds, run: () => retry(isSameTurn) } });
     },
     remove() {
       cancelAnimationFrame(frame);

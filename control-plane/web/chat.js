@@ -48,9 +48,13 @@ function showModels(models) {
   modelSelect.value = choices.some(({ id }) => id === store.model) ? store.model : "default";
 }
 
-tokenForm.addEventListener("submit", async (event) => {
+tokenForm.addEventListener("submit", (event) => {
   event.preventDefault();
-  const token = tokenInput.value.trim();
+  void signIn(tokenInput.value.trim());
+});
+
+/** @param {string} token */
+async function signIn(token) {
   if (!/^[\x21-\x7e]+$/.test(token)) return showDoor(token === "" ? "Paste your token first." : "That does not look like a token.");
   const enter = /** @type {HTMLButtonElement} */ (byId("enter"));
   enter.disabled = true;
@@ -64,7 +68,7 @@ tokenForm.addEventListener("submit", async (event) => {
   } finally {
     enter.disabled = false;
   }
-});
+}
 
 /** @param {unknown} error */
 function problemOf(error) {
@@ -103,8 +107,13 @@ function showConversation() {
   const last = kept.at(-1);
   if (last?.role === "user") {
     const view = createAnswerView(messages, keepToEnd);
-    const run = () => listen(last, view);
-    view.tell({ title: "This answer was interrupted", text: "The turn went on without this page.", isCalm: true, action: { label: "Show the answer", run } });
+    const run = () => void listen(last, view);
+    view.tell({
+      title: "This answer was interrupted",
+      text: "The turn went on without this page.",
+      isCalm: true,
+      action: { label: "Show the answer", run },
+    });
   }
 }
 
@@ -170,7 +179,8 @@ async function listen(message, replaced) {
 function showFailure(error, { abort, message, view, requestId }) {
   if (abort.signal.aborted) {
     const text = "The turn goes on without this page, is billed, and stays in the conversation.";
-    view.tell({ title: "Stopped listening", text, isCalm: true, requestId, action: { label: "Show the answer", run: () => listen(message, view) } });
+    const run = () => void listen(message, view);
+    view.tell({ title: "Stopped listening", text, isCalm: true, requestId, action: { label: "Show the answer", run } });
     status.textContent = "Stopped listening.";
     return;
   }
@@ -179,7 +189,8 @@ function showFailure(error, { abort, message, view, requestId }) {
     store.token = "";
     return showDoor("This token is no longer accepted. Paste the current one to go on; your conversation is kept.");
   }
-  const failure = error instanceof GatewayError ? error : new GatewayError({ status: 500, message: "This page could not show the answer." });
+  const failure =
+    error instanceof GatewayError ? error : new GatewayError({ status: 500, message: "This page could not show the answer." });
   if (!(error instanceof GatewayError)) console.error(error);
   view.fail(failure, (isSameTurn) => {
     const again = isSameTurn ? message : { ...message, turnKey: randomHex(16) };

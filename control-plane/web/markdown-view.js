@@ -89,9 +89,20 @@ function codeElement(language, text) {
 function tableElement({ align, head, rows }) {
   /** @type {(tag: "th" | "td", cells: readonly import("./markdown.js").Inline[][]) => HTMLElement} */
   const row = (tag, cells) =>
-    make("tr", {}, cells.map((cell, column) => make(tag, align[column] ? { class: `align-${align[column]}` } : {}, inlineNodes(cell))));
+    make(
+      "tr",
+      {},
+      cells.map((cell, column) => make(tag, align[column] ? { class: `align-${align[column]}` } : {}, inlineNodes(cell))),
+    );
   return make("div", { class: "table" }, [
-    make("table", {}, [make("thead", {}, [row("th", head)]), make("tbody", {}, rows.map((cells) => row("td", cells)))]),
+    make("table", {}, [
+      make("thead", {}, [row("th", head)]),
+      make(
+        "tbody",
+        {},
+        rows.map((cells) => row("td", cells)),
+      ),
+    ]),
   ]);
 }
 
@@ -108,7 +119,11 @@ function inlineNodes(nodes) {
       case "code":
         return make("code", {}, [node.text]);
       case "a":
-        return make("a", { href: node.href, title: node.href, rel: "noopener noreferrer nofollow", target: "_blank" }, inlineNodes(node.children));
+        return make(
+          "a",
+          { href: node.href, title: node.href, rel: "noopener noreferrer nofollow", target: "_blank" },
+          inlineNodes(node.children),
+        );
       default:
         return make(node.tag, {}, inlineNodes(node.children));
     }
@@ -118,13 +133,17 @@ function inlineNodes(nodes) {
 /** @param {() => string} textOf */
 export function copyButton(textOf) {
   const button = make("button", { type: "button", class: "copy" }, ["Copy"]);
-  button.addEventListener("click", async () => {
-    const done = await navigator.clipboard?.writeText(textOf()).then(
-      () => true,
-      () => false,
-    );
-    button.textContent = done ? "Copied" : "Not allowed";
+  const tell = (/** @type {string} */ word) => {
+    button.textContent = word;
     setTimeout(() => (button.textContent = "Copy"), 1600);
+  };
+  button.addEventListener("click", () => {
+    // There is no clipboard where the origin is not secure: plain HTTP from another machine.
+    const copied = navigator.clipboard?.writeText(textOf()) ?? Promise.reject(new Error("no clipboard"));
+    copied.then(
+      () => tell("Copied"),
+      () => tell("Not allowed"),
+    );
   });
   return button;
 }

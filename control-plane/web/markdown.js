@@ -46,7 +46,7 @@ export function parseMarkdown(text) {
 function takeBlocks(lines, depth) {
   /** @type {Taken[]} */
   const blocks = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     if (isBlank(lineAt(lines, at))) {
       at += 1;
       continue;
@@ -178,9 +178,7 @@ function takeTable(lines, at) {
 /** @param {string} line */
 function cellsOf(line) {
   const inner = line.trim().replace(/^\|/, "").replace(/\|$/, "");
-  return inner
-    .split(/(?<!\\)\|/, maxTableColumns)
-    .map((cell) => cell.trim().replaceAll("\\|", "|"));
+  return inner.split(/(?<!\\)\|/, maxTableColumns).map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 
 /** @type {(cell: string) => Align} */
@@ -218,7 +216,7 @@ function startsTable(lines, at) {
  * @param {string} text
  * @returns {Inline[]}
  */
-export function parseInline(text) {
+function parseInline(text) {
   return new InlineParser(text, 0, true).parse();
 }
 
@@ -438,8 +436,10 @@ class InlineParser {
       this.#flush();
       const used = mark === "~" ? 2 : Math.min(opener.count, left, 2);
       const children = joinText(this.#out.splice(opener.at + 1));
-      const depth = 1 + children.reduce((most, child) => Math.max(most, typeof child === "string" ? 0 : (this.#depthOf.get(child) ?? 0)), 0);
-      const openText = String(this.#out.pop() ?? "");
+      const depth =
+        1 + children.reduce((most, child) => Math.max(most, typeof child === "string" ? 0 : (this.#depthOf.get(child) ?? 0)), 0);
+      const opening = this.#out.pop();
+      const openText = typeof opening === "string" ? opening : "";
       const rest = openText.slice(0, openText.length - used);
       const tag = mark === "~" ? "del" : used === 2 ? "strong" : "em";
       if (rest !== "") this.#out.push(rest);

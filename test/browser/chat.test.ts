@@ -23,7 +23,15 @@ describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", (
     browser = await chromium.launch({
       executablePath: chromiumPath ?? "",
       // As root there is no Chromium sandbox; the rest keeps the browser from calling home.
-      args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+      args: [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+      ],
     });
   }, 120_000);
 
@@ -73,7 +81,9 @@ describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", (
     await say("Hello");
     await page.locator(".foot").waitFor();
 
-    const elsewhere = await page.evaluate("JSON.stringify({ local: { ...localStorage }, cookie: document.cookie, html: document.documentElement.outerHTML })");
+    const elsewhere = await page.evaluate(
+      "JSON.stringify({ local: { ...localStorage }, cookie: document.cookie, html: document.documentElement.outerHTML })",
+    );
     expect(String(elsewhere)).not.toContain(product.token);
     expect(addresses.join("\n")).not.toContain(product.token);
     expect(page.url()).not.toContain(product.token);
@@ -137,7 +147,9 @@ describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", (
 
     expect(await page.evaluate("window.pwned")).toBeUndefined();
     expect(await page.locator(".answer :is(script, img, iframe, [onerror])").count()).toBe(0);
-    const links = await page.locator(".answer a").evaluateAll((found) => found.map((link) => [link.getAttribute("href"), link.getAttribute("rel")]));
+    const links = await page
+      .locator(".answer a")
+      .evaluateAll((found) => found.map((link) => [link.getAttribute("href"), link.getAttribute("rel")]));
     expect(links.map(([href]) => href)).toEqual(["https://evil.example/x.png", "https://ok.example/"]);
     expect(links.every(([, rel]) => rel?.includes("noopener"))).toBe(true);
     expect(foreign).toEqual([]);
@@ -207,12 +219,16 @@ describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", (
   test("it fits a telephone", async () => {
     await page.setViewportSize({ width: 360, height: 640 });
     await signIn();
-    await answerWith({ body: sse({ choices: [{ delta: { content: `\`\`\`\n${"wide ".repeat(60)}\n\`\`\`\n\n${"word".repeat(80)}` } }] }, "[DONE]") });
+    await answerWith({
+      body: sse({ choices: [{ delta: { content: `\`\`\`\n${"wide ".repeat(60)}\n\`\`\`\n\n${"word".repeat(80)}` } }] }, "[DONE]"),
+    });
     await say("Hello");
     await page.locator(".foot").waitFor();
 
     expect(await page.evaluate("document.documentElement.scrollWidth")).toBeLessThanOrEqual(360);
-    expect(await page.evaluate("document.getElementById('scroll').scrollWidth <= document.getElementById('scroll').clientWidth")).toBe(true);
+    expect(await page.evaluate("document.getElementById('scroll').scrollWidth <= document.getElementById('scroll').clientWidth")).toBe(
+      true,
+    );
   }, 60_000);
 
   async function signIn(): Promise<void> {
@@ -227,13 +243,22 @@ describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", (
   }
 
   /** The page meets the given answer instead of the product's. */
-  async function answerWith({ status = 200, headers = {}, body }: { status?: number; headers?: Record<string, string>; body: string }): Promise<void> {
+  async function answerWith({
+    status = 200,
+    headers = {},
+    body,
+  }: {
+    status?: number;
+    headers?: Record<string, string>;
+    body: string;
+  }): Promise<void> {
     const contentType = status === 200 ? "text/event-stream" : "application/json";
     await page.route("**/v1/chat/completions", (route) => route.fulfill({ status, contentType, headers, body }));
   }
 });
 
-const sse = (...data: readonly unknown[]): string => data.map((item) => `data: ${typeof item === "string" ? item : JSON.stringify(item)}\n\n`).join("");
+const sse = (...data: readonly unknown[]): string =>
+  data.map((item) => `data: ${typeof item === "string" ? item : JSON.stringify(item)}\n\n`).join("");
 
 function findOnPath(names: readonly string[]): string | undefined {
   const folders = (process.env["PATH"] ?? "").split(delimiter);

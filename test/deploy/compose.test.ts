@@ -51,9 +51,12 @@ const dotEnv: Readonly<Record<string, string>> = {
   POSTGRES_PASSWORD: "2".repeat(48),
   TEMPORAL_DB_PASSWORD: "3".repeat(48),
 };
-const filledIn = (value: string): string => value.replaceAll(/\$\{([A-Z_]+):\?[^}]*\}/g, (_whole, name: string) => dotEnv[name] ?? `(no ${name})`);
+const filledIn = (value: string): string =>
+  value.replaceAll(/\$\{([A-Z_]+):\?[^}]*\}/g, (_whole, name: string) => dotEnv[name] ?? `(no ${name})`);
 const environmentOf = (name: string): Record<string, string> =>
-  Object.fromEntries(Object.entries(serviceOf(name).environment).flatMap(([key, value]) => (value === null ? [] : [[key, filledIn(value)]])));
+  Object.fromEntries(
+    Object.entries(serviceOf(name).environment).flatMap(([key, value]) => (value === null ? [] : [[key, filledIn(value)]])),
+  );
 
 describe("docker-compose.yml", () => {
   test.each(roles)("the %s is started in a role that exists, from the image that is built here", (name) => {
@@ -146,7 +149,8 @@ describe("docker-compose.yml", () => {
   });
 
   test("Docker Compose itself accepts it", ({ skip }) => {
-    const compose = (...args: string[]) => spawnSync("docker", ["compose", ...args], { cwd: root, encoding: "utf8", env: { ...process.env, ...dotEnv } });
+    const compose = (...args: string[]) =>
+      spawnSync("docker", ["compose", ...args], { cwd: root, encoding: "utf8", env: { ...process.env, ...dotEnv } });
     if (compose("version").status !== 0) return skip("there is no docker compose here");
 
     const { status, stderr } = compose("--file", "docker-compose.yml", "config", "--quiet");
@@ -164,7 +168,9 @@ describe("docker-compose.yml", () => {
 
 describe("Temporal beside it", () => {
   test("gets the same dynamic configuration as the dev server", () => {
-    const file = z.record(z.string(), z.tuple([z.strictObject({ value: z.union([z.string(), z.number(), z.boolean()]) })])).parse(load(read("deploy/temporal-dynamic-config.yaml")));
+    const file = z
+      .record(z.string(), z.tuple([z.strictObject({ value: z.union([z.string(), z.number(), z.boolean()]) })]))
+      .parse(load(read("deploy/temporal-dynamic-config.yaml")));
     const values = Object.fromEntries(Object.entries(file).map(([key, [{ value }]]) => [key, value]));
     const inContainer = environmentOf("temporal")["DYNAMIC_CONFIG_FILE_PATH"] ?? "";
 
@@ -219,7 +225,8 @@ describe("the image", () => {
     const ignored = read(".dockerignore").split("\n");
 
     expect(ignored).toEqual(expect.arrayContaining([".env", ".git", "data", "node_modules", "test"]));
-    const rooms = "activities app bin channels control-plane domain gateway providers sandbox storage streams temporal temporal-dev workers workflows";
+    const rooms =
+      "activities app bin channels control-plane domain gateway providers sandbox storage streams temporal temporal-dev workers workflows";
     expect(rooms.split(" ").filter((room) => ignored.includes(room))).toEqual([]);
   });
 });

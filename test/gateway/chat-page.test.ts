@@ -53,16 +53,19 @@ describe("the WebChat page", () => {
     expect([...named]).toEqual(expect.arrayContaining(["/chat.css", "/chat.js", "/sse.js", "/markdown.js", "/favicon.svg"]));
   });
 
-  test.each(["/chat.js", "/chat.css", "/favicon.svg"])("%s is asked for again each time, and answered 304 while it is the same", async (url) => {
-    const first = await app.inject(url);
-    const again = await app.inject({ url, headers: { "if-none-match": `"other", W/${String(first.headers.etag)}` } });
+  test.each(["/chat.js", "/chat.css", "/favicon.svg"])(
+    "%s is asked for again each time, and answered 304 while it is the same",
+    async (url) => {
+      const first = await app.inject(url);
+      const again = await app.inject({ url, headers: { "if-none-match": `"other", W/${String(first.headers.etag)}` } });
 
-    expect(first.headers["cache-control"]).toBe("no-cache");
-    expect(first.headers["x-content-type-options"]).toBe("nosniff");
-    expect(again.statusCode).toBe(304);
-    expect(again.body).toBe("");
-    expect(again.headers.etag).toBe(first.headers.etag);
-  });
+      expect(first.headers["cache-control"]).toBe("no-cache");
+      expect(first.headers["x-content-type-options"]).toBe("nosniff");
+      expect(again.statusCode).toBe(304);
+      expect(again.body).toBe("");
+      expect(again.headers.etag).toBe(first.headers.etag);
+    },
+  );
 
   test("the root leads to it", async () => {
     const root = await app.inject("/");
@@ -79,7 +82,9 @@ describe("the WebChat page", () => {
     const scripts = ["/chat.js", "/answer-view.js", "/markdown-view.js", "/markdown.js", "/gateway-client.js"];
     const sources = await Promise.all(scripts.map(async (url) => (await app.inject(url)).body));
 
-    expect(sources.join("\n")).not.toMatch(/innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser|localStorage/);
+    expect(sources.join("\n")).not.toMatch(
+      /innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser|localStorage/,
+    );
   });
 });
 
@@ -135,21 +140,21 @@ describe("Markdown of a model", () => {
   });
 
   test("leaves words with underscores, sums and prices as they are", () => {
-    expect(blocksOf("snake_case_name, 2 * 3 * 4, ~5 to ~6, a*")).toEqual([{ tag: "p", children: ["snake_case_name, 2 * 3 * 4, ~5 to ~6, a*"] }]);
+    expect(blocksOf("snake_case_name, 2 * 3 * 4, ~5 to ~6, a*")).toEqual([
+      { tag: "p", children: ["snake_case_name, 2 * 3 * 4, ~5 to ~6, a*"] },
+    ]);
   });
 
   test("shows a code block whose end has not come yet", () => {
     expect(blocksOf("```js\nlet a")).toEqual([{ tag: "pre", language: "js", text: "let a" }]);
   });
 
-  test.each([
-    "<script>alert(1)</script>",
-    '<img src=x onerror="alert(1)">',
-    "&lt;script&gt;",
-    "<!-- x --><svg/onload=alert(1)>",
-  ])("HTML is text: %s", (text) => {
-    expect(textOf(blocksOf(text))).toBe(text);
-  });
+  test.each(["<script>alert(1)</script>", '<img src=x onerror="alert(1)">', "&lt;script&gt;", "<!-- x --><svg/onload=alert(1)>"])(
+    "HTML is text: %s",
+    (text) => {
+      expect(textOf(blocksOf(text))).toBe(text);
+    },
+  );
 
   test.each([
     "javascript:alert(1)",
@@ -181,7 +186,7 @@ describe("Markdown of a model", () => {
   });
 
   test("a link says where it really goes", () => {
-    const [link] = linksIn(blocksOf("see https://exämple.example/a_(b)). And [**x**](https://a.example \"t\")"));
+    const [link] = linksIn(blocksOf('see https://exämple.example/a_(b)). And [**x**](https://a.example "t")'));
 
     expect(link).toBe("https://xn--exmple-cua.example/a_(b)");
     expect(linksIn(blocksOf("[a\u202Ebank](https://a.example)"))).toEqual(["https://a.example/"]);
@@ -190,7 +195,32 @@ describe("Markdown of a model", () => {
 
   test("whatever the text: only known tags, only safe links, and no depth that could exhaust the stack", () => {
     const piece = fc.constantFrom(
-      ...["*", "**", "_", "~~", "`", "```", "[", "](", ")", "!", "<", ">", "#", "- ", "1. ", "> ", "|", "|-|", "\n", "\n\n", "  ", "\\", "a", "é🦞"],
+      ...[
+        "*",
+        "**",
+        "_",
+        "~~",
+        "`",
+        "```",
+        "[",
+        "](",
+        ")",
+        "!",
+        "<",
+        ">",
+        "#",
+        "- ",
+        "1. ",
+        "> ",
+        "|",
+        "|-|",
+        "\n",
+        "\n\n",
+        "  ",
+        "\\",
+        "a",
+        "é🦞",
+      ],
       ...["https://a.example", "javascript:alert(1)", "<b onclick=x>", "data:", "\u0000", "\u202E"],
     );
 
@@ -205,18 +235,20 @@ describe("Markdown of a model", () => {
     );
   });
 
-  test.each(Object.entries({
-    stars: "*a ".repeat(30_000),
-    "open and other close": "_a".repeat(30_000) + "a* ".repeat(30_000),
-    nested: "**a ".repeat(20_000) + "**".repeat(20_000),
-    brackets: "[".repeat(100_000),
-    "half links": "[](".repeat(30_000),
-    quotes: "> ".repeat(50_000),
-    "a fence with spaces": `\`\`\`${" ".repeat(100_000)}\``,
-    "table rules": `|${" ".repeat(4000)}-x\n`.repeat(30),
-    "long addresses": `https://a${")".repeat(2000)} `.repeat(50),
-    "lists in lists": Array.from({ length: 3000 }, (_, index) => `${" ".repeat(index % 20)}- x`).join("\n"),
-  }))("stays quick on %s", (_name, text) => {
+  test.each(
+    Object.entries({
+      stars: "*a ".repeat(30_000),
+      "open and other close": "_a".repeat(30_000) + "a* ".repeat(30_000),
+      nested: "**a ".repeat(20_000) + "**".repeat(20_000),
+      brackets: "[".repeat(100_000),
+      "half links": "[](".repeat(30_000),
+      quotes: "> ".repeat(50_000),
+      "a fence with spaces": `\`\`\`${" ".repeat(100_000)}\``,
+      "table rules": `|${" ".repeat(4000)}-x\n`.repeat(30),
+      "long addresses": `https://a${")".repeat(2000)} `.repeat(50),
+      "lists in lists": Array.from({ length: 3000 }, (_, index) => `${" ".repeat(index % 20)}- x`).join("\n"),
+    }),
+  )("stays quick on %s", (_name, text) => {
     const startedAt = performance.now();
 
     const blocks = parseMarkdown(text);
@@ -238,7 +270,11 @@ describe("what a person reads when it fails", () => {
   const failure = { status: 429, code: "tokens_per_day", message: "The tokens of this day are used up.", retryAfterSeconds: 11_520 };
 
   test("a used-up quota tells when it comes back", () => {
-    expect(explain(failure)).toMatchObject({ title: "Today's tokens are used up", text: "You can go on in 3 h 12 min.", waitSeconds: 11_520 });
+    expect(explain(failure)).toMatchObject({
+      title: "Today's tokens are used up",
+      text: "You can go on in 3 h 12 min.",
+      waitSeconds: 11_520,
+    });
   });
 
   test("only a try that may have arrived is repeated as the same turn", () => {

@@ -388,11 +388,15 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     for (let delayMs = 0; delayMs < 24; delayMs += 2) {
       const driver = startDriverProcess(variant.options, variant.asUser ? { uid: uids.user } : {});
       expect(await driver.probe()).toBeUndefined();
-      const run = driver.run({ ...stage.acme, argv: ["/bin/bash", "-c", `exec -a ${marker} sleep 60`], stdin: "", limits: { ...limits, wallMs: 60_000 } }, never).catch(() => "ended");
+      const run = driver.run({ ...stage.acme, argv: ["/bin/bash", "-c", `touch started-${delayMs}; exec -a ${marker} sleep 60`], stdin: "", limits: { ...limits, wallMs: 60_000 } }, never).catch(() => "ended");
       await sleep(delayMs);
       driver.process?.kill("SIGKILL");
       expect(await run).toBe("ended");
     }
+    // Nothing of the tenant's runs on; of bubblewrap itself something may, until the next gateway starts.
+    const next = startDriverProcess(variant.options, variant.asUser ? { uid: uids.user } : {});
+    expect(await next.probe()).toBeUndefined();
+    next.dispose();
     await expect.poll(() => processesWith(marker), { timeout: 5000 }).toEqual([]);
   });
 
