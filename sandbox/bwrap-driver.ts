@@ -116,7 +116,7 @@ function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptions): Ho
   if (prlimit === undefined || setpriv === undefined) return "prlimit or setpriv is missing: apt-get install -y util-linux";
   const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
   if (places) reapOrphanedGroups(places);
-  sweepOrphanedProcesses();
+  sweepOrphanedProcesses(goScript);
   const inherited = inheritedDescriptors();
   if (inherited.length > 0 && !isExecutable("/bin/bash")) return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
   if (!places && enforcer === "cgroup") return "The sandbox is set to require a cgroup, and this process may not make one (systemd: Delegate=yes).";

@@ -24,11 +24,13 @@ function isAlive(pid: number): boolean {
 /**
  * Kills what a dead gateway left of a sandbox whose start it did not see through: bubblewrap waits for its other half for ever when
  * that one is killed at a certain moment. No program of a tenant runs in it.
+ * @param script an argument that only our own command lines hold
  */
-export function sweepOrphanedProcesses(): void {
+export function sweepOrphanedProcesses(script: string): void {
   for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
     try {
-      if (readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0").some(isOrphaned)) process.kill(Number(pid), "SIGKILL");
+      const argv = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+      if (argv.includes(script) && argv.some(isOrphaned)) process.kill(Number(pid), "SIGKILL");
     } catch {
       // Gone meanwhile, or another user's.
     }

@@ -31,7 +31,7 @@ export function createListTool(deps: FileHelperDeps): Tool {
 function describeEntry(record: string): string {
   const [type = "", size = "", ...rest] = record.split(" ");
   const name = rest.join(" ");
-  if (type === "+") return `[There is more than ${MAX_ENTRIES} entries; list a directory below.]`;
+  if (type === "+") return `[There are more than ${MAX_ENTRIES} entries; list a directory below.]`;
   if (type === "!") return `[${showName(name)}/ cannot be read.]`;
   return `${showName(name)}${endings[type] ?? ""}${type === "f" ? `  ${size} bytes` : ""}`;
 }
