@@ -74,7 +74,9 @@ export function parseAdminConfig(text: string, file = "config.yaml"): AdminConfi
 }
 
 function schemaError(file: string, source: ConfigurationText, issues: readonly z.core.$ZodIssue[]): AppError {
-  const [issue] = issues.map(toKeyIssue);
+  // A misspelt key is also a missing one: the misspelling is what the reader has to see.
+  const misspelt = issues.find(({ code }) => code === "unrecognized_keys");
+  const [issue] = (misspelt === undefined ? issues : [misspelt]).map(toKeyIssue);
   if (issue === undefined) throw new TypeError("a failed parse has an issue");
   return configurationError(file, source.lineOf(issue.path), issue.path, issue.says);
 }

@@ -19,7 +19,11 @@ export function createProgram(context: CliContext, version: string): Command {
     .version(version)
     .addHelpText("after", help)
     .exitOverride()
-    .configureOutput({ outputError: (text) => context.terminal.note(`openclaw: ${text.replace(/^error: /, "").trim().replaceAll(/\s*\n\s*/g, " ")} (--help says more)`) });
+    .configureOutput({
+      writeOut: (text) => void context.terminal.write(text),
+      writeErr: (text) => context.terminal.note(text.trimEnd()),
+      outputError: (text) => context.terminal.note(`openclaw: ${text.replace(/^error: /, "").trim().replaceAll(/\s*\n\s*/g, " ")} (--help says more)`),
+    });
   addProcessCommands(program, context);
   addTenantCommands(program, context);
   addBillingCommands(program, context);
