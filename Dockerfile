@@ -9,7 +9,7 @@ RUN npm ci --omit=dev --ignore-scripts \
 FROM node:24.21.0-bookworm-slim
 # What a sandboxed tool may use is what /usr of this image holds: add programs here for the tools to have them.
 RUN apt-get update \
-  && apt-get install -y --no-install-recommends bubblewrap ca-certificates git python3-minimal util-linux \
+  && apt-get install -y --no-install-recommends bubblewrap ca-certificates git perl-base python3-minimal util-linux \
   && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/openclaw
 COPY --from=packages /opt/openclaw/node_modules ./node_modules

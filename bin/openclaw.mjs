@@ -53,7 +53,7 @@ function handOver(node, entry) {
   const child = spawn(node, [entry, ...process.argv.slice(2)], { stdio: "inherit" });
   for (const signal of /** @type {const} */ (["SIGTERM", "SIGHUP", "SIGINT"])) {
     // Ctrl-C reaches the whole foreground group by itself: passed on, it would come twice.
-    process.on(signal, () => signal === "SIGINT" && process.stdin.isTTY ? undefined : child.kill(signal));
+    process.on(signal, () => (signal === "SIGINT" && process.stdin.isTTY ? undefined : child.kill(signal)));
   }
   child.once("error", (error) => fail(`${node} does not start: ${error.message}`));
   child.once("exit", (code, signal) => {
@@ -78,5 +78,7 @@ if (isNewEnough() && (node === undefined || Number(process.versions.node.split("
 } else if (node !== undefined) {
   handOver(node, entry);
 } else {
-  fail(`Node ${process.versions.node} is too old and none was installed with openclaw for ${process.platform}-${process.arch}: install Node 24.`);
+  fail(
+    `Node ${process.versions.node} is too old and none was installed with openclaw for ${process.platform}-${process.arch}: install Node 24.`,
+  );
 }

@@ -30,17 +30,30 @@ function decimal(parse: (value: string) => unknown, says: string) {
   }, says);
 }
 
-const rate = decimal((value) => parseRate(value, "rate"), "must be USD per 1M tokens: a decimal of at most 6 places between 0 and 1,000,000");
-const markup = decimal((value) => parseMarkup(value, "markup"), "must be a decimal of at most 6 places between 0 and 1,000, for example 0.10 for 10 %");
+const rate = decimal(
+  (value) => parseRate(value, "rate"),
+  "must be USD per 1M tokens: a decimal of at most 6 places between 0 and 1,000,000",
+);
+const markup = decimal(
+  (value) => parseMarkup(value, "markup"),
+  "must be a decimal of at most 6 places between 0 and 1,000, for example 0.10 for 10 %",
+);
 const usd = decimal((value) => parseRate(value, "usd"), "must be US dollars: a decimal of at most 6 places between 0 and 1,000,000");
 
 const environmentName = z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be the name of an environment variable");
 const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/, "must be a name of letters, digits, _ . and -, at most 64 characters");
-const modelId = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$/, "must be a model id of letters, digits and _ . : / @ -, at most 128 characters");
+const modelId = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$/, "must be a model id of letters, digits and _ . : / @ -, at most 128 characters");
 const url = (...protocols: string[]) =>
-  z.string().refine((value) => URL.canParse(value) && protocols.includes(new URL(value).protocol), `must be a URL that begins with ${protocols.join(" or ")}`);
+  z
+    .string()
+    .refine(
+      (value) => URL.canParse(value) && protocols.includes(new URL(value).protocol),
+      `must be a URL that begins with ${protocols.join(" or ")}`,
+    );
 
-export const providerSchema = z.strictObject({
+const providerSchema = z.strictObject({
   kind: z.enum(["openai", "anthropic", "openai-compatible", "demo"], "must be openai, anthropic, openai-compatible or demo"),
   base_url: url("http:", "https:").optional(),
   api_key_env: environmentName.optional(),
@@ -71,7 +84,10 @@ const sandboxModeSchema = z.strictObject({
   runtime: z.enum(["bwrap", "docker"], "must be bwrap or docker").optional(),
   image: text.optional(),
   memory_limit_mb: whole(1).optional(),
-  cpu_quota: z.string().regex(/^\d{1,4}(\.\d{1,3})?$/, "must be a number of CPUs, for example 0.5").optional(),
+  cpu_quota: z
+    .string()
+    .regex(/^\d{1,4}(\.\d{1,3})?$/, "must be a number of CPUs, for example 0.5")
+    .optional(),
   pids: whole(1).optional(),
   wall_seconds: whole(1).optional(),
   output_kb: whole(1).optional(),
@@ -108,7 +124,10 @@ const backupSchema = z.strictObject({
 });
 
 const temporalSchema = z.strictObject({
-  address: z.string().regex(/^[^\s/]+:\d{1,5}$/, "must be host:port").optional(),
+  address: z
+    .string()
+    .regex(/^[^\s/]+:\d{1,5}$/, "must be host:port")
+    .optional(),
   namespace: text.optional(),
   tls: flag.optional(),
   tls_server_name: text.optional(),
@@ -138,7 +157,13 @@ export const adminConfigSchema = z.strictObject({
   temporal: temporalSchema.prefault({}),
   database: z.strictObject({ url: url("postgres:", "postgresql:").optional() }).prefault({}),
   channels: z.strictObject({ endpoints: z.record(name, url("http:", "https:")).optional() }).prefault({}),
-  http: z.strictObject({ slots_per_tenant: whole(1, 10_000).default(64) }).prefault({}),
+  http: z
+    .strictObject({
+      slots_per_tenant: whole(1, 10_000).default(64),
+      // How long a provider may be silent, before its first byte and between two pieces of its answer.
+      provider_idle_seconds: whole(1, 290).default(120),
+    })
+    .prefault({}),
   telemetry: z.strictObject({ otlp_endpoint: url("http:", "https:").optional(), service_name: text.optional() }).prefault({}),
 });
 

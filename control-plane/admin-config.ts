@@ -58,7 +58,11 @@ export function loadAdminConfig(home: string): AdminConfig {
   try {
     text = readFileSync(path, "utf8");
   } catch (error) {
-    throw new AppError("invalid_configuration", { client: { message: `${path} cannot be read: ${(error as Error).message}` } }, { cause: error });
+    throw new AppError(
+      "invalid_configuration",
+      { client: { message: `${path} cannot be read: ${(error as Error).message}` } },
+      { cause: error },
+    );
   }
   return parseAdminConfig(text, path);
 }
@@ -96,19 +100,32 @@ function toKeyIssue(issue: z.core.$ZodIssue): { readonly path: KeyPath; readonly
 }
 
 const missingOr = ({ message }: z.core.$ZodIssue): string =>
-  message.startsWith("Invalid input") ? (message.endsWith("undefined") ? "is missing" : `has the wrong shape (${message.replace("Invalid input: ", "")})`) : message;
+  message.startsWith("Invalid input")
+    ? message.endsWith("undefined")
+      ? "is missing"
+      : `has the wrong shape (${message.replace("Invalid input: ", "")})`
+    : message;
 
 function toAdminConfig({ default_model, providers, models, billing, ...blocks }: AdminConfigFile): AdminConfig {
   return {
     ...blocks,
     defaultModel: default_model,
     providers: new Map(
-      Object.entries(providers).map(([name, { kind, base_url, api_key_env }]) => [name, { name, kind, baseUrl: base_url, apiKeyEnv: api_key_env }]),
+      Object.entries(providers).map(([name, { kind, base_url, api_key_env }]) => [
+        name,
+        { name, kind, baseUrl: base_url, apiKeyEnv: api_key_env },
+      ]),
     ),
     models: new Map(
       Object.entries(models).map(([id, model]) => [
         id,
-        { id, provider: model.provider, contextWindow: model.context_window, maxOutputTokens: model.max_output_tokens, fallbacks: model.fallbacks },
+        {
+          id,
+          provider: model.provider,
+          contextWindow: model.context_window,
+          maxOutputTokens: model.max_output_tokens,
+          fallbacks: model.fallbacks,
+        },
       ]),
     ),
     billing: {
@@ -125,7 +142,8 @@ function checkReferences({ defaultModel, providers, models }: AdminConfig, error
   for (const { name, kind, baseUrl, apiKeyEnv } of providers.values()) {
     const path = ["providers", name];
     if (kind === "openai-compatible" && baseUrl === undefined) throw error(path, "needs a base_url: its kind is openai-compatible");
-    if ((kind === "openai" || kind === "anthropic") && apiKeyEnv === undefined) throw error(path, `needs api_key_env, the environment variable with its key`);
+    if ((kind === "openai" || kind === "anthropic") && apiKeyEnv === undefined)
+      throw error(path, `needs api_key_env, the environment variable with its key`);
   }
   for (const { id, provider, fallbacks, contextWindow, maxOutputTokens } of models.values()) {
     if (!providers.has(provider)) throw error(["models", id, "provider"], `"${provider}" is not one of providers`);
@@ -144,7 +162,8 @@ export function resolveModel(config: AdminConfig, name: string): ResolvedModel {
   const id = defaultModelNames.has(name) && !config.models.has(name) ? config.defaultModel : name;
   const model = config.models.get(id);
   const shown = name.slice(0, 128);
-  if (model === undefined) throw new AppError("model_not_found", { client: { message: `The model "${shown}" does not exist.`, param: "model" } });
+  if (model === undefined)
+    throw new AppError("model_not_found", { client: { message: `The model "${shown}" does not exist.`, param: "model" } });
   const rates = config.rateCard.rates.get(id);
   if (rates === undefined) {
     throw new AppError("model_not_priced", { client: { message: `The model "${id}" has no price in the rate card.`, param: "model" } });
@@ -188,4 +207,3 @@ export function configurationWarnings(config: AdminConfig, variables: KeySource)
     .map((id) => `The price of ${id} is not used: it is not one of models.`);
   return [...keyless, ...unpriced, ...unused];
 }
-

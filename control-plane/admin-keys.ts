@@ -18,21 +18,38 @@ export type BootstrapOutcome = { readonly path: string; readonly state: "created
  * first, so a crash in between is mended by the next start; a key that exists is never printed or replaced.
  * @throws {AppError} `invalid_configuration` when the file holds something else.
  */
-export async function bootstrapAdminKey({ database, home }: { readonly database: Pick<Database, "withControl">; readonly home: string }): Promise<BootstrapOutcome> {
+export async function bootstrapAdminKey({
+  database,
+  home,
+}: {
+  readonly database: Pick<Database, "withControl">;
+  readonly home: string;
+}): Promise<BootstrapOutcome> {
   const path = adminKeyPath(home);
   let created = false;
   if (readKeyFile(path) === undefined) {
-    const [keys] = await database.withControl((tx) => tx.query<{ any: boolean }>('select exists (select from control.admin_key) as "any"'), { readOnly: true });
+    const [keys] = await database.withControl(
+      (tx) => tx.query<{ any: boolean }>('select exists (select from control.admin_key) as "any"'),
+      { readOnly: true },
+    );
     if (keys?.any) return { path, state: "elsewhere" };
     created = createPrivateFile(path, `${mintAdminKey("root").key}\n`);
   }
   const key = parseAdminKey(readKeyFile(path) ?? "");
   if (key === undefined) {
-    throw new AppError("invalid_configuration", { client: { message: `${path} does not hold an admin key (ak_<key id>_<32 hex>): put the key back or remove the file.` } });
+    throw new AppError("invalid_configuration", {
+      client: { message: `${path} does not hold an admin key (ak_<key id>_<32 hex>): put the key back or remove the file.` },
+    });
   }
   return database.withControl(async (tx) => {
-    await tx.execute("insert into control.admin_key (id, hash, scopes) values ($1, $2, '{all}') on conflict (id) do nothing", [key.keyId, key.hash]);
-    const [row] = await tx.query<{ live: boolean }>("select hash = $2 and revoked_at is null as live from control.admin_key where id = $1", [key.keyId, key.hash]);
+    await tx.execute("insert into control.admin_key (id, hash, scopes) values ($1, $2, '{all}') on conflict (id) do nothing", [
+      key.keyId,
+      key.hash,
+    ]);
+    const [row] = await tx.query<{ live: boolean }>(
+      "select hash = $2 and revoked_at is null as live from control.admin_key where id = $1",
+      [key.keyId, key.hash],
+    );
     if (row?.live !== true) return { path, state: "stale" };
     return { path, state: created ? "created" : "existing" };
   });

@@ -4,7 +4,7 @@ import type { TenantId } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import { bearerOf, hashPrefixOf, parseAdminKey, parseCredential, type ParsedAdminKey, type ParsedToken } from "./credentials.ts";
 
-export const adminScopes = ["read", "tenants", "billing", "all"] as const;
+const adminScopes = ["read", "tenants", "billing", "all"] as const;
 export type AdminScope = (typeof adminScopes)[number];
 
 export type TenantPrincipal = {
@@ -65,7 +65,9 @@ function matches(given: Buffer, stored: Buffer | undefined): boolean {
 export function createAuthentication({ database, rootAdminKey, log, now = Date.now }: AuthenticationDeps): Authentication {
   const root = rootAdminKey === undefined ? undefined : parseAdminKey(rootAdminKey);
   if (rootAdminKey !== undefined && root === undefined) {
-    throw new AppError("invalid_configuration", { client: { message: "OPENCLAW_ADMIN_KEY must have the form ak_<key id>_<32 lower-case hex>", param: "OPENCLAW_ADMIN_KEY" } });
+    throw new AppError("invalid_configuration", {
+      client: { message: "OPENCLAW_ADMIN_KEY must have the form ak_<key id>_<32 lower-case hex>", param: "OPENCLAW_ADMIN_KEY" },
+    });
   }
   const touchedAtMs = new Map<string, number>();
   const pending = new Set<Promise<void>>();
@@ -83,7 +85,9 @@ export function createAuthentication({ database, rootAdminKey, log, now = Date.n
         : "update control.admin_key set last_used_at = now() where hash = $1 and (last_used_at is null or last_used_at < now() - interval '1 minute')";
     const write = database
       .withControl((tx) => tx.execute(statement, [hash]))
-      .catch((error: unknown) => log("the last use of a credential could not be noted", { error: error instanceof Error ? error.message : String(error) }))
+      .catch((error: unknown) =>
+        log("the last use of a credential could not be noted", { error: error instanceof Error ? error.message : String(error) }),
+      )
       .then(() => void pending.delete(write));
     pending.add(write);
   };
@@ -102,7 +106,13 @@ export function createAuthentication({ database, rootAdminKey, log, now = Date.n
     if (!matches(hash, row?.hash) || row === undefined || row.state === "deleted") throw refused();
     if (row.state === "suspended") throw new AppError("tenant_suspended", { tenantId });
     touch("tenant_token", hash);
-    return { kind: "tenant", tenantId, displayName: row.display_name ?? undefined, tokenHashPrefix: hashPrefixOf(hash), tokenEpoch: row.token_epoch };
+    return {
+      kind: "tenant",
+      tenantId,
+      displayName: row.display_name ?? undefined,
+      tokenHashPrefix: hashPrefixOf(hash),
+      tokenEpoch: row.token_epoch,
+    };
   };
 
   const authenticateAdmin = async ({ keyId, hash }: ParsedAdminKey): Promise<AdminPrincipal> => {

@@ -86,7 +86,12 @@ function explain(row: ExplainedRow, rates: Rates): Explanation {
   };
   const price = priceOf(rates, usage, row.markup_ppm as MarkupPpm);
   if (price.costNanoUsd !== row.cost_nano_usd || price.providerCostNanoUsd !== row.provider_cost_nano_usd) {
-    throw new AppError("internal", { reason: "the recomputed price differs", id: row.id, stored: String(row.cost_nano_usd), recomputed: String(price.costNanoUsd) });
+    throw new AppError("internal", {
+      reason: "the recomputed price differs",
+      id: row.id,
+      stored: String(row.cost_nano_usd),
+      recomputed: String(price.costNanoUsd),
+    });
   }
   const lines = classes.map(({ class: tokenClass, usage: count, rate }): ExplainedLine => ({
     class: tokenClass,
@@ -117,7 +122,9 @@ function sentenceOf(row: ExplainedRow, lines: readonly ExplainedLine[]): string 
   const counted = row.estimated ? " (counted here, the provider gave no count)" : "";
   const used = parts.length === 0 ? "no tokens" : parts.join(", plus ");
   const markup =
-    row.markup_ppm === 0 ? "" : ` Together $${shortText(formatUsd(row.provider_cost_nano_usd))}, plus ${shortText(decimalText(BigInt(row.markup_ppm), 4, 2), 0)} % markup = $${charge}.`;
+    row.markup_ppm === 0
+      ? ""
+      : ` Together $${shortText(formatUsd(row.provider_cost_nano_usd))}, plus ${shortText(decimalText(BigInt(row.markup_ppm), 4, 2), 0)} % markup = $${charge}.`;
   return `On ${row.day} ${row.tenant_id} used ${row.model}${counted}: ${used}.${markup} Charge: $${charge}.`;
 }
 

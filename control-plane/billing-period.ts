@@ -67,6 +67,12 @@ function monthStart(date: Date, offset: number): number {
 
 const dayText = (atMs: number): string => new Date(atMs).toISOString().slice(0, 10);
 
-const days = (text: string, fromMs: number, untilMs: number): Period => ({ text, fromMs, untilMs, firstDay: dayText(fromMs), lastDay: dayText(untilMs - dayMs) });
+const days = (text: string, fromMs: number, untilMs: number): Period => ({
+  text,
+  fromMs,
+  untilMs,
+  firstDay: dayText(fromMs),
+  lastDay: dayText(untilMs - dayMs),
+});
 
 const invalidPeriod = (text: string): AppError => new AppError("invalid_period", { text: text.slice(0, 64), client: { param: "period" } });

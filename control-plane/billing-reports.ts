@@ -58,7 +58,14 @@ export type BillingReportsDeps = {
   readonly pageRows?: number;
 };
 
-type Sums = { tokens_in: bigint; tokens_out: bigint; tokens_cached: bigint; reasoning_tokens: bigint; tool_calls: bigint; cost_nano_usd: bigint };
+type Sums = {
+  tokens_in: bigint;
+  tokens_out: bigint;
+  tokens_cached: bigint;
+  reasoning_tokens: bigint;
+  tool_calls: bigint;
+  cost_nano_usd: bigint;
+};
 type DailyRow = { day: string; tenant_id: string; model: string } & Sums;
 type LedgerRow = {
   id: string;
@@ -83,10 +90,20 @@ type LedgerRow = {
 };
 
 /** Fixed for ever (contract §6). */
-export const dayColumns = ["date", "tenant", "model", "tokens_in", "tokens_out", "tokens_cached", "reasoning_tokens", "tool_calls", "cost_usd"] as const;
+const dayColumns = [
+  "date",
+  "tenant",
+  "model",
+  "tokens_in",
+  "tokens_out",
+  "tokens_cached",
+  "reasoning_tokens",
+  "tool_calls",
+  "cost_usd",
+] as const;
 const sumColumns = "tokens_in, tokens_out, tokens_cached, reasoning_tokens, tool_calls, cost_nano_usd";
 /** A billing row's own columns, in the contract's order. */
-export const callColumns = [
+const callColumns = [
   "id",
   "provider_request_id",
   "timestamp",
@@ -194,14 +211,22 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
         by_model: sumsBy(days, ({ model }) => model)
           .toSorted(([, a], [, b]) => (a.cost_nano_usd === b.cost_nano_usd ? 0 : a.cost_nano_usd < b.cost_nano_usd ? 1 : -1))
           .map(([model, sums]) => ({ model, ...toSumRow(sums) })),
-        top_sessions: sessions.map(({ session_id, calls, cost }) => ({ session_id, calls: Number(calls), cost_usd: formatUsd(BigInt(cost)) })),
+        top_sessions: sessions.map(({ session_id, calls, cost }) => ({
+          session_id,
+          calls: Number(calls),
+          cost_usd: formatUsd(BigInt(cost)),
+        })),
         quota: { tokens_per_day: null, cost_per_day_usd: null, requests_per_minute: null },
       };
     },
   };
 }
 
-async function* csvOf<Row>(columns: readonly string[], pages: AsyncIterable<readonly Row[]>, cells: (row: Row) => readonly CsvCell[]): AsyncGenerator<string> {
+async function* csvOf<Row>(
+  columns: readonly string[],
+  pages: AsyncIterable<readonly Row[]>,
+  cells: (row: Row) => readonly CsvCell[],
+): AsyncGenerator<string> {
   yield csvLine(columns);
   for await (const page of pages) yield page.map((row) => csvLine(cells(row))).join("");
 }

@@ -26,7 +26,7 @@ type Position = { readonly offset: number; readonly path: KeyPath };
 type Mapping = { [key: string]: ConfigurationValue };
 
 /** `providers.openai.kind`, as messages and `error.param` name a key. */
-export const keyPathText = (path: KeyPath): string => path.map(String).join(".");
+const keyPathText = (path: KeyPath): string => path.map(String).join(".");
 
 /** @throws {AppError} `invalid_configuration` that names the file, the line and the key path. */
 export function configurationError(file: string, line: number, path: KeyPath, says: string): AppError {
@@ -126,7 +126,8 @@ export function readConfigurationText(text: string, { file, maxBytes }: ReadOpti
     if (document.directives.length > 0) throw configurationError(file, 1, [], "% directives are not allowed here");
     next = 1;
     const root = readNode({ offset: 0, path: [] });
-    if (typeof root !== "object" || root === null || Array.isArray(root)) throw configurationError(file, 1, [], "must be a mapping of keys to values");
+    if (typeof root !== "object" || root === null || Array.isArray(root))
+      throw configurationError(file, 1, [], "must be a mapping of keys to values");
     return root as Mapping;
   }
 }

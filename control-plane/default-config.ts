@@ -13,7 +13,10 @@ const shippedCardSchema = z.strictObject({
     z.string(),
     z.strictObject({
       default_model: z.string(),
-      models: z.record(z.string(), z.strictObject({ ...modelSchema.omit({ provider: true, fallbacks: true }).shape, ...ratesSchema.shape })),
+      models: z.record(
+        z.string(),
+        z.strictObject({ ...modelSchema.omit({ provider: true, fallbacks: true }).shape, ...ratesSchema.shape }),
+      ),
     }),
   ),
 });
@@ -23,9 +26,14 @@ export type ShippedCard = z.infer<typeof shippedCardSchema>;
 /** The newest card that this version ships. */
 export function readShippedCard(): ShippedCard {
   const folder = new URL("./rate-cards/", import.meta.url);
-  const newest = readdirSync(folder).filter((name) => name.endsWith(".yaml")).toSorted().at(-1);
+  const newest = readdirSync(folder)
+    .filter((name) => name.endsWith(".yaml"))
+    .toSorted()
+    .at(-1);
   if (newest === undefined) throw new Error("control-plane/rate-cards/ is empty");
-  return shippedCardSchema.parse(readConfigurationText(readFileSync(new URL(newest, folder), "utf8"), { file: newest, maxBytes: 1024 * 1024 }).value);
+  return shippedCardSchema.parse(
+    readConfigurationText(readFileSync(new URL(newest, folder), "utf8"), { file: newest, maxBytes: 1024 * 1024 }).value,
+  );
 }
 
 /** Providers that the first start sets up when their key is there. */
@@ -34,8 +42,18 @@ const knownProviders = [
   { name: "anthropic", kind: "anthropic", apiKeyEnv: "ANTHROPIC_API_KEY" },
 ] as const;
 
-type DraftModel = { readonly provider: string; readonly context_window: number; readonly max_output_tokens: number; readonly rates: Readonly<Record<string, string>> };
-type Draft = { readonly defaultModel: string; readonly providers: readonly string[]; readonly models: ReadonlyMap<string, DraftModel>; readonly prices: string };
+type DraftModel = {
+  readonly provider: string;
+  readonly context_window: number;
+  readonly max_output_tokens: number;
+  readonly rates: Readonly<Record<string, string>>;
+};
+type Draft = {
+  readonly defaultModel: string;
+  readonly providers: readonly string[];
+  readonly models: ReadonlyMap<string, DraftModel>;
+  readonly prices: string;
+};
 
 const demoDraft: Draft = {
   defaultModel: "demo",
@@ -50,10 +68,12 @@ function draftFor(variables: KeySource): Draft {
   if (first === undefined) return demoDraft;
   const card = readShippedCard();
   const models = usable.flatMap(({ name }) =>
-    Object.entries(card.providers[name]?.models ?? {}).map(([id, { context_window, max_output_tokens, ...rates }]): [string, DraftModel] => [
-      id,
-      { provider: name, context_window, max_output_tokens, rates: rates as Record<string, string> },
-    ]),
+    Object.entries(card.providers[name]?.models ?? {}).map(
+      ([id, { context_window, max_output_tokens, ...rates }]): [string, DraftModel] => [
+        id,
+        { provider: name, context_window, max_output_tokens, rates: rates as Record<string, string> },
+      ],
+    ),
   );
   return {
     defaultModel: card.providers[first.name]?.default_model ?? "",
@@ -67,9 +87,15 @@ function draftFor(variables: KeySource): Draft {
 export function defaultConfigText(variables: KeySource): string {
   const { defaultModel, providers, models, prices } = draftFor(variables);
   const modelLines = [...models].map(
-    ([id, model]) => `  ${id}: { provider: ${model.provider}, context_window: ${model.context_window}, max_output_tokens: ${model.max_output_tokens} }`,
+    ([id, model]) =>
+      `  ${id}: { provider: ${model.provider}, context_window: ${model.context_window}, max_output_tokens: ${model.max_output_tokens} }`,
   );
-  const rateLines = [...models].map(([id, { rates }]) => `    ${id}: { ${Object.entries(rates).map(([name, rate]) => `${name}: ${rate}`).join(", ")} }`);
+  const rateLines = [...models].map(
+    ([id, { rates }]) =>
+      `    ${id}: { ${Object.entries(rates)
+        .map(([name, rate]) => `${name}: ${rate}`)
+        .join(", ")} }`,
+  );
   return `# OpenClawMU: the administrator's configuration. Tenants cannot see or change it.
 # Unknown or misspelt keys stop the gateway and are named with their line. Secrets do not belong here: name the environment
 # variable that holds them.
@@ -111,4 +137,5 @@ ${rateLines.join("\n")}
  * set, else the built-in demonstration model. The home must exist.
  * @returns whether it was written; an existing file is never touched.
  */
-export const writeDefaultConfig = (home: string, variables: KeySource): boolean => createPrivateFile(adminConfigPath(home), defaultConfigText(variables));
+export const writeDefaultConfig = (home: string, variables: KeySource): boolean =>
+  createPrivateFile(adminConfigPath(home), defaultConfigText(variables));

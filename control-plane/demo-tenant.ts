@@ -30,12 +30,14 @@ export async function ensureDemoTenant(deps: TenantsDeps & { readonly config: Ad
   const tenantId = parseTenantId("demo");
   createPrivateFile(path, `${mintTenantToken(tenantId).token}\n`);
   const token = readToken(path);
-  if (token === undefined) throw new AppError("invalid_configuration", { client: { message: `${path} does not hold a tenant token: remove it.` } });
+  if (token === undefined)
+    throw new AppError("invalid_configuration", { client: { message: `${path} does not hold a tenant token: remove it.` } });
   try {
     await createWithToken(deps, { id: token.tenantId, displayName: "Demo" }, token);
     return { tenantId: token.tenantId, token: token.token, state: "created" };
   } catch (error) {
-    if (error instanceof AppError && error.code === "conflict" && (await isLive(deps, token))) return { tenantId, token: token.token, state: "existing" };
+    if (error instanceof AppError && error.code === "conflict" && (await isLive(deps, token)))
+      return { tenantId, token: token.token, state: "existing" };
     throw error;
   }
 }

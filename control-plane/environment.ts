@@ -12,7 +12,8 @@ export const packageRoot = fileURLToPath(new URL("..", import.meta.url)).replace
 export type HomeFacts = { readonly root: string; readonly uid: number | undefined; readonly userHome: string };
 
 /** A checkout keeps its data beside itself; an installed package (below `node_modules`) does not. */
-export const isCheckout = (root: string): boolean => !root.split(sep).includes("node_modules") && existsSync(join(root, "scripts", "setup.mjs"));
+export const isCheckout = (root: string): boolean =>
+  !root.split(sep).includes("node_modules") && existsSync(join(root, "scripts", "setup.mjs"));
 
 /** Where a home is when nobody says: `./data` of a checkout, else `/var/lib/openclaw` for root, else `~/.openclaw`. */
 export function defaultHome({ root, uid, userHome }: HomeFacts): string {
@@ -28,7 +29,12 @@ const port = z
   .transform(Number)
   .refine((number) => number <= 65_535, "must be a port number");
 const url = (...protocols: string[]) =>
-  z.string().refine((text) => URL.canParse(text) && protocols.includes(new URL(text).protocol), `must be a URL that begins with ${protocols.join(" or ")}`);
+  z
+    .string()
+    .refine(
+      (text) => URL.canParse(text) && protocols.includes(new URL(text).protocol),
+      `must be a URL that begins with ${protocols.join(" or ")}`,
+    );
 
 /**
  * Every environment variable that the product reads, except the provider keys named by `api_key_env`. An empty value counts

@@ -5,13 +5,11 @@ import { commandLineOf } from "../storage/linux-process.ts";
 import { createPrivateFile, replacePrivateFile } from "./private-file.ts";
 
 /** `<home>/gateway.json`: the gateway that runs on this home (contract §2), and where its servers are. */
-export const gatewayRecordSchema = z.object({
+const gatewayRecordSchema = z.object({
   /** Undefined while it starts. */
   url: z.string().optional(),
   pid: z.int().positive(),
-  temporal: z
-    .object({ address: z.string(), namespace: z.string(), ui: z.string().nullable(), cli: z.string().nullable() })
-    .optional(),
+  temporal: z.object({ address: z.string(), namespace: z.string(), ui: z.string().nullable(), cli: z.string().nullable() }).optional(),
   /** Never with a password: `url` is shown by `status`. */
   database: z.object({ kind: z.enum(["embedded", "external"]), url: z.string() }).optional(),
 });
@@ -78,7 +76,8 @@ export function claimGateway(home: string, record: GatewayRecord): GatewayRecord
 }
 
 /** Completes the record of a home that is ours. */
-export const writeGatewayRecord = (home: string, record: GatewayRecord): void => replacePrivateFile(gatewayRecordPath(home), textOf(record));
+export const writeGatewayRecord = (home: string, record: GatewayRecord): void =>
+  replacePrivateFile(gatewayRecordPath(home), textOf(record));
 
 /** Gives the home back, if it is still `pid`'s. */
 export function removeGatewayRecord(home: string, pid: number): void {

@@ -47,7 +47,14 @@ export type TenantsDeps = {
   readonly home: string;
 };
 
-type TenantRow = { id: string; display_name: string | null; state: TenantState; os_uid_index: number; markup_ppm: number | null; created_at: Date };
+type TenantRow = {
+  id: string;
+  display_name: string | null;
+  state: TenantState;
+  os_uid_index: number;
+  markup_ppm: number | null;
+  created_at: Date;
+};
 
 const columns = "id, display_name, state, os_uid_index, markup_ppm, created_at";
 const longestDisplayName = 200;
@@ -113,7 +120,9 @@ export async function createWithToken(
 }
 
 const taken = (id: TenantId): AppError =>
-  new AppError("conflict", { client: { message: `The tenant id "${id}" is taken. Ids of deleted tenants are not given again.`, param: "id" } });
+  new AppError("conflict", {
+    client: { message: `The tenant id "${id}" is taken. Ids of deleted tenants are not given again.`, param: "id" },
+  });
 
 async function exists(tx: ControlTx, id: TenantId): Promise<boolean> {
   return (await tx.query("select from control.tenant where id = $1", [id])).length > 0;
@@ -123,7 +132,10 @@ function checkDisplayName(displayName: string | undefined): void {
   if (displayName === undefined) return;
   if (displayName.length > longestDisplayName || !displayName.isWellFormed() || /\p{Cc}/u.test(displayName)) {
     throw new AppError("invalid_request", {
-      client: { message: `display_name must have at most ${longestDisplayName} characters, none of them a control character.`, param: "display_name" },
+      client: {
+        message: `display_name must have at most ${longestDisplayName} characters, none of them a control character.`,
+        param: "display_name",
+      },
     });
   }
 }

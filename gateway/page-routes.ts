@@ -50,8 +50,6 @@ const pages: Readonly<Record<string, { readonly file: string; readonly type: key
   "/favicon.svg": { file: "favicon.svg", type: "svg" },
 };
 
-const isPublic = { config: { access: "public" } } as const;
-
 /** The WebChat page and what it loads, from memory. No route here needs a token: the page asks for one. */
 export const createPageRoutes = (): FastifyPluginAsync => {
   const folder = new URL("../control-plane/web/", import.meta.url);

@@ -5,15 +5,30 @@ import type { SandboxLimits } from "./sandbox-driver.ts";
 const INNER_ID = "1000";
 const SHM_BYTES = 16 * 1024 * 1024;
 
-/** Descriptors that bubblewrap is started with beside stdin, stdout and stderr; it closes all but `go`, which `goScript` closes. */
-export const bwrapFds = { args: 3, status: 4, seccomp: 5, passwd: 6, group: 7, go: 8 } as const;
+/**
+ * Descriptors beside stdin, stdout and stderr. Those that a shell speaks to have one digit, for dash knows no others. `joinMemory` and
+ * `joinProcesses` are /dev/null where there is no cgroup. Our scripts close what bubblewrap does not.
+ */
+export const runFds = { go: 3, args: 4, status: 5, seccomp: 6, passwd: 7, joinMemory: 8, joinProcesses: 9, group: 10 } as const;
 
 /**
- * The first thing to run inside. It says that it is there and waits for our word. bubblewrap ties its two processes' lives to ours one
- * after the other while it starts, and a gateway killed in between would leave a sandbox that nobody ends: it reads nothing then but
- * the end of the descriptor, and ends itself.
+ * Outside, before bubblewrap: writes itself into the run's cgroups, so that no process ever runs outside of them, and becomes the rest.
+ * The descriptors were opened by root, and that is whose right the kernel looks at (Linux 5.17, 5.15.14).
  */
-export const goScript = `echo ready >&${bwrapFds.go} && read -r go <&${bwrapFds.go} || exit 125; exec ${bwrapFds.go}<&-; exec "$@"`;
+export const joinScript = `echo 0 >&${runFds.joinMemory} && echo 0 >&${runFds.joinProcesses} || exit 125
+exec ${runFds.joinMemory}>&- ${runFds.joinProcesses}>&-; exec "$@"`;
+
+/**
+ * The first thing to run inside. It takes the limits that hold each process by itself (soft and hard alike, so nothing can raise them),
+ * says that it is there, and waits for our word: bubblewrap ties its two processes' lives to ours one after the other while it starts,
+ * and a gateway killed in between would leave a sandbox that nobody ends. It reads nothing then but the end of the descriptor, and ends.
+ * dash names the number of processes -p, bash -u; `-` leaves a limit as it is.
+ */
+export const goScript = `ulimit -c 0 && ulimit -l 64 && ulimit -n "$1" && ulimit -f "$2" && ulimit -t "$3" || exit 125
+[ "$4" = - ] || ulimit -d "$4" || exit 125
+[ "$5" = - ] || ulimit -u "$5" 2>/dev/null || ulimit -p "$5" || exit 125
+shift 5; echo ready >&${runFds.go} && read -r go <&${runFds.go} || exit 125
+exec ${runFds.go}<&- ${runFds.joinMemory}>&- ${runFds.joinProcesses}>&-; exec "$@"`;
 
 export const passwdFile = "agent:x:1000:1000:agent:/work:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n";
 export const groupFile = "agent:x:1000:\nnogroup:x:65534:\n";
@@ -44,12 +59,12 @@ export function bwrapArguments(workDirectory: string, { tmpBytes }: Pick<Sandbox
     ...["--ro-bind", "/usr", "/usr", ...systemLinks()],
     ...["--perms", "0755", "--dir", "/etc", "--perms", "0755", "--dir", "/etc/ssl"],
     ...[...readOnly("/etc/ld.so.cache"), ...readOnly("/etc/alternatives"), ...readOnly("/etc/ssl/certs")],
-    ...["--perms", "0444", "--file", String(bwrapFds.passwd), "/etc/passwd"],
-    ...["--perms", "0444", "--file", String(bwrapFds.group), "/etc/group"],
+    ...["--perms", "0444", "--file", String(runFds.passwd), "/etc/passwd"],
+    ...["--perms", "0444", "--file", String(runFds.group), "/etc/group"],
     ...["--proc", "/proc", "--dev", "/dev", ...tmpfs(Math.min(SHM_BYTES, tmpBytes), "/dev/shm"), "--remount-ro", "/dev"],
     ...tmpfs(tmpBytes, "/tmp"),
     ...["--bind", workDirectory, "/work", "--chdir", "/work", "--remount-ro", "/"],
-    ...["--seccomp", String(bwrapFds.seccomp)],
+    ...["--seccomp", String(runFds.seccomp)],
   ];
 }
 
@@ -65,21 +80,21 @@ function systemLinks(): readonly string[] {
   return systemLinksOfHost;
 }
 
-/** Limits that hold every process by itself. `prlimit` sets soft and hard alike, so no program can raise them. */
-export function rlimitArguments(limits: SandboxLimits, hardLimits: ReadonlyMap<string, number>, { data }: { readonly data: boolean }): string[] {
-  const wanted: readonly (readonly [option: string, kernelName: string, value: number])[] = [
-    ["core", "Max core file size", 0],
-    ["nofile", "Max open files", limits.openFiles],
-    ["fsize", "Max file size", limits.fileBytes],
-    ["cpu", "Max cpu time", limits.cpuSeconds],
-    ["memlock", "Max locked memory", 64 * 1024],
-    ["msgqueue", "Max msgqueue size", 0],
-    ["rtprio", "Max realtime priority", 0],
-    ["nice", "Max nice priority", 0],
-    ...(data ? [["data", "Max data size", limits.memoryBytes] as const] : []),
-  ];
+/**
+ * The five limits of `goScript`, in the units of a POSIX shell: files, blocks of 512 bytes, seconds, KiB, processes.
+ * @param alone true where no cgroup holds the memory and the number of processes of the whole run. Set inside, the number counts in the
+ * sandbox's own user namespace (Linux 5.14), not over all that the uid runs on the host.
+ */
+export function limitArguments(limits: SandboxLimits, hardLimits: ReadonlyMap<string, number>, { alone }: { readonly alone: boolean }): string[] {
   // Only a process with CAP_SYS_RESOURCE may go above its own hard limit; staying below it is always tighter.
-  return wanted.map(([option, kernelName, value]) => `--${option}=${Math.min(Math.ceil(value), hardLimits.get(kernelName) ?? Infinity)}`);
+  const within = (value: number, kernelName: string): number => Math.min(Math.ceil(value), hardLimits.get(kernelName) ?? Infinity);
+  return [
+    String(within(limits.openFiles, "Max open files")),
+    String(Math.floor(within(limits.fileBytes, "Max file size") / 512)),
+    String(within(limits.cpuSeconds, "Max cpu time")),
+    alone ? String(Math.floor(within(limits.memoryBytes, "Max data size") / 1024)) : "-",
+    alone ? String(within(limits.processes, "Max processes")) : "-",
+  ];
 }
 
 /** The hard limits of a process from the text of its /proc/<pid>/limits; unlimited ones are left out. */

@@ -1,13 +1,13 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { accessSync, closeSync, constants, readFileSync } from "node:fs";
+import { accessSync, closeSync, constants, openSync, readFileSync } from "node:fs";
 import { chown, mkdtemp, realpath, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { performance } from "node:perf_hooks";
 import type { Duplex, Readable, Writable } from "node:stream";
 import { keepOutput } from "./bounded-output.ts";
-import { bwrapArguments, bwrapFds, goScript, groupFile, parseHardLimits, passwdFile, rlimitArguments } from "./bwrap-arguments.ts";
+import { bwrapArguments, goScript, groupFile, joinScript, limitArguments, parseHardLimits, passwdFile, runFds } from "./bwrap-arguments.ts";
 import { readBwrapStatus } from "./bwrap-status.ts";
 import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
 import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
@@ -34,9 +34,8 @@ export type BwrapDriver = SandboxDriver & {
 };
 
 type Reason = SandboxResult["reason"];
-type Programs = { readonly bwrap: string; readonly prlimit: string; readonly setpriv: string };
 type Host = {
-  readonly programs: Programs;
+  readonly bwrap: string;
   readonly enforcer: ResourceEnforcer;
   readonly hardLimits: ReadonlyMap<string, number>;
   /** Descriptors to close before anything else is done; usually none. */
@@ -47,8 +46,6 @@ type Host = {
   readonly pipes: PipePool;
 };
 
-/** Writes itself into the cgroups named by its first arguments and becomes the rest: no process ever runs outside of them. */
-const JOIN_SCRIPT = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 > "$1" || exit 125; shift; n=$((n-1)); done; exec "$@"';
 /** A uid for the trial run of the probe, the host's nobody; it owns nothing. */
 const PROBE_UID = 65534;
 const probeLimits: SandboxLimits = {
@@ -111,18 +108,15 @@ function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptions): Ho
   if (process.platform !== "linux" || machine === undefined) return `The bwrap sandbox needs Linux on x86_64 or arm64; this is ${process.platform} on ${process.arch}.`;
   const bwrap = findProgram("bwrap");
   if (bwrap === undefined) return "bubblewrap is missing: apt-get install -y bubblewrap";
-  const prlimit = findProgram("prlimit");
-  const setpriv = findProgram("setpriv");
-  if (prlimit === undefined || setpriv === undefined) return "prlimit or setpriv is missing: apt-get install -y util-linux";
   const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
   if (places) reapOrphanedGroups(places);
   sweepOrphanedProcesses(goScript);
-  const inherited = inheritedDescriptors();
+  const inherited = inheritedDescriptors(runFds.group);
   if (inherited.length > 0 && !isExecutable("/bin/bash")) return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
   if (!places && enforcer === "cgroup") return "The sandbox is set to require a cgroup, and this process may not make one (systemd: Delegate=yes).";
   return {
     inherited,
-    programs: { bwrap, prlimit, setpriv },
+    bwrap,
     enforcer: places ? createCgroupEnforcer(places) : createRlimitEnforcer(),
     hardLimits: parseHardLimits(readFileSync("/proc/self/limits", "utf8")),
     seccomp: createConstantFile(seccompFilterBytes(machine, { memfd: places !== undefined })),
@@ -169,25 +163,14 @@ const notStarted = (why: string): SandboxResult => ({
   enforcement: { wall: "none", memory: "none", processes: "none", output: "none" },
 });
 
-/** The command line from outside to inside: close what we inherited, join the cgroup, take the rlimits, drop to the tenant's uid, become bubblewrap. */
-function commandLine({ programs, enforcer, hardLimits, inherited }: Host, job: SandboxJob, hold: ResourceHold): string[] {
-  const { limits, uid } = job;
-  const withoutGroup = enforcer.kind === "rlimit";
+/** The command line from outside to inside: close what we inherited, join the cgroup, become bubblewrap, take the rlimits, run the program. */
+function commandLine({ bwrap, enforcer, hardLimits, inherited }: Host, { limits, argv }: SandboxJob): string[] {
+  const alone = enforcer.kind === "rlimit";
   // Only bash can close a descriptor of two digits.
-  const shell = inherited.length === 0 ? ["/bin/sh", "-c", JOIN_SCRIPT] : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; ${JOIN_SCRIPT}`];
-  const needsShell = hold.joinFiles.length > 0 || inherited.length > 0;
-  const enter = needsShell ? [...shell, "sh", String(hold.joinFiles.length), ...hold.joinFiles] : [];
-  const ids = ["--reuid", String(uid), "--regid", String(uid), "--clear-groups", "--inh-caps=-all", "--no-new-privs"];
-  // An ordinary user has nothing to drop: bubblewrap itself sets no_new_privs.
-  const drop = uid !== undefined && isRoot() ? [programs.setpriv, ...ids] : [];
-  // Set inside, the number of processes counts in the sandbox's own user namespace (Linux 5.14), not for all that the uid runs on the host.
-  const innerLimit = withoutGroup ? [programs.prlimit, `--nproc=${Math.min(limits.processes, hardLimits.get("Max processes") ?? Infinity)}`] : [];
-  return [
-    ...enter,
-    ...[programs.prlimit, ...rlimitArguments(limits, hardLimits, { data: withoutGroup })],
-    ...drop,
-    ...[programs.bwrap, "--args", String(bwrapFds.args), "--", "/bin/sh", "-c", goScript, ownerName, ...innerLimit, ...job.argv],
-  ];
+  const close = inherited.length === 0 ? [] : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; exec "$@"`, "bash"];
+  const join = alone ? [] : ["/bin/sh", "-c", joinScript, "sh"];
+  const enter = ["/bin/sh", "-c", goScript, ownerName, ...limitArguments(limits, hardLimits, { alone })];
+  return [...close, ...join, bwrap, "--args", String(runFds.args), "--", ...enter, ...argv];
 }
 
 async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
@@ -198,17 +181,20 @@ async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<
   let child: ChildProcess;
   try {
     hold = host.enforcer.hold(job.limits);
-    const constantFds = [host.seccomp, host.passwd, host.group].map((file) => file.open());
-    fds.push(...constantFds);
-    const stdinFd = job.stdin.length === 0 ? undefined : openStdinFile(job.stdin);
-    if (stdinFd !== undefined) fds.push(stdinFd);
-    const [command = "", ...args] = commandLine(host, job, hold);
+    const keep = (fd: number): number => (fds.push(fd), fd);
+    const stdinFd = job.stdin.length === 0 ? "ignore" : keep(openStdinFile(job.stdin));
+    const [seccompFd, passwdFd, groupFd] = [keep(host.seccomp.open()), keep(host.passwd.open()), keep(host.group.open())];
+    const [joinMemoryFd = "ignore", joinProcessesFd = "ignore"] = hold.joinFiles.map((file) => keep(openSync(file, "w")));
+    const [command = "", ...args] = commandLine(host, job);
     child = spawn(command, args, {
       cwd: "/",
       env: {},
-      // A process group of its own: until bubblewrap has tied itself to us, killing the group reaches all of it.
+      // A process group of its own: until bubblewrap has tied its processes to each other, killing the group reaches all of them.
       detached: true,
-      stdio: [stdinFd ?? "ignore", stdout.programFd, stderr.programFd, "pipe", statusPipe.programFd, ...constantFds, "pipe"],
+      // In the order of runFds.
+      stdio: [stdinFd, stdout.programFd, stderr.programFd, "pipe", "pipe", statusPipe.programFd, seccompFd, passwdFd, joinMemoryFd, joinProcessesFd, groupFd],
+      // Before bubblewrap, so that what it makes is the tenant's; Node clears the supplementary groups as well.
+      ...(isRoot() && job.uid !== undefined ? { uid: job.uid, gid: job.uid } : {}),
     });
   } catch (error) {
     for (const { reader } of [stdout, stderr, statusPipe]) reader.destroy();
@@ -245,10 +231,9 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]);
-  const stdio: readonly unknown[] = child.stdio;
-  answerReady(stdio[bwrapFds.go] as Duplex | undefined);
+  answerReady(child.stdio[runFds.go] as Duplex | undefined);
   const bwrap = readBwrapStatus(pipes.statusPipe.reader, (pid) => hold.watch(pid, kill));
-  const argsStream = child.stdio[bwrapFds.args] as Writable | undefined;
+  const argsStream = child.stdio[runFds.args] as Writable | undefined;
   argsStream?.on("error", () => undefined); // A start that failed reads nothing.
   argsStream?.end(`${[...statusArguments, ...bwrapArguments(job.workDirectory, limits)].join("\0")}\0`);
   const wall = setTimeout(() => kill("wall"), limits.wallMs);
@@ -264,11 +249,13 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   const exceeded = await hold.release();
   await Promise.all([stdout.ended, stderr.ended, bwrap.ended]);
 
-  const { exitCode } = bwrap.status();
+  const said = bwrap.status().exitCode;
+  // Of a run that we killed bubblewrap may have lived long enough to tell of it.
+  const exitCode = killedFor !== undefined && said === KILLED_EXIT_CODE ? undefined : said;
   const reason = reasonOf(killedFor, exceeded, exitCode);
   return {
     exitCode,
-    signal: exitCode === undefined ? (child.signalCode ?? undefined) : undefined,
+    signal: exitCode === undefined ? (killedFor === undefined ? (child.signalCode ?? undefined) : "SIGKILL") : undefined,
     reason,
     stdout: stdout.bytes(),
     stderr: startError ? Buffer.from(startError.message) : stderr.bytes(),
@@ -278,17 +265,20 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   };
 }
 
-const statusArguments = ["--json-status-fd", String(bwrapFds.status)];
+/** How bubblewrap tells of a program that SIGKILL ended: 128 + 9. */
+const KILLED_EXIT_CODE = 137;
+const statusArguments = ["--json-status-fd", String(runFds.status)];
 
 function killEverything(child: ChildProcess, hold: ResourceHold): void {
-  hold.kill();
   // Once the leader is reaped its number may be another's.
-  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
-  try {
-    process.kill(-child.pid, "SIGKILL");
-  } catch {
-    // Gone meanwhile.
+  if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) {
+    try {
+      process.kill(-child.pid, "SIGKILL");
+    } catch {
+      // Gone meanwhile.
+    }
   }
+  hold.kill();
 }
 
 /** Lets the program go once the sandbox is complete (see `goScript`). */

@@ -4,13 +4,13 @@ import { readdirSync, readFileSync } from "node:fs";
 const CLOSE_ON_EXEC = 0o2000000;
 
 /**
- * Descriptors above stderr that our own parent left open and that every program we start would inherit: bubblewrap closes none, and
+ * Descriptors above `last` (those up to it are replaced in every program we start) that our own parent left open and that every program we start would inherit: bubblewrap closes none, and
  * a directory among them would be a door to the host. Node opens all of its own with close-on-exec, so one look is enough.
  */
-export function inheritedDescriptors(): number[] {
+export function inheritedDescriptors(last: number): number[] {
   return readdirSync("/proc/self/fdinfo")
     .map(Number)
-    .filter((fd) => fd > 2 && (flagsOf(fd) & CLOSE_ON_EXEC) === 0);
+    .filter((fd) => fd > last && (flagsOf(fd) & CLOSE_ON_EXEC) === 0);
 }
 
 function flagsOf(fd: number): number {

@@ -5,7 +5,7 @@ export type Exceeded = { readonly memory: boolean; readonly processes: boolean }
 
 /** The hold on one run's processes: made before the first of them starts, released when the last of them is gone. */
 export interface ResourceHold {
-  /** `cgroup.procs` files that the first process writes itself into before it does anything else, so that nothing runs outside. */
+  /** `cgroup.procs` files, two at most, that the first process writes itself into before it does anything else. */
   readonly joinFiles: readonly string[];
   /** Watches a started run where the kernel does not; `initPid` is the first process of the sandbox's pid namespace. */
   watch(initPid: number, exceeded: (what: "memory" | "processes") => void): void;

@@ -48,7 +48,7 @@ async function startTemporal(): Promise<TestWorkflowEnvironment> {
   return await TestWorkflowEnvironment.createLocal({
     server: {
       executable: { type: "existing-path", path: binary.path },
-      log: { format: "json", level: "error" },
+      log: { format: "json", level: "never" },
       searchAttributes: Object.entries(searchAttributeTypes).map(([name, type]) => defineSearchAttributeKey(name, attributeTypes[type])),
       extraArgs: Object.entries(dynamicConfig).flatMap(([key, value]) => ["--dynamic-config-value", `${key}=${JSON.stringify(value)}`]),
     },

@@ -14,7 +14,9 @@ const chunkSchema = z.looseObject({
 });
 const completionSchema = z.looseObject({
   model: z.string(),
-  choices: z.array(z.looseObject({ message: z.looseObject({ content: z.string().nullable() }), finish_reason: z.string().nullable() })).min(1),
+  choices: z
+    .array(z.looseObject({ message: z.looseObject({ content: z.string().nullable() }), finish_reason: z.string().nullable() }))
+    .min(1),
   usage: z.unknown().optional(),
 });
 
@@ -62,7 +64,8 @@ function requireTokenOf(tenant: string, { parsed, source }: FoundCredential): vo
       `A tenant token is needed: ${source} is an admin key, which cannot speak for a tenant. Set OPENCLAW_TOKEN to the token that "openclaw tenants create" printed.`,
     );
   }
-  if (parsed.tenantId !== tenant) throw new CliError(exitCodes.refused, `The token in ${source} belongs to the tenant ${parsed.tenantId}, not to ${tenant}.`);
+  if (parsed.tenantId !== tenant)
+    throw new CliError(exitCodes.refused, `The token in ${source} belongs to the tenant ${parsed.tenantId}, not to ${tenant}.`);
 }
 
 async function printJson(gateway: GatewayClient, request: GatewayRequest, terminal: Terminal): Promise<void> {
@@ -105,7 +108,9 @@ async function* readable(response: Response): AsyncGenerator<string> {
 }
 
 const exitCodeOfStream = (type: string | undefined): ExitCode =>
-  type === "quota_exceeded" || type === "forbidden" || type === "conflict" || type === "rate_limited" ? exitCodes.refused : exitCodes.failed;
+  type === "quota_exceeded" || type === "forbidden" || type === "conflict" || type === "rate_limited"
+    ? exitCodes.refused
+    : exitCodes.failed;
 
 function parseJson(text: string): unknown {
   try {

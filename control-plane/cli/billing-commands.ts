@@ -23,7 +23,11 @@ const explanationSchema = z.looseObject({ sentence: z.string() });
 type DayRow = z.infer<typeof dayRowSchema>;
 type ReportOptions = { readonly period: string; readonly csv?: boolean; readonly json?: boolean; readonly detail?: boolean };
 
-const number = (title: string, pick: (row: DayRow) => number): Column<DayRow> => ({ title, align: "right", cell: (row) => pick(row).toLocaleString("en-US") });
+const number = (title: string, pick: (row: DayRow) => number): Column<DayRow> => ({
+  title,
+  align: "right",
+  cell: (row) => pick(row).toLocaleString("en-US"),
+});
 const columns: readonly Column<DayRow>[] = [
   { title: "DATE", cell: ({ date }) => date },
   { title: "MODEL", cell: ({ model }) => model },
@@ -71,7 +75,9 @@ export function addBillingCommands(program: Command, { variables, terminal }: Cl
     .argument("<row id>", "<turn id>.<step>")
     .option("--json", "print JSON")
     .action(async (rowId: string, { json }: { readonly json?: boolean }) => {
-      const explanation = await connectGateway(variables).json(explanationSchema, { path: `/v1/billing/rows/${encodeURIComponent(rowId)}/explain` });
+      const explanation = await connectGateway(variables).json(explanationSchema, {
+        path: `/v1/billing/rows/${encodeURIComponent(rowId)}/explain`,
+      });
       return terminal.write(json ? jsonText(explanation) : `${explanation.sentence}\n`);
     });
 }

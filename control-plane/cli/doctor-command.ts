@@ -35,9 +35,15 @@ export function addDoctorCommand(program: Command, context: CliContext): void {
         checkHome(environment),
         checkConfiguration(environment, variables),
       ]);
-      await terminal.write(json ? jsonText({ ok: findings.every(isFine), findings }) : findings.map((finding) => lineOf(terminal, finding)).join(""));
+      await terminal.write(
+        json ? jsonText({ ok: findings.every(isFine), findings }) : findings.map((finding) => lineOf(terminal, finding)).join(""),
+      );
       const broken = findings.filter((finding) => !isFine(finding));
-      if (broken.length > 0) throw new CliError(exitCodes.failed, `${broken.length} of ${findings.length} checks failed: ${broken.map(({ check }) => check).join(", ")}.`);
+      if (broken.length > 0)
+        throw new CliError(
+          exitCodes.failed,
+          `${broken.length} of ${findings.length} checks failed: ${broken.map(({ check }) => check).join(", ")}.`,
+        );
     });
 }
 
@@ -59,17 +65,31 @@ async function checkTemporal({ temporalAddress, temporalCliPath, home }: Environ
   const address = temporalAddress ?? runningGateway(home)?.temporal?.address;
   if (address !== undefined) {
     if (await answers(address)) return { check, state: "ok", says: `a server answers at ${address}` };
-    return { check, state: "failed", says: `nothing answers at ${address}`, mend: temporalAddress === undefined ? "restart the gateway" : "start that server or correct TEMPORAL_ADDRESS" };
+    return {
+      check,
+      state: "failed",
+      says: `nothing answers at ${address}`,
+      mend: temporalAddress === undefined ? "restart the gateway" : "start that server or correct TEMPORAL_ADDRESS",
+    };
   }
   const binary = findTemporal(temporalCliPath, variables);
   if (binary !== undefined) return { check, state: "ok", says: binary };
-  if (temporalCliPath !== undefined) return { check, state: "failed", says: `TEMPORAL_CLI_PATH (${temporalCliPath}) is not an executable file`, mend: "correct or unset it" };
+  if (temporalCliPath !== undefined)
+    return {
+      check,
+      state: "failed",
+      says: `TEMPORAL_CLI_PATH (${temporalCliPath}) is not an executable file`,
+      mend: "correct or unset it",
+    };
   return { check, state: "warning", says: "no Temporal CLI found yet", mend: '"npm start" obtains one, or put temporal on PATH' };
 }
 
 function findTemporal(given: string | undefined, variables: Variables): string | undefined {
   if (given !== undefined) return isExecutable(given) ? given : undefined;
-  const onPath = (variables["PATH"] ?? "").split(delimiter).filter(isAbsolute).map((folder) => join(folder, "temporal"));
+  const onPath = (variables["PATH"] ?? "")
+    .split(delimiter)
+    .filter(isAbsolute)
+    .map((folder) => join(folder, "temporal"));
   const xdg = variables["XDG_CACHE_HOME"];
   const kept = join(xdg?.startsWith("/") ? xdg : join(variables["HOME"] ?? homedir(), ".cache"), "openclaw", "temporal-cli");
   const cached = existsSync(kept) ? readdirSync(kept).map((version) => join(kept, version, "temporal")) : [];
@@ -98,7 +118,12 @@ async function checkPostgres({ databaseUrl }: Environment, root: string): Promis
     if (existsSync(join(folder, "node_modules", name))) return { check, state: "ok", says: `built in (${name})` };
     if (folder === dirname(folder)) break;
   }
-  return { check, state: "failed", says: "there is no built-in Postgres for this platform", mend: "set DATABASE_URL to a Postgres 17 with pgvector" };
+  return {
+    check,
+    state: "failed",
+    says: "there is no built-in Postgres for this platform",
+    mend: "set DATABASE_URL to a Postgres 17 with pgvector",
+  };
 }
 
 async function checkBubblewrap(): Promise<Finding> {
@@ -118,13 +143,20 @@ async function checkPort({ host, port, home }: Environment): Promise<Finding> {
   if (running !== undefined) return { check, state: "ok", says: `the gateway runs at ${running.url ?? `process ${running.pid}`}` };
   const wanted = port ?? defaultPort;
   if (await isFree(host, wanted)) return { check, state: "ok", says: `${host}:${wanted} is free` };
-  if (port === undefined) return { check, state: "warning", says: `${host}:${wanted} is taken`, mend: "the gateway will take a free one; set OPENCLAW_PORT for a fixed one" };
+  if (port === undefined)
+    return {
+      check,
+      state: "warning",
+      says: `${host}:${wanted} is taken`,
+      mend: "the gateway will take a free one; set OPENCLAW_PORT for a fixed one",
+    };
   return { check, state: "failed", says: `${host}:${wanted} is taken`, mend: "stop what listens there or choose another OPENCLAW_PORT" };
 }
 
 async function checkHome({ home }: Environment): Promise<Finding> {
   const check = "home";
-  if (existsSync(join(home, "openclaw.json"))) return { check, state: "failed", says: `${home} belongs to upstream OpenClaw`, mend: "choose another OPENCLAW_HOME" };
+  if (existsSync(join(home, "openclaw.json")))
+    return { check, state: "failed", says: `${home} belongs to upstream OpenClaw`, mend: "choose another OPENCLAW_HOME" };
   let folder = home;
   while (!existsSync(folder)) folder = dirname(folder);
   try {
@@ -140,7 +172,9 @@ async function checkConfiguration({ home }: Environment, variables: Variables): 
   if (!existsSync(join(home, "config.yaml"))) return { check, state: "ok", says: "none yet: the first start writes one" };
   try {
     const warnings = configurationWarnings(loadAdminConfig(home), variables);
-    return warnings.length === 0 ? { check, state: "ok", says: join(home, "config.yaml") } : { check, state: "warning", says: warnings.join(" ") };
+    return warnings.length === 0
+      ? { check, state: "ok", says: join(home, "config.yaml") }
+      : { check, state: "warning", says: warnings.join(" ") };
   } catch (error) {
     return { check, state: "failed", says: (error as Error).message };
   }

@@ -54,10 +54,14 @@ export function findCredential({ token, adminKey, home }: Environment): FoundCre
   ];
   const [found] = candidates.flatMap(({ text, source }) => (text === undefined ? [] : [{ text, source }]));
   if (found === undefined) {
-    throw new CliError(exitCodes.refused, `No credential: set OPENCLAW_TOKEN or OPENCLAW_ADMIN_KEY, or use a home whose ${path} you may read.`);
+    throw new CliError(
+      exitCodes.refused,
+      `No credential: set OPENCLAW_TOKEN or OPENCLAW_ADMIN_KEY, or use a home whose ${path} you may read.`,
+    );
   }
   const parsed = parseCredential(found.text);
-  if (parsed === undefined) throw new CliError(exitCodes.refused, `${found.source} does not hold a tenant token (tk_…) or an admin key (ak_…).`);
+  if (parsed === undefined)
+    throw new CliError(exitCodes.refused, `${found.source} does not hold a tenant token (tk_…) or an admin key (ak_…).`);
   return { ...found, parsed };
 }
 
@@ -120,7 +124,7 @@ export class GatewayClient {
 }
 
 /** Refused is what another credential or a later moment would change. */
-export function exitCodeOf(status: number): ExitCode {
+function exitCodeOf(status: number): ExitCode {
   if ([401, 403, 409, 429].includes(status)) return exitCodes.refused;
   return exitCodes.failed;
 }

@@ -103,7 +103,8 @@ async function stop({ pid }: GatewayRecord, timeoutSeconds: number): Promise<num
     if (code !== "ESRCH") throw error;
   }
   for (const end = Date.now() + timeoutSeconds * 1000; isGateway(pid); await sleep(50)) {
-    if (Date.now() > end) throw new CliError(exitCodes.failed, `The gateway (process ${pid}) has not ended within ${timeoutSeconds} s; it is still stopping.`);
+    if (Date.now() > end)
+      throw new CliError(exitCodes.failed, `The gateway (process ${pid}) has not ended within ${timeoutSeconds} s; it is still stopping.`);
   }
   return pid;
 }

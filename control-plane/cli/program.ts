@@ -13,7 +13,7 @@ Credential: OPENCLAW_TOKEN, else OPENCLAW_ADMIN_KEY, else the file admin-key of 
 Gateway:    OPENCLAW_URL, else the one that runs on the home (OPENCLAW_HOME).
 Exit code:  0 done, 1 failed, 2 usage, 3 not reachable, 4 refused.`;
 
-export function createProgram(context: CliContext, version: string): Command {
+function createProgram(context: CliContext, version: string): Command {
   const program = new Command("openclaw")
     .description("A multi-tenant AI gateway of durable turns. This command runs it and speaks to it.")
     .version(version)
@@ -22,7 +22,13 @@ export function createProgram(context: CliContext, version: string): Command {
     .configureOutput({
       writeOut: (text) => void context.terminal.write(text),
       writeErr: (text) => context.terminal.note(text.trimEnd()),
-      outputError: (text) => context.terminal.note(`openclaw: ${text.replace(/^error: /, "").trim().replaceAll(/\s*\n\s*/g, " ")} (--help says more)`),
+      outputError: (text) =>
+        context.terminal.note(
+          `openclaw: ${text
+            .replace(/^error: /, "")
+            .trim()
+            .replaceAll(/\s*\n\s*/g, " ")} (--help says more)`,
+        ),
     });
   addProcessCommands(program, context);
   addTenantCommands(program, context);
@@ -40,7 +46,10 @@ export async function runProgram(context: CliContext, version: string, words: re
     return exitCodes.done;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 || error.code === "commander.help" ? helpCode(error) : exitCodes.usage;
-    const known = error instanceof CliError ? error : new CliError(exitCodes.failed, error instanceof Error ? error.message : String(error), { cause: error });
+    const known =
+      error instanceof CliError
+        ? error
+        : new CliError(exitCodes.failed, error instanceof Error ? error.message : String(error), { cause: error });
     context.terminal.note(`openclaw: ${known.message.replace(/\s*\n\s*/g, " ")}`);
     return known.exitCode;
   }

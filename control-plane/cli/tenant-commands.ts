@@ -6,7 +6,13 @@ import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
 import { jsonText, paint, tableText } from "./terminal.ts";
 
-const tenantSchema = z.looseObject({ id: z.string(), display_name: z.string().nullable(), state: z.string(), markup_ppm: z.number().nullable(), created_at: z.string() });
+const tenantSchema = z.looseObject({
+  id: z.string(),
+  display_name: z.string().nullable(),
+  state: z.string(),
+  markup_ppm: z.number().nullable(),
+  created_at: z.string(),
+});
 const tenantListSchema = z.looseObject({ data: z.array(tenantSchema) });
 const createdSchema = z.looseObject({ tenant: z.string(), token: z.string() });
 
@@ -36,7 +42,11 @@ export function addTenantCommands(program: Command, { variables, terminal }: Cli
       const created = await connectGateway(variables).json(createdSchema, {
         method: "POST",
         path: "/v1/tenants",
-        body: { id, ...(options.displayName === undefined ? {} : { display_name: options.displayName }), ...(options.markup === undefined ? {} : { markup: options.markup }) },
+        body: {
+          id,
+          ...(options.displayName === undefined ? {} : { display_name: options.displayName }),
+          ...(options.markup === undefined ? {} : { markup: options.markup }),
+        },
       });
       if (options.json) return terminal.write(jsonText(created));
       if (!terminal.interactive) return terminal.write(`${created.token}\n`);

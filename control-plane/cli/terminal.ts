@@ -12,7 +12,11 @@ export type Terminal = {
   readonly colour: boolean;
 };
 
-type TerminalStreams = { readonly stdout: Writable & { readonly isTTY?: boolean }; readonly stderr: Writable; readonly variables: Readonly<Record<string, string | undefined>> };
+type TerminalStreams = {
+  readonly stdout: Writable & { readonly isTTY?: boolean };
+  readonly stderr: Writable;
+  readonly variables: Readonly<Record<string, string | undefined>>;
+};
 
 export function createTerminal({ stdout, stderr, variables }: TerminalStreams): Terminal {
   const interactive = stdout.isTTY === true;
@@ -36,7 +40,8 @@ const withoutControls = (text: string): string => text.replace(controls, (_match
 export type Colour = "bold" | "dim" | "red" | "green" | "yellow";
 const colourCodes: Readonly<Record<Colour, number>> = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33 };
 
-export const paint = (terminal: Terminal, colour: Colour, text: string): string => (terminal.colour ? `\u001b[${colourCodes[colour]}m${text}\u001b[0m` : text);
+export const paint = (terminal: Terminal, colour: Colour, text: string): string =>
+  terminal.colour ? `\u001b[${colourCodes[colour]}m${text}\u001b[0m` : text;
 
 export type Column<Row> = { readonly title: string; readonly align?: "right"; cell(row: Row): string };
 

@@ -7,21 +7,18 @@ import { startProduct } from "../product.ts";
 /** A person's browser against the running product. Playwright brings no browser of its own; the machine's is used. */
 const chromiumPath = findOnPath(["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"]);
 
-if (chromiumPath === undefined) {
-  test("the chat page in a real browser", ({ skip }) => skip("there is no Chromium or Chrome on PATH (Debian: apt-get install chromium)"));
-}
-
-describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", () => {
+describe("the chat page in a real browser", () => {
   let product: Awaited<ReturnType<typeof startProduct>>;
   let browser: Browser;
   let context: BrowserContext;
   let page: Page;
-  let complaints: string[];
+  let complaints: string[] = [];
 
   beforeAll(async () => {
+    if (chromiumPath === undefined) return;
     product = await startProduct();
     browser = await chromium.launch({
-      executablePath: chromiumPath ?? "",
+      executablePath: chromiumPath,
       // As root there is no Chromium sandbox; the rest keeps the browser from calling home.
       args: [
         "--no-sandbox",
@@ -40,7 +37,8 @@ describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", (
     await product?.stop();
   });
 
-  beforeEach(async () => {
+  beforeEach(async ({ skip }) => {
+    skip(chromiumPath === undefined, "there is no Chromium or Chrome on PATH (Debian: apt-get install chromium)");
     context = await browser.newContext({ viewport: { width: 1200, height: 800 } });
     page = await context.newPage();
     page.setDefaultTimeout(20_000);
@@ -53,7 +51,7 @@ describe.skipIf(chromiumPath === undefined)("the chat page in a real browser", (
   });
 
   afterEach(async () => {
-    await context.close();
+    await context?.close();
     expect(complaints).toEqual([]); // a breach of the content security policy is one
   });
 

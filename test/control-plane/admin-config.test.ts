@@ -1,7 +1,13 @@
 import { readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { configurationWarnings, loadAdminConfig, parseAdminConfig, requireProviderKey, resolveModel } from "../../control-plane/admin-config.ts";
+import {
+  configurationWarnings,
+  loadAdminConfig,
+  parseAdminConfig,
+  requireProviderKey,
+  resolveModel,
+} from "../../control-plane/admin-config.ts";
 import { defaultConfigText, readShippedCard, writeDefaultConfig } from "../../control-plane/default-config.ts";
 import { AppError } from "../../domain/app-error.ts";
 import { emptyHome } from "./control-stage.ts";
@@ -35,9 +41,26 @@ test("money is read as decimal text, whole numbers as numbers", () => {
   const config = parseAdminConfig(minimal);
 
   expect(config.billing.markupPpm).toBe(100_000);
-  expect(config.rateCard.text["small"]).toEqual({ input: "15.00", output: "75.00", cache_read: "1.50", cache_write: "18.75", reasoning: "75.00" });
-  expect(config.rateCard.rates.get("spare")).toMatchObject({ input: 1n, output: 1_000_000_000_000n, cacheRead: 1n, reasoning: 1_000_000_000_000n });
-  expect(config.models.get("small")).toEqual({ id: "small", provider: "main", contextWindow: 128_000, maxOutputTokens: 4096, fallbacks: ["spare"] });
+  expect(config.rateCard.text["small"]).toEqual({
+    input: "15.00",
+    output: "75.00",
+    cache_read: "1.50",
+    cache_write: "18.75",
+    reasoning: "75.00",
+  });
+  expect(config.rateCard.rates.get("spare")).toMatchObject({
+    input: 1n,
+    output: 1_000_000_000_000n,
+    cacheRead: 1n,
+    reasoning: 1_000_000_000_000n,
+  });
+  expect(config.models.get("small")).toEqual({
+    id: "small",
+    provider: "main",
+    contextWindow: 128_000,
+    maxOutputTokens: 4096,
+    fallbacks: ["spare"],
+  });
   expect(config.http.slots_per_tenant).toBe(64);
 });
 
@@ -51,7 +74,13 @@ test("the hash of the card depends on its content, not on its order or comments"
 test.each([
   ["misspelt at the top", `${minimal}quotes: {}\n`, 14, "quotes", "not a known key"],
   ["misspelt below", minimal.replace("cache_read", "cache_reed"), 12, "billing.rate_card.small.cache_reed", "not a known key"],
-  ["a provider's key in the file", minimal.replace("api_key_env: SOME_KEY", "api_key: sk-123"), 3, "providers.main.api_key", "not a known key"],
+  [
+    "a provider's key in the file",
+    minimal.replace("api_key_env: SOME_KEY", "api_key: sk-123"),
+    3,
+    "providers.main.api_key",
+    "not a known key",
+  ],
   ["a duplicate key", `${minimal}default_model: spare\n`, 14, "default_model", "twice"],
   ["a rate with seven places", minimal.replace("15.00", "0.0000001"), 12, "billing.rate_card.small.input", "at most 6 places"],
   ["a rate with an exponent", minimal.replace("15.00", "1e3"), 12, "billing.rate_card.small.input", "decimal"],
@@ -62,14 +91,32 @@ test.each([
   ["a markup in per cent", minimal.replace("0.10", "10 %"), 10, "billing.markup", "decimal"],
   ["a number that is none", minimal.replace("4096", "4k"), 6, "models.small.max_output_tokens", "whole number"],
   ["more output than context", minimal.replace("4096", "128001"), 6, "models.small.max_output_tokens", "larger than"],
-  ["a provider that is not there", minimal.replace("provider: main", "provider: mian"), 6, "models.small.provider", '"mian" is not one of providers'],
+  [
+    "a provider that is not there",
+    minimal.replace("provider: main", "provider: mian"),
+    6,
+    "models.small.provider",
+    '"mian" is not one of providers',
+  ],
   ["a fallback that is not there", minimal.replace("[spare]", "[spare, sapre]"), 6, "models.small.fallbacks.1", '"sapre" is not another'],
-  ["a default that is not there", minimal.replace("default_model: small", "default_model: big"), 1, "default_model", '"big" is not one of models'],
+  [
+    "a default that is not there",
+    minimal.replace("default_model: small", "default_model: big"),
+    1,
+    "default_model",
+    '"big" is not one of models',
+  ],
   ["an unknown kind", minimal.replace("kind: openai,", "kind: openia,"), 3, "providers.main.kind", "must be openai"],
   ["no base_url", minimal.replace(', base_url: "http://127.0.0.1:11434/v1"', ""), 4, "providers.local", "needs a base_url"],
-  ["a file as base_url", minimal.replace("http://127.0.0.1:11434/v1", "file:///etc/passwd"), 4, "providers.local.base_url", "must be a URL"],
+  [
+    "a file as base_url",
+    minimal.replace("http://127.0.0.1:11434/v1", "file:///etc/passwd"),
+    4,
+    "providers.local.base_url",
+    "must be a URL",
+  ],
   ["another currency", minimal.replace("markup: 0.10", "currency: EUR"), 10, "billing.currency", "must be USD"],
-  ["a list for a mapping", minimal.replace("providers:\n", "providers: []\nx:\n"), 2, "providers", ""],
+  ["a list for a mapping", "default_model: a\nproviders: []\nmodels: {}\n", 2, "providers", "wrong shape"],
   ["no models", "default_model: a\nproviders: {}\n", 1, "models", "missing"],
   ["a bad block of a later feature", `${minimal}sandbox: { require: cgroups }\n`, 14, "sandbox.require", "cgroup or any"],
   ["a prototype", `${minimal}__proto__: { x: 1 }\n`, 14, "__proto__", "not a known key"],
@@ -121,7 +168,9 @@ test("a provider without its key is named at start, and refused at a call withou
   ]);
   expect(requireProviderKey(main, { SOME_KEY: "sk-1" })).toBe("sk-1");
   expect(requireProviderKey(local, {})).toBeUndefined();
-  expect(() => requireProviderKey(main, {})).toThrow(expect.objectContaining({ code: "provider_error", message: expect.not.stringContaining("SOME_KEY") }));
+  expect(() => requireProviderKey(main, {})).toThrow(
+    expect.objectContaining({ code: "provider_error", message: expect.not.stringContaining("SOME_KEY") }),
+  );
 });
 
 test("the first start writes a file for the demonstration model, private and once", () => {

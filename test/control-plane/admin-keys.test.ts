@@ -46,7 +46,10 @@ test("a file with something else is refused, not overwritten", async () => {
   const stage = await controlStage();
   writeFileSync(adminKeyPath(stage.home), "hunter2\n");
 
-  await expect(bootstrapAdminKey(stage)).rejects.toMatchObject({ code: "invalid_configuration", message: expect.not.stringContaining("hunter2") });
+  await expect(bootstrapAdminKey(stage)).rejects.toMatchObject({
+    code: "invalid_configuration",
+    message: expect.not.stringContaining("hunter2"),
+  });
   expect(readFileSync(adminKeyPath(stage.home), "utf8")).toBe("hunter2\n");
 });
 

@@ -22,7 +22,13 @@ test("a tenant's token names its tenant, its epoch and the prefix that logs may 
 
   const principal = await authentication.authenticate(`Bearer ${token}`);
 
-  expect(principal).toEqual({ kind: "tenant", tenantId: id, displayName: "Acme", tokenEpoch: 1, tokenHashPrefix: expect.stringMatching(/^[0-9a-f]{8}$/) });
+  expect(principal).toEqual({
+    kind: "tenant",
+    tenantId: id,
+    displayName: "Acme",
+    tokenEpoch: 1,
+    tokenHashPrefix: expect.stringMatching(/^[0-9a-f]{8}$/),
+  });
   await authentication.close();
 });
 
@@ -32,7 +38,11 @@ test("every refusal is the same error, and none writes a row", async () => {
   const { token } = await tenants.create({ id });
   const { token: otherToken } = await tenants.create({ id: other });
   const secretOf = (text: string): string => text.slice(-32);
-  await database.withControl((tx) => tx.execute("insert into control.admin_key (id, hash, scopes, revoked_at) values ('gone', $1, '{all}', now())", [mintAdminKey("gone").hash]));
+  await database.withControl((tx) =>
+    tx.execute("insert into control.admin_key (id, hash, scopes, revoked_at) values ('gone', $1, '{all}', now())", [
+      mintAdminKey("gone").hash,
+    ]),
+  );
   const authentication = createAuthentication({ database, log: quiet });
   const before = await rowsOf(database);
 
@@ -65,7 +75,9 @@ test("every refusal is the same error, and none writes a row", async () => {
 test("a revoked token and a deleted tenant's token are refused, a suspended tenant's says so", async () => {
   const { database, tenants } = await controlStage();
   const authentication = createAuthentication({ database, log: quiet });
-  const [revoked, deleted, suspended] = await Promise.all(["revoked", "deleted", "suspended"].map(async (name) => tenants.create({ id: someTenantId(name) })));
+  const [revoked, deleted, suspended] = await Promise.all(
+    ["revoked", "deleted", "suspended"].map(async (name) => tenants.create({ id: someTenantId(name) })),
+  );
   if (revoked === undefined || deleted === undefined || suspended === undefined) throw new Error("three tenants");
   await database.withControl(async (tx) => {
     await tx.execute("update control.tenant_token set revoked_at = now() where tenant_id = $1", [revoked.tenant.id]);
@@ -76,19 +88,25 @@ test("a revoked token and a deleted tenant's token are refused, a suspended tena
   expect(await errorOf(authentication.authenticate(`Bearer ${revoked.token}`))).toMatchObject({ code: "invalid_api_key" });
   expect(await errorOf(authentication.authenticate(`Bearer ${deleted.token}`))).toMatchObject({ code: "invalid_api_key" });
   expect(await errorOf(authentication.authenticate(`Bearer ${suspended.token}`))).toMatchObject({ code: "tenant_suspended" });
-  expect(await errorOf(authentication.authenticate(`Bearer tk_${suspended.tenant.id}_${"0".repeat(32)}`))).toMatchObject({ code: "invalid_api_key" });
+  expect(await errorOf(authentication.authenticate(`Bearer tk_${suspended.tenant.id}_${"0".repeat(32)}`))).toMatchObject({
+    code: "invalid_api_key",
+  });
 });
 
 test("the root key of the environment has every scope, also when the table holds its id with another hash", async () => {
   const { database } = await controlStage();
   const root = mintAdminKey("ops");
   const stored = mintAdminKey("ops");
-  await database.withControl((tx) => tx.execute("insert into control.admin_key (id, hash, scopes) values ('ops', $1, '{read}')", [stored.hash]));
+  await database.withControl((tx) =>
+    tx.execute("insert into control.admin_key (id, hash, scopes) values ('ops', $1, '{read}')", [stored.hash]),
+  );
   const authentication = createAuthentication({ database, rootAdminKey: root.key, log: quiet });
 
   expect(await authentication.authenticate(`Bearer ${root.key}`)).toEqual({ kind: "admin", keyId: "ops", scopes: ["all"] });
   expect(await authentication.authenticate(`Bearer ${stored.key}`)).toEqual({ kind: "admin", keyId: "ops", scopes: ["read"] });
-  expect(() => createAuthentication({ database, rootAdminKey: "hunter2", log: quiet })).toThrow(expect.objectContaining({ code: "invalid_configuration" }));
+  expect(() => createAuthentication({ database, rootAdminKey: "hunter2", log: quiet })).toThrow(
+    expect.objectContaining({ code: "invalid_configuration" }),
+  );
 });
 
 test("known and unknown credentials go the same way: one lookup each, a malformed one none", async () => {
@@ -130,7 +148,9 @@ test("the last use is noted once a minute, and a failure to note it refuses nobo
   for (let call = 0; call < 20; call++) await authentication.authenticate(`Bearer ${token}`);
   await authentication.close();
   expect(writes).toHaveBeenCalledTimes(1);
-  const [row] = await database.withControl((tx) => tx.query<{ last_used_at: Date | null }>("select last_used_at from control.tenant_token where tenant_id = $1", [tenant.id]));
+  const [row] = await database.withControl((tx) =>
+    tx.query<{ last_used_at: Date | null }>("select last_used_at from control.tenant_token where tenant_id = $1", [tenant.id]),
+  );
   expect(row?.last_used_at).toBeInstanceOf(Date);
 
   broken = true;
@@ -141,7 +161,13 @@ test("the last use is noted once a minute, and a failure to note it refuses nobo
 });
 
 test("scopes are kept apart, and each side refuses the other's credential in its own way", () => {
-  const tenant: Principal = { kind: "tenant", tenantId: someTenantId(), displayName: undefined, tokenEpoch: 1, tokenHashPrefix: "00000000" };
+  const tenant: Principal = {
+    kind: "tenant",
+    tenantId: someTenantId(),
+    displayName: undefined,
+    tokenEpoch: 1,
+    tokenHashPrefix: "00000000",
+  };
   const reader: Principal = { kind: "admin", keyId: "reader", scopes: ["read"] };
   const root: Principal = { kind: "admin", keyId: "root", scopes: ["all"] };
 

@@ -24,7 +24,10 @@ test("numbers and nothing are written as they are", () => {
 });
 
 test("what is read back is what was written, but for the neutral prefix", () => {
-  const awkward = fc.string({ unit: fc.constantFrom('"', ",", "\n", "\r", "\t", "=", "+", "-", "@", "'", "a", "é", "\u0000"), maxLength: 8 });
+  const awkward = fc.string({
+    unit: fc.constantFrom('"', ",", "\n", "\r", "\t", "=", "+", "-", "@", "'", "a", "é", "\u0000"),
+    maxLength: 8,
+  });
   fc.assert(
     fc.property(fc.array(awkward, { minLength: 1, maxLength: 5 }), (cells) => {
       expect(readCsv(csvLine(cells))).toEqual([cells.map((cell) => (/^[=+\-@\t\r]/.test(cell) ? `'${cell}` : cell))]);

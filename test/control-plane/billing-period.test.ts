@@ -16,7 +16,13 @@ test.each([
 ])("%s is %s to %s", (text, firstDay, lastDay) => {
   const period = parsePeriod(text, leapDay);
 
-  expect(period).toMatchObject({ text, firstDay, lastDay, fromMs: Date.parse(`${firstDay}T00:00:00Z`), untilMs: Date.parse(`${lastDay}T00:00:00Z`) + 86_400_000 });
+  expect(period).toMatchObject({
+    text,
+    firstDay,
+    lastDay,
+    fromMs: Date.parse(`${firstDay}T00:00:00Z`),
+    untilMs: Date.parse(`${lastDay}T00:00:00Z`) + 86_400_000,
+  });
 });
 
 test("a millisecond later it is the next month", () => {

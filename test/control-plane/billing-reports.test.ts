@@ -18,9 +18,24 @@ const card = createRateCard({
   odd: { input: "0.000001", output: "0.333333" },
 });
 /** Contract §6: 5.968545 USD. */
-const checkUsage: Usage = { inputTokens: 142_500, outputTokens: 38_200, cacheReadTokens: 12_300, cacheWriteTokens: 0, reasoningTokens: 5_400 };
+const checkUsage: Usage = {
+  inputTokens: 142_500,
+  outputTokens: 38_200,
+  cacheReadTokens: 12_300,
+  cacheWriteTokens: 0,
+  reasoningTokens: 5_400,
+};
 
-type Call = { readonly id: string; readonly at: string; readonly model?: string; readonly session?: string; readonly usage: Usage; readonly markup?: string; readonly estimated?: boolean; readonly toolCalls?: number };
+type Call = {
+  readonly id: string;
+  readonly at: string;
+  readonly model?: string;
+  readonly session?: string;
+  readonly usage: Usage;
+  readonly markup?: string;
+  readonly estimated?: boolean;
+  readonly toolCalls?: number;
+};
 
 /** Bills as the settlement does: under the tenant's own role, which moves the day's sums too. */
 async function bill(database: Database, tenantId: TenantId, call: Call): Promise<void> {
@@ -65,7 +80,10 @@ async function billingStage(options: Omit<BillingReportsDeps, "database"> = {}) 
   return { database, ownerUrl, reports, addTenant };
 }
 
-const requestOf = (period: string, rest: Omit<ReportRequest, "period"> = {}): ReportRequest => ({ period: parsePeriod(period, Date.parse("2026-06-15T12:00:00Z")), ...rest });
+const requestOf = (period: string, rest: Omit<ReportRequest, "period"> = {}): ReportRequest => ({
+  period: parsePeriod(period, Date.parse("2026-06-15T12:00:00Z")),
+  ...rest,
+});
 async function textOf(chunks: AsyncIterable<string>): Promise<string> {
   let text = "";
   for await (const chunk of chunks) text += chunk;
@@ -88,7 +106,17 @@ test("the contract's check value goes through the ledger to the CSV, the JSON an
     total_cost_usd: "5.968545000",
     date_unix: Date.parse("2026-06-01T00:00:00Z") / 1000,
     rows: [
-      { date: "2026-06-03", tenant: acme, model: "claude-opus-4-7", tokens_in: 142_500, tokens_out: 38_200, tokens_cached: 12_300, reasoning_tokens: 5_400, tool_calls: 42, cost_usd: "5.968545000" },
+      {
+        date: "2026-06-03",
+        tenant: acme,
+        model: "claude-opus-4-7",
+        tokens_in: 142_500,
+        tokens_out: 38_200,
+        tokens_cached: 12_300,
+        reasoning_tokens: 5_400,
+        tool_calls: 42,
+        cost_usd: "5.968545000",
+      },
     ],
   });
   expect(await explainCall(database, "trn_1.0")).toEqual({
@@ -112,7 +140,8 @@ test("rounded columns come from the exact sum, not from rounded parts", async ()
   const { database, reports, addTenant } = await billingStage();
   const acme = await addTenant("acme");
   // 0.000000333 USD each: rounded one by one to 6 places, three of them would be nothing.
-  for (const step of [0, 1, 2]) await bill(database, acme, { id: `trn_1.${step}`, at: "2026-06-03T00:00:00Z", model: "odd", usage: { ...noUsage, outputTokens: 1 } });
+  for (const step of [0, 1, 2])
+    await bill(database, acme, { id: `trn_1.${step}`, at: "2026-06-03T00:00:00Z", model: "odd", usage: { ...noUsage, outputTokens: 1 } });
 
   expect(await textOf(await reports.csv(requestOf("2026-06", { tenantId: acme })))).toContain(`${acme},odd,0,3,0,0,0,0.000001\n`);
   expect(await textOf(await reports.json(requestOf("2026-06", { tenantId: acme })))).toContain('"total_cost_usd":"0.000000999"');
@@ -122,7 +151,13 @@ test("days are UTC days of admission, at their very edges", async () => {
   const { database, reports, addTenant } = await billingStage();
   const acme = await addTenant("acme");
   const usage = { ...noUsage, inputTokens: 1_000_000 };
-  const moments = ["2026-05-31T23:59:59.999999Z", "2026-06-01T00:00:00Z", "2026-06-01T01:59:59+02:00", "2026-06-30T23:59:59.999999Z", "2026-07-01T00:00:00Z"];
+  const moments = [
+    "2026-05-31T23:59:59.999999Z",
+    "2026-06-01T00:00:00Z",
+    "2026-06-01T01:59:59+02:00",
+    "2026-06-30T23:59:59.999999Z",
+    "2026-07-01T00:00:00Z",
+  ];
   for (const [step, at] of moments.entries()) await bill(database, acme, { id: `trn_1.${step}`, at, usage });
 
   for (const detail of [false, true]) {
@@ -138,7 +173,10 @@ test("a report of all tenants is ordered by date, tenant and model, and one of o
   const usage = { ...noUsage, inputTokens: 7 };
   let step = 0;
   for (const tenantId of [b, a]) {
-    for (const model of ["odd", "claude-opus-4-7"]) for (const day of ["03", "02", "01"]) for (const hour of ["09", "08"]) await bill(database, tenantId, { id: `trn_1.${step++}`, at: `2026-06-${day}T${hour}:00:00Z`, model, usage });
+    for (const model of ["odd", "claude-opus-4-7"])
+      for (const day of ["03", "02", "01"])
+        for (const hour of ["09", "08"])
+          await bill(database, tenantId, { id: `trn_1.${step++}`, at: `2026-06-${day}T${hour}:00:00Z`, model, usage });
   }
 
   const all = (await textOf(await reports.csv(requestOf("2026-06")))).trimEnd().split("\n").slice(1);
@@ -146,19 +184,32 @@ test("a report of all tenants is ordered by date, tenant and model, and one of o
   const detail = (await textOf(await reports.csv(requestOf("2026-06", { detail: true })))).trimEnd().split("\n").slice(1);
 
   const keys = all.map((line) => line.split(",").slice(0, 3).join(","));
-  expect(keys).toEqual(["01", "02", "03"].flatMap((day) => [a, b].flatMap((tenant) => ["claude-opus-4-7", "odd"].map((model) => `2026-06-${day},${tenant},${model}`))));
+  expect(keys).toEqual(
+    ["01", "02", "03"].flatMap((day) =>
+      [a, b].flatMap((tenant) => ["claude-opus-4-7", "odd"].map((model) => `2026-06-${day},${tenant},${model}`)),
+    ),
+  );
   expect(all[0]).toBe(`2026-06-01,${a},claude-opus-4-7,14,0,0,0,0,0.000210`);
   expect(ofA).toEqual(all.filter((line) => line.includes(a)));
   expect(detail).toHaveLength(24);
   expect(new Set(detail.map((line) => line.split(",")[0])).size).toBe(24);
-  const order = detail.map((line) => [line.slice(line.indexOf("2026"), line.indexOf("2026") + 10), line.split(",")[3], line.split(",")[2]].join(" "));
+  const order = detail.map((line) =>
+    [line.slice(line.indexOf("2026"), line.indexOf("2026") + 10), line.split(",")[3], line.split(",")[2]].join(" "),
+  );
   expect(order).toEqual(order.toSorted());
 });
 
 test("the details carry every column of the row, harmless in a spreadsheet", async () => {
   const { database, reports, addTenant } = await billingStage();
   const acme = await addTenant("acme");
-  await bill(database, acme, { id: "trn_1.0", at: "2026-06-03T10:14:22.123Z", model: '=cmd|"/c calc"', session: "wa:+15551234567:default", usage: { ...checkUsage, cacheWriteTokens: 3 }, estimated: true });
+  await bill(database, acme, {
+    id: "trn_1.0",
+    at: "2026-06-03T10:14:22.123Z",
+    model: '=cmd|"/c calc"',
+    session: "wa:+15551234567:default",
+    usage: { ...checkUsage, cacheWriteTokens: 3 },
+    estimated: true,
+  });
 
   const csv = await textOf(await reports.csv(requestOf("2026-06-03..2026-06-03", { tenantId: acme, detail: true })));
   const json = JSON.parse(await textOf(await reports.json(requestOf("2026-06", { tenantId: acme, detail: true })))) as { rows: object[] };
@@ -196,9 +247,20 @@ test("usage adds the days, the models and the ten dearest sessions of one tenant
   const [acme, other] = [await addTenant("acme"), await addTenant("other")];
   await bill(database, other, { id: "trn_0.0", at: "2026-06-02T00:00:00Z", usage: checkUsage });
   for (let session = 0; session < 12; session++) {
-    await bill(database, acme, { id: `trn_1.${session}`, at: `2026-06-0${1 + (session % 2)}T12:00:00Z`, session: `api:s${session}:default`, usage: { ...noUsage, inputTokens: 1_000 * (session + 1) } });
+    await bill(database, acme, {
+      id: `trn_1.${session}`,
+      at: `2026-06-0${1 + (session % 2)}T12:00:00Z`,
+      session: `api:s${session}:default`,
+      usage: { ...noUsage, inputTokens: 1_000 * (session + 1) },
+    });
   }
-  await bill(database, acme, { id: "trn_2.0", at: "2026-06-02T12:00:00Z", model: "odd", session: "api:s11:default", usage: { ...noUsage, inputTokens: 5 } });
+  await bill(database, acme, {
+    id: "trn_2.0",
+    at: "2026-06-02T12:00:00Z",
+    model: "odd",
+    session: "api:s11:default",
+    usage: { ...noUsage, inputTokens: 5 },
+  });
 
   const usage = await reports.usage(acme, requestOf("2026-06").period);
 
@@ -224,7 +286,10 @@ test("an empty period is a header, an unknown tenant is not found before the fir
   await database.withControl((tx) => tx.execute("update control.tenant set state = 'deleted' where id = $1", [acme]));
 
   expect((await textOf(await reports.csv(requestOf("2026-05", { tenantId: acme })))).split("\n")).toHaveLength(2);
-  expect(JSON.parse(await textOf(await reports.json(requestOf("2026-05", { tenantId: acme, detail: true }))))).toMatchObject({ rows: [], total_cost_usd: "0.000000000" });
+  expect(JSON.parse(await textOf(await reports.json(requestOf("2026-05", { tenantId: acme, detail: true }))))).toMatchObject({
+    rows: [],
+    total_cost_usd: "0.000000000",
+  });
   await expect(reports.csv(requestOf("2026-06", { tenantId: someTenantId("nobody") }))).rejects.toMatchObject({ code: "not_found" });
   await expect(reports.usage(someTenantId("nobody"), requestOf("2026-06").period)).rejects.toMatchObject({ code: "not_found" });
   expect((await reports.usage(acme, requestOf("2026-06").period)).rows).toHaveLength(1);
@@ -233,7 +298,14 @@ test("an empty period is a header, an unknown tenant is not found before the fir
 test("an explanation recomputes to the digit, keeps to its tenant, and refuses a row or a card that was changed", async () => {
   const { database, ownerUrl, addTenant } = await billingStage();
   const [acme, other] = [await addTenant("acme"), await addTenant("other")];
-  await bill(database, acme, { id: "trn_1.0", at: "2026-06-03T00:00:00Z", model: "odd", usage: { ...noUsage, inputTokens: 1, outputTokens: 3 }, markup: "0.333333", estimated: true });
+  await bill(database, acme, {
+    id: "trn_1.0",
+    at: "2026-06-03T00:00:00Z",
+    model: "odd",
+    usage: { ...noUsage, inputTokens: 1, outputTokens: 3 },
+    markup: "0.333333",
+    estimated: true,
+  });
 
   const explanation = await explainCall(database, "trn_1.0", acme);
   expect(explanation.lines[0]).toMatchObject({ class: "input", usd_per_million: "0.000001", cost_usd: "0.000000000001" });
@@ -244,8 +316,15 @@ test("an explanation recomputes to the digit, keeps to its tenant, and refuses a
 
   await runSql(ownerUrl, "update control.usage_ledger set cost_nano_usd = cost_nano_usd + 1");
   await expect(explainCall(database, "trn_1.0")).rejects.toMatchObject({ code: "internal" });
-  await runSql(ownerUrl, "update control.usage_ledger set cost_nano_usd = cost_nano_usd - 1", `update control.rate_card set body = jsonb_set(body, '{odd,output}', '"0.3"')`);
-  await expect(explainCall(database, "trn_1.0")).rejects.toMatchObject({ code: "internal", details: { reason: "the stored rate card was changed" } });
+  await runSql(
+    ownerUrl,
+    "update control.usage_ledger set cost_nano_usd = cost_nano_usd - 1",
+    `update control.rate_card set body = jsonb_set(body, '{odd,output}', '"0.3"')`,
+  );
+  await expect(explainCall(database, "trn_1.0")).rejects.toMatchObject({
+    code: "internal",
+    details: { reason: "the stored rate card was changed" },
+  });
 });
 
 test("a card is stored once, with the moment it was first seen, and comes back the same", async () => {
@@ -257,7 +336,10 @@ test("a card is stored once, with the moment it was first seen, and comes back t
   const first = await database.withControl((tx) => tx.query<{ valid_from: Date }>("select valid_from from control.rate_card"));
   expect(await database.withControl((tx) => storeRateCard(tx, created))).toBe(false);
   expect(await database.withControl((tx) => tx.query("select valid_from from control.rate_card"))).toEqual(first);
-  expect(await database.withControl((tx) => loadRateCard(tx, created.hash))).toEqual({ ...created, text: { m: { input: "1.50", output: "2" } } });
+  expect(await database.withControl((tx) => loadRateCard(tx, created.hash))).toEqual({
+    ...created,
+    text: { m: { input: "1.50", output: "2" } },
+  });
   expect(created.hash).toMatch(/^[0-9a-f]{64}$/);
   await expect(database.withControl((tx) => loadRateCard(tx, "0".repeat(64)))).rejects.toMatchObject({ code: "internal" });
 });

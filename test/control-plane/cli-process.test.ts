@@ -31,16 +31,23 @@ process.on("SIGTERM", () => setTimeout(() => { rmSync(join(home, "gateway.json")
 /** A checkout with our command line and a stand-in for the rest. */
 function standInCheckout(): { readonly bin: string; readonly home: string } {
   const root = join(emptyHome(), "checkout");
-  for (const part of ["bin", "control-plane", "domain", "storage", "package.json"]) cpSync(join(packageRoot, part), join(root, part), { recursive: true });
+  for (const part of ["bin", "control-plane", "domain", "storage", "package.json"])
+    cpSync(join(packageRoot, part), join(root, part), { recursive: true });
   symlinkSync(join(packageRoot, "node_modules"), join(root, "node_modules"));
   for (const folder of ["app", "scripts"]) mkdirSync(join(root, folder));
   writeFileSync(join(root, "app", "main.ts"), standInApp);
-  writeFileSync(join(root, "scripts", "setup.mjs"), `import { writeFileSync } from "node:fs"; writeFileSync(new URL("../setup-ran", import.meta.url), "");`);
+  writeFileSync(
+    join(root, "scripts", "setup.mjs"),
+    `import { writeFileSync } from "node:fs"; writeFileSync(new URL("../setup-ran", import.meta.url), "");`,
+  );
   return { bin: join(root, "bin", "openclaw.mjs"), home: emptyHome() };
 }
 
 async function startGateway(node: string, bin: string, home: string, ...words: string[]): Promise<ChildProcess> {
-  const child = spawn(node, [bin, "start", ...words], { env: { PATH: process.env["PATH"], OPENCLAW_HOME: home }, stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(node, [bin, "start", ...words], {
+    env: { PATH: process.env["PATH"], OPENCLAW_HOME: home },
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   onTestFinished(() => {
     const pid = readGatewayRecord(home)?.pid;
     if (pid !== undefined) process.kill(pid, "SIGKILL");
@@ -67,9 +74,16 @@ test("start sets up, runs the gateway in its own place, status tells where it is
     database: { kind: "embedded", url: "postgres://openclaw@127.0.0.1:5432/openclaw" },
   });
 
-  expect(await run(process.execPath, [bin, "stop"], { OPENCLAW_HOME: home })).toEqual({ code: 0, stdout: `Stopped the gateway (process ${gateway.pid}).\n`, stderr: "" });
+  expect(await run(process.execPath, [bin, "stop"], { OPENCLAW_HOME: home })).toEqual({
+    code: 0,
+    stdout: `Stopped the gateway (process ${gateway.pid}).\n`,
+    stderr: "",
+  });
   expect(await ended).toEqual([7, null]);
-  expect(await run(process.execPath, [bin, "stop"], { OPENCLAW_HOME: home })).toMatchObject({ code: 0, stdout: `No gateway is running on ${home}.\n` });
+  expect(await run(process.execPath, [bin, "stop"], { OPENCLAW_HOME: home })).toMatchObject({
+    code: 0,
+    stdout: `No gateway is running on ${home}.\n`,
+  });
   expect(await run(process.execPath, [bin, "status"], { OPENCLAW_HOME: home })).toMatchObject({ code: 3 });
 });
 

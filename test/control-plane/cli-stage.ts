@@ -8,7 +8,13 @@ import { runProgram } from "../../control-plane/cli/program.ts";
 import { createTerminal } from "../../control-plane/cli/terminal.ts";
 import { packageRoot } from "../../control-plane/environment.ts";
 
-export type SeenRequest = { readonly method: string; readonly path: string; readonly authorization: string; readonly session: string | undefined; readonly body: unknown };
+export type SeenRequest = {
+  readonly method: string;
+  readonly path: string;
+  readonly authorization: string;
+  readonly session: string | undefined;
+  readonly body: unknown;
+};
 export type Respond = (request: SeenRequest, response: ServerResponse) => void;
 
 /** An HTTP server that stands for the gateway; remembers what it was asked. */

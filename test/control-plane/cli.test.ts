@@ -28,7 +28,13 @@ test("a tenant is made, and its token is the answer", async () => {
 
   expect(plain).toEqual({ code: 0, stdout: `${token}\n`, stderr: "" });
   expect(JSON.parse(json.stdout)).toEqual({ tenant: "acme", token });
-  expect(seen[0]).toEqual({ method: "POST", path: "/v1/tenants", authorization: `Bearer ${adminKey}`, session: undefined, body: { id: "acme", display_name: "Acme Ltd", markup: "0.10" } });
+  expect(seen[0]).toEqual({
+    method: "POST",
+    path: "/v1/tenants",
+    authorization: `Bearer ${adminKey}`,
+    session: undefined,
+    body: { id: "acme", display_name: "Acme Ltd", markup: "0.10" },
+  });
 });
 
 const tenants = [
@@ -37,7 +43,9 @@ const tenants = [
 ];
 
 test("tenants are a table for a person, tab-separated lines for a script, JSON on request", async () => {
-  const { variables } = await asAdmin(({ path }, response) => sendJson(response, path === "/v1/tenants" ? { object: "list", data: tenants } : tenants[0]));
+  const { variables } = await asAdmin(({ path }, response) =>
+    sendJson(response, path === "/v1/tenants" ? { object: "list", data: tenants } : tenants[0]),
+  );
 
   const script = await openclaw(["tenants", "list"], variables);
   const person = await openclaw(["tenants", "list"], { ...variables, NO_COLOR: "1" }, { interactive: true });
@@ -55,10 +63,26 @@ test("tenants are a table for a person, tab-separated lines for a script, JSON o
 });
 
 test("a report is CSV for a script, byte for byte, and a table for a person", async () => {
-  const csv = "date,tenant,model,tokens_in,tokens_out,tokens_cached,reasoning_tokens,tool_calls,cost_usd\n2026-06-03,acme,claude-opus-4-7,142500,38200,12300,5400,42,5.968545\n";
+  const csv =
+    "date,tenant,model,tokens_in,tokens_out,tokens_cached,reasoning_tokens,tool_calls,cost_usd\n2026-06-03,acme,claude-opus-4-7,142500,38200,12300,5400,42,5.968545\n";
   const { seen, variables } = await asAdmin(({ path }, response) => {
     if (path.includes("format=csv")) response.end(csv);
-    else sendJson(response, { total_cost_usd: "5.968545000", rows: [{ date: "2026-06-03", model: "claude-opus-4-7", tokens_in: 142_500, tokens_out: 38_200, tokens_cached: 12_300, reasoning_tokens: 5_400, tool_calls: 42, cost_usd: "5.968545000" }] });
+    else
+      sendJson(response, {
+        total_cost_usd: "5.968545000",
+        rows: [
+          {
+            date: "2026-06-03",
+            model: "claude-opus-4-7",
+            tokens_in: 142_500,
+            tokens_out: 38_200,
+            tokens_cached: 12_300,
+            reasoning_tokens: 5_400,
+            tool_calls: 42,
+            cost_usd: "5.968545000",
+          },
+        ],
+      });
   });
   const words = ["billing", "report", "acme", "--period", "2026-06"];
 
@@ -203,7 +227,9 @@ const event = (data: unknown): string => `data: ${typeof data === "string" ? dat
 const delta = (content: string): string => event({ choices: [{ index: 0, delta: { content } }] });
 
 test("an answer is printed as it comes, whatever the cuts of its bytes", async () => {
-  const bytes = Buffer.from(`: hello\r\n\r\n${event({ choices: [{ index: 0, delta: { role: "assistant" } }] })}${delta("Grüße, ")}${delta("Jane €")}${event({ choices: [], usage: {} })}${event("[DONE]")}`);
+  const bytes = Buffer.from(
+    `: hello\r\n\r\n${event({ choices: [{ index: 0, delta: { role: "assistant" } }] })}${delta("Grüße, ")}${delta("Jane €")}${event({ choices: [], usage: {} })}${event("[DONE]")}`,
+  );
   const { url, seen } = await fakeGateway((_request, response) => {
     response.writeHead(200, { "content-type": "text/event-stream" });
     let at = 0;
@@ -226,21 +252,41 @@ test("an answer is printed as it comes, whatever the cuts of its bytes", async (
 });
 
 test("an answer cannot drive the terminal", async () => {
-  const { url } = await fakeGateway((_request, response) => response.end(delta("a\u001b]0;owned\u0007b\u001b[2Jc\u009b31md\n") + event("[DONE]")));
+  const { url } = await fakeGateway((_request, response) =>
+    response.end(delta("a\u001b]0;owned\u0007b\u001b[2Jc\u009b31md\n") + event("[DONE]")),
+  );
 
-  const outcome = await openclaw(["agent", "--tenant", "acme", "--message", "x"], { OPENCLAW_HOME: emptyHome(), OPENCLAW_URL: url, OPENCLAW_TOKEN: token }, { interactive: true });
+  const outcome = await openclaw(
+    ["agent", "--tenant", "acme", "--message", "x"],
+    { OPENCLAW_HOME: emptyHome(), OPENCLAW_URL: url, OPENCLAW_TOKEN: token },
+    { interactive: true },
+  );
 
   expect(outcome.stdout).toBe("a]0;ownedb[2Jc31md\n");
 });
 
 test.each([
   ["breaks off", delta("half"), 1, "broke off"],
-  ["reports a quota", delta("half") + event({ error: { message: "The tokens of this day are used up.", type: "quota_exceeded", code: "tokens_per_day" } }), 4, "used up"],
-  ["reports a provider's failure", event({ error: { message: "The model provider did not answer.", type: "provider_error" } }), 1, "did not answer"],
+  [
+    "reports a quota",
+    delta("half") + event({ error: { message: "The tokens of this day are used up.", type: "quota_exceeded", code: "tokens_per_day" } }),
+    4,
+    "used up",
+  ],
+  [
+    "reports a provider's failure",
+    event({ error: { message: "The model provider did not answer.", type: "provider_error" } }),
+    1,
+    "did not answer",
+  ],
 ])("a stream that %s is not a whole answer", async (_name, body, code, says) => {
   const { url } = await fakeGateway((_request, response) => response.end(body));
 
-  const outcome = await openclaw(["agent", "--tenant", "acme", "--message", "x"], { OPENCLAW_HOME: emptyHome(), OPENCLAW_URL: url, OPENCLAW_TOKEN: token });
+  const outcome = await openclaw(["agent", "--tenant", "acme", "--message", "x"], {
+    OPENCLAW_HOME: emptyHome(),
+    OPENCLAW_URL: url,
+    OPENCLAW_TOKEN: token,
+  });
 
   expect(outcome).toMatchObject({ code, stderr: expect.stringContaining(says) });
 });
@@ -251,17 +297,36 @@ test("agent --json prints the turn", async () => {
     sendJson(response, { model: "demo", choices: [{ message: { content: "Hi" }, finish_reason: "stop" }], usage: { total_tokens: 3 } });
   });
 
-  const outcome = await openclaw(["agent", "--tenant", "acme", "--message", "x", "--json"], { OPENCLAW_HOME: emptyHome(), OPENCLAW_URL: url, OPENCLAW_TOKEN: token });
+  const outcome = await openclaw(["agent", "--tenant", "acme", "--message", "x", "--json"], {
+    OPENCLAW_HOME: emptyHome(),
+    OPENCLAW_URL: url,
+    OPENCLAW_TOKEN: token,
+  });
 
-  expect(JSON.parse(outcome.stdout)).toEqual({ turn_id: "trn_01", model: "demo", reply: "Hi", finish_reason: "stop", usage: { total_tokens: 3 } });
+  expect(JSON.parse(outcome.stdout)).toEqual({
+    turn_id: "trn_01",
+    model: "demo",
+    reply: "Hi",
+    finish_reason: "stop",
+    usage: { total_tokens: 3 },
+  });
   expect(seen[0]).toMatchObject({ session: undefined, body: { stream: false } });
 });
 
 test("an admin key or another tenant's token is refused before anything is sent", async () => {
   const { seen, variables, url } = await asAdmin((_request, response) => response.end());
 
-  expect(await openclaw(["agent", "--tenant", "acme", "--message", "x"], variables)).toMatchObject({ code: 4, stderr: expect.stringContaining("A tenant token is needed") });
-  expect(await openclaw(["agent", "--tenant", "globex", "--message", "x"], { OPENCLAW_HOME: emptyHome(), OPENCLAW_URL: url, OPENCLAW_TOKEN: token })).toMatchObject({
+  expect(await openclaw(["agent", "--tenant", "acme", "--message", "x"], variables)).toMatchObject({
+    code: 4,
+    stderr: expect.stringContaining("A tenant token is needed"),
+  });
+  expect(
+    await openclaw(["agent", "--tenant", "globex", "--message", "x"], {
+      OPENCLAW_HOME: emptyHome(),
+      OPENCLAW_URL: url,
+      OPENCLAW_TOKEN: token,
+    }),
+  ).toMatchObject({
     code: 4,
     stderr: expect.stringContaining("belongs to the tenant acme"),
   });
@@ -269,7 +334,9 @@ test("an admin key or another tenant's token is refused before anything is sent"
 });
 
 test("status of a gateway elsewhere tells what can be known from here", async () => {
-  const { url } = await fakeGateway((_request, response) => sendJson(response, { status: "unavailable", checks: { postgres: "ok", temporal: "failed" } }, 503));
+  const { url } = await fakeGateway((_request, response) =>
+    sendJson(response, { status: "unavailable", checks: { postgres: "ok", temporal: "failed" } }, 503),
+  );
 
   const outcome = await openclaw(["status", "--json"], { OPENCLAW_HOME: emptyHome(), OPENCLAW_URL: url });
 
@@ -297,7 +364,10 @@ test("doctor names what is missing and how to mend it", async () => {
     HOME: home,
   });
 
-  const { ok, findings } = JSON.parse(outcome.stdout) as { ok: boolean; findings: { check: string; state: string; says: string; mend?: string }[] };
+  const { ok, findings } = JSON.parse(outcome.stdout) as {
+    ok: boolean;
+    findings: { check: string; state: string; says: string; mend?: string }[];
+  };
   expect(ok).toBe(false);
   expect(outcome.code).toBe(1);
   const failed = findings.filter(({ state }) => state === "failed").map(({ check }) => check);
@@ -318,7 +388,10 @@ test.each(["bash", "zsh"])("the %s completion knows the commands that exist and 
 test("the bash completion completes", () => {
   const script = `eval "$("$NODE" "$BIN" completion bash)"; COMP_WORDS=(openclaw billing report acme --p); COMP_CWORD=4; _openclaw; echo "\${COMPREPLY[*]}"; COMP_WORDS=(openclaw t); COMP_CWORD=1; _openclaw; echo "\${COMPREPLY[*]}"`;
 
-  const { stdout, status } = spawnSync("bash", ["-c", script], { encoding: "utf8", env: { PATH: process.env["PATH"], NODE: process.execPath, BIN: binPath } });
+  const { stdout, status } = spawnSync("bash", ["-c", script], {
+    encoding: "utf8",
+    env: { PATH: process.env["PATH"], NODE: process.execPath, BIN: binPath },
+  });
 
   expect({ stdout, status }).toEqual({ stdout: "--period\ntenants\n", status: 0 });
 });
@@ -326,7 +399,17 @@ test("the bash completion completes", () => {
 test("the packaged command runs, passes its exit code on and ends quietly when its reader has left", async () => {
   const { variables } = await asAdmin((_request, response) => sendJson(response, { data: tenants }));
 
-  expect(await run(process.execPath, [binPath, "tenants", "list"], variables)).toMatchObject({ code: 0, stderr: "", stdout: expect.stringMatching(/^acme\t/) });
-  expect(await run(process.execPath, [binPath, "tenants", "list"], { ...variables, OPENCLAW_URL: await closedUrl() })).toMatchObject({ code: 3, stdout: "" });
-  expect(await run("bash", ["-c", `set -o pipefail; "${process.execPath}" "${binPath}" --help | true`], variables)).toMatchObject({ code: 0, stderr: "" });
+  expect(await run(process.execPath, [binPath, "tenants", "list"], variables)).toMatchObject({
+    code: 0,
+    stderr: "",
+    stdout: expect.stringMatching(/^acme\t/),
+  });
+  expect(await run(process.execPath, [binPath, "tenants", "list"], { ...variables, OPENCLAW_URL: await closedUrl() })).toMatchObject({
+    code: 3,
+    stdout: "",
+  });
+  expect(await run("bash", ["-c", `set -o pipefail; "${process.execPath}" "${binPath}" --help | true`], variables)).toMatchObject({
+    code: 0,
+    stderr: "",
+  });
 });

@@ -1,6 +1,15 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { bearerOf, hashPrefixOf, loggedToken, mintAdminKey, mintTenantToken, parseAdminKey, parseCredential, parseTenantToken } from "../../control-plane/credentials.ts";
+import {
+  bearerOf,
+  hashPrefixOf,
+  loggedToken,
+  mintAdminKey,
+  mintTenantToken,
+  parseAdminKey,
+  parseCredential,
+  parseTenantToken,
+} from "../../control-plane/credentials.ts";
 import { parseTenantId } from "../../domain/tenant.ts";
 
 const hex = "0123456789abcdef0123456789abcdef";
@@ -71,7 +80,12 @@ test("parsing is total: no text makes it throw", () => {
 });
 
 test("parsing is linear: a megabyte of the worst text costs nothing", () => {
-  const worst = [`tk_${"a-".repeat(500_000)}`, `tk_${"a".repeat(1_000_000)}`, `Bearer ${" ".repeat(1_000_000)}`, `Bearer ${"tk_".repeat(300_000)}`];
+  const worst = [
+    `tk_${"a-".repeat(500_000)}`,
+    `tk_${"a".repeat(1_000_000)}`,
+    `Bearer ${" ".repeat(1_000_000)}`,
+    `Bearer ${"tk_".repeat(300_000)}`,
+  ];
   const startedAt = performance.now();
 
   for (let round = 0; round < 100; round++) for (const text of worst) expect(parseCredential(bearerOf(text) ?? text)).toBeUndefined();

@@ -5,15 +5,26 @@ import { defaultHome, packageRoot, readEnvironment } from "../../control-plane/e
 const key = `ak_ops_${"0".repeat(32)}`;
 
 test("an empty environment has the documented defaults", () => {
-  expect(readEnvironment({})).toMatchObject({ home: join(packageRoot, "data"), host: "127.0.0.1", port: undefined, databaseUrl: undefined });
+  expect(readEnvironment({})).toMatchObject({
+    home: join(packageRoot, "data"),
+    host: "127.0.0.1",
+    port: undefined,
+    databaseUrl: undefined,
+  });
 });
 
 test("an empty value counts as absent", () => {
-  expect(readEnvironment({ OPENCLAW_PORT: "", DATABASE_URL: "", OPENCLAW_HOST: "" })).toMatchObject({ port: undefined, databaseUrl: undefined, host: "127.0.0.1" });
+  expect(readEnvironment({ OPENCLAW_PORT: "", DATABASE_URL: "", OPENCLAW_HOST: "" })).toMatchObject({
+    port: undefined,
+    databaseUrl: undefined,
+    host: "127.0.0.1",
+  });
 });
 
 test("given values are checked and converted", () => {
-  expect(readEnvironment({ OPENCLAW_HOME: "/srv/home", OPENCLAW_PORT: "8080", OPENCLAW_ADMIN_KEY: key, TEMPORAL_ADDRESS: "[::1]:7233" })).toMatchObject({
+  expect(
+    readEnvironment({ OPENCLAW_HOME: "/srv/home", OPENCLAW_PORT: "8080", OPENCLAW_ADMIN_KEY: key, TEMPORAL_ADDRESS: "[::1]:7233" }),
+  ).toMatchObject({
     home: "/srv/home",
     port: 8080,
     adminKey: key,
@@ -31,7 +42,9 @@ test.each([
   ["DATABASE_URL", "mysql://x"],
   ["TEMPORAL_ADDRESS", "http://x:1"],
 ])("a malformed %s is named without its value", (name, value) => {
-  expect(() => readEnvironment({ [name]: value })).toThrow(expect.objectContaining({ code: "invalid_configuration", message: expect.stringMatching(new RegExp(`^${name} `)) }));
+  expect(() => readEnvironment({ [name]: value })).toThrow(
+    expect.objectContaining({ code: "invalid_configuration", message: expect.stringMatching(new RegExp(`^${name} `)) }),
+  );
   expect(() => readEnvironment({ [name]: value })).not.toThrow(value);
 });
 

@@ -3,7 +3,14 @@ import { once } from "node:events";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
-import { claimGateway, gatewayRecordPath, readGatewayRecord, removeGatewayRecord, runningGateway, writeGatewayRecord } from "../../control-plane/gateway-record.ts";
+import {
+  claimGateway,
+  gatewayRecordPath,
+  readGatewayRecord,
+  removeGatewayRecord,
+  runningGateway,
+  writeGatewayRecord,
+} from "../../control-plane/gateway-record.ts";
 import { emptyHome } from "./control-stage.ts";
 
 /** A process that looks like a gateway: `node …/app/main.ts`. */

@@ -38,7 +38,8 @@ test("ids that are taken, malformed or a deleted tenant's are refused", async ()
   await expect(tenants.create({ id: dead })).rejects.toMatchObject({ code: "conflict" });
   await expect(tenants.get(dead)).rejects.toMatchObject({ code: "not_found" });
   expect((await tenants.list()).map((tenant) => tenant.id)).toEqual([id]);
-  for (const bad of ["", "a_b", "A", "../x", "a".repeat(33), "a--b"]) await expect(tenants.create({ id: bad })).rejects.toMatchObject({ code: "invalid_tenant_id" });
+  for (const bad of ["", "a_b", "A", "../x", "a".repeat(33), "a--b"])
+    await expect(tenants.create({ id: bad })).rejects.toMatchObject({ code: "invalid_tenant_id" });
   await expect(tenants.create({ id: someTenantId(), displayName: "a\u001b[2J" })).rejects.toMatchObject({ code: "invalid_request" });
   await expect(tenants.create({ id: someTenantId(), markup: "10%" })).rejects.toMatchObject({ code: "invalid_rate" });
 });
@@ -51,7 +52,9 @@ test("of many who create the same tenant at once one gets it, and different ones
   const different = await Promise.all(Array.from({ length: 8 }, (_, index) => tenants.create({ id: someTenantId(`t${index}`) })));
 
   expect(same.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
-  expect(same.flatMap((outcome) => (outcome.status === "rejected" ? [(outcome.reason as { code: string }).code] : []))).toEqual(Array(7).fill("conflict"));
+  expect(same.flatMap((outcome) => (outcome.status === "rejected" ? [(outcome.reason as { code: string }).code] : []))).toEqual(
+    Array(7).fill("conflict"),
+  );
   expect(new Set(different.map(({ tenant }) => tenant.osUidIndex)).size).toBe(8);
   const tokens = await database.withControl((tx) => tx.query("select from control.tenant_token where tenant_id = $1", [id]));
   expect(tokens).toHaveLength(1);

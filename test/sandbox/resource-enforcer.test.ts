@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
-import { parseHardLimits, rlimitArguments } from "../../sandbox/bwrap-arguments.ts";
+import { limitArguments, parseHardLimits } from "../../sandbox/bwrap-arguments.ts";
 import { createCgroupEnforcer } from "../../sandbox/cgroup-enforcer.ts";
 import { findCgroupPlaces, reapOrphanedGroups } from "../../sandbox/cgroup-place.ts";
 import { isOrphaned, ownerName } from "../../sandbox/run-owner.ts";
@@ -76,14 +76,11 @@ test("a name tells a dead owner from a living one, and strangers are nobody's", 
   expect(isOrphaned(`${ownerName.replace(/\d+$/, "")}999999999-1`)).toBe(true);
 });
 
-test("rlimits stay below our own hard limits", () => {
+test("the limits of one process stay below our own hard ones and come in a shell's units", () => {
   const hard = parseHardLimits(
     ["Limit                     Soft Limit           Hard Limit           Units     ", "Max open files            20                   40                   files     ", "Max file size             unlimited            unlimited            bytes     "].join("\n"),
   );
-  const options = rlimitArguments(limits, hard, { data: true });
 
-  expect(options).toContain("--nofile=40");
-  expect(options).toContain(`--fsize=${limits.fileBytes}`);
-  expect(options).toContain(`--data=${limits.memoryBytes}`);
-  expect(rlimitArguments(limits, hard, { data: false }).join()).not.toContain("--data");
+  expect(limitArguments(limits, hard, { alone: true })).toEqual(["40", String(limits.fileBytes / 512), "10", String(limits.memoryBytes / 1024), "48"]);
+  expect(limitArguments(limits, hard, { alone: false }).slice(3)).toEqual(["-", "-"]);
 });

@@ -10,8 +10,9 @@ import type { DriverRequest } from "./driver-process.ts";
 
 export const MiB = 1024 * 1024;
 export const isRoot = process.getuid?.() === 0;
-/** Host uids that no other test uses. */
-export const uids = { acme: 220_001, globex: 220_002, user: 220_077 } as const;
+/** Host uids that no other test file uses: each runs in a process of its own. */
+const firstUid = 2_000_000 + (process.pid % 1_000_000) * 3;
+export const uids = { acme: firstUid, globex: firstUid + 1, user: firstUid + 2 } as const;
 
 export const limits: SandboxLimits = {
   wallMs: 10_000,
@@ -46,12 +47,14 @@ export const missing: string | undefined = await (async () => {
 
 export type TestDriver = BwrapDriver & { readonly process?: ChildProcess };
 
-/** A driver in another process, as another uid where one is given, with descriptors that it inherits. */
-export function startDriverProcess(options: BwrapDriverOptions, { uid, inherit = [] }: { readonly uid?: number; readonly inherit?: readonly number[] } = {}): TestDriver {
+/** A driver in another process, as another uid where one is given, with a directory left open for it by its parent. */
+export function startDriverProcess(options: BwrapDriverOptions, { uid, inherit }: { readonly uid?: number; readonly inherit?: string } = {}): TestDriver {
+  // Node itself closes an unbroken row of inherited descriptors at its start; a lone high one goes on to whatever it runs.
+  const leave = inherit === undefined ? [] : ["bash", "-c", 'exec 77<"$0"; exec "$@"', inherit];
   const argv = [process.execPath, join(import.meta.dirname, "driver-process.ts"), JSON.stringify(options)];
   const drop = uid === undefined ? [] : ["setpriv", "--reuid", String(uid), "--regid", String(uid), "--clear-groups"];
-  const [command = "", ...args] = [...drop, ...argv];
-  const child = spawn(command, args, { stdio: ["pipe", "pipe", "inherit", ...inherit], cwd: "/" });
+  const [command = "", ...args] = [...drop, ...leave, ...argv];
+  const child = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"], cwd: "/" });
   const waiting = new Map<number, (value: unknown) => void>();
   let last = 0;
   createInterface({ input: child.stdout as NonNullable<typeof child.stdout> }).on("line", (line) => {

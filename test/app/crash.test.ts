@@ -1,0 +1,97 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import OpenAI from "openai";
+import { afterEach, expect, test } from "vitest";
+import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-openai-server.ts";
+import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { runSql } from "../storage/fresh-database.ts";
+
+let product: RunningProduct | undefined;
+let model: MockOpenAi | undefined;
+afterEach(async () => {
+  await product?.stop();
+  await model?.close();
+});
+
+async function start() {
+  model = await startMockOpenAi();
+  product = await startProduct({ config: configWithProvider(`${model.url}/v1`) });
+  const token = await product.createTenant("acme");
+  return { model, product, client: new OpenAI({ baseURL: `${product.url}/v1`, apiKey: token, maxRetries: 0, timeout: 60_000 }) };
+}
+
+const session = { headers: { "X-OpenClaw-Session": "api:jane:default" } };
+const ask = (text: string) => ({ model: "default", messages: [{ role: "user" as const, content: text }] });
+
+/** The product's own database, as its owner: what a crash left behind is read from outside. */
+async function rows(home: string, sql: string): Promise<Record<string, unknown>[]> {
+  const { ownerUrl } = databaseOf(home);
+  return (await runSql(ownerUrl, sql)).rows as Record<string, unknown>[];
+}
+
+function databaseOf(home: string): { ownerUrl: string; pid: number } {
+  const state = JSON.parse(readFileSync(join(home, "postgres/state.json"), "utf8")) as { port: number; password: string };
+  const record = JSON.parse(readFileSync(join(home, "gateway.json"), "utf8")) as { database: { url: string } };
+  const url = new URL(record.database.url);
+  url.password = state.password;
+  url.port = String(state.port);
+  return { ownerUrl: url.href, pid: Number(readFileSync(join(home, "postgres/data/postmaster.pid"), "utf8").split("\n")[0]) };
+}
+
+const temporalPid = (home: string): number => (JSON.parse(readFileSync(join(home, "temporal/temporal.pid.json"), "utf8")) as { pid: number }).pid;
+
+test("kill -9 of the gateway in the middle of a model call: the turn finishes after the restart, with one billing row, and the session goes on", async () => {
+  const { model, product, client } = await start();
+  await client.chat.completions.create(ask("before the crash"), session);
+  const held = model.hold("in the middle");
+  const cut = client.chat.completions.create(ask("in the middle"), session).then(
+    () => "answered",
+    () => "cut off",
+  );
+  await held.arrived;
+
+  await product.kill();
+  expect(await cut).toBe("cut off");
+  held.release();
+  await product.restart();
+
+  const next = await client.chat.completions.create(ask("after the crash"), session);
+  expect(next.choices[0]?.message.content).toContain("after the crash");
+  const turns = await rows(product.home, "select state, count(*)::int from tenant_acme.turn group by state");
+  expect(turns).toEqual([{ state: "done", count: 3 }]);
+  const ledger = await rows(product.home, "select count(*)::int as rows, count(distinct id)::int as calls from control.usage_ledger");
+  expect(ledger).toEqual([{ rows: 3, calls: 3 }]);
+  const transcript = await rows(product.home, "select content->>'content' as text from tenant_acme.message where role = 'user' order by seq");
+  expect(transcript.map(({ text }) => text)).toEqual(["before the crash", "in the middle", "after the crash"]);
+  expect(model.callsOf("in the middle")).toBeLessThanOrEqual(2);
+});
+
+test("kill -9 of the Temporal server in the middle of a model call: the caller still gets its one answer", async () => {
+  const { model, product, client } = await start();
+  const held = model.hold("in the middle");
+  const answer = client.chat.completions.create(ask("in the middle"), session);
+  await held.arrived;
+
+  process.kill(temporalPid(product.home), "SIGKILL");
+  held.release();
+
+  expect((await answer).choices[0]?.message.content).toContain("in the middle");
+  const next = await client.chat.completions.create(ask("and on"), session);
+  expect(next.choices[0]?.message.content).toContain("and on");
+  expect(await rows(product.home, "select count(*)::int as rows from control.usage_ledger")).toEqual([{ rows: 2 }]);
+  expect(model.callsOf("in the middle")).toBeLessThanOrEqual(2);
+});
+
+test("kill -9 of Postgres in the middle of a model call: the caller still gets its one answer", async () => {
+  const { model, product, client } = await start();
+  const held = model.hold("in the middle");
+  const answer = client.chat.completions.create(ask("in the middle"), session);
+  await held.arrived;
+
+  process.kill(databaseOf(product.home).pid, "SIGKILL");
+  held.release();
+
+  expect((await answer).choices[0]?.message.content).toContain("in the middle");
+  expect(await rows(product.home, "select count(*)::int as rows from control.usage_ledger")).toEqual([{ rows: 1 }]);
+  expect(model.callsOf("in the middle")).toBeLessThanOrEqual(2);
+});
