@@ -14,7 +14,16 @@ const runs = Number(process.argv[2] ?? 100);
 const WARM_UP = 5;
 const MiB = 1024 * 1024;
 const uid = process.getuid?.() === 0 ? 220_099 : undefined;
-const limits: SandboxLimits = { wallMs: 10_000, memoryBytes: 256 * MiB, processes: 64, outputBytes: MiB, fileBytes: 64 * MiB, openFiles: 256, tmpBytes: 64 * MiB, cpuSeconds: 10 };
+const limits: SandboxLimits = {
+  wallMs: 10_000,
+  memoryBytes: 256 * MiB,
+  processes: 64,
+  outputBytes: MiB,
+  fileBytes: 64 * MiB,
+  openFiles: 256,
+  tmpBytes: 64 * MiB,
+  cpuSeconds: 10,
+};
 const never = new AbortController().signal;
 
 const workDirectory = await mkdtemp(join(await realpath(tmpdir()), "openclaw-bench-"));
@@ -35,7 +44,8 @@ async function plain(argv: readonly string[]): Promise<void> {
   await once(child, "close");
 }
 
-const quantile = (sorted: readonly number[], share: number): number => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
+const quantile = (sorted: readonly number[], share: number): number =>
+  sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
 
 /** Both actions by turns; prints one line. */
 async function compare(name: string, sandboxed: () => Promise<unknown>, bare: () => Promise<unknown>): Promise<void> {
@@ -48,11 +58,16 @@ async function compare(name: string, sandboxed: () => Promise<unknown>, bare: ()
     }
   }
   for (const list of [inside, outside]) list.sort((a, b) => a - b);
-  const show = (list: readonly number[]): string => `P50 ${quantile(list, 0.5).toFixed(1)} ms  P95 ${quantile(list, 0.95).toFixed(1)} ms  min ${quantile(list, 0).toFixed(1)} ms`;
-  console.log(`${name.padEnd(34)} ${show(inside)}   plain spawn: ${show(outside)}   ratio at P50 ${(quantile(inside, 0.5) / quantile(outside, 0.5)).toFixed(1)}`);
+  const show = (list: readonly number[]): string =>
+    `P50 ${quantile(list, 0.5).toFixed(1)} ms  P95 ${quantile(list, 0.95).toFixed(1)} ms  min ${quantile(list, 0).toFixed(1)} ms`;
+  console.log(
+    `${name.padEnd(34)} ${show(inside)}   plain spawn: ${show(outside)}   ratio at P50 ${(quantile(inside, 0.5) / quantile(outside, 0.5)).toFixed(1)}`,
+  );
 }
 
-console.log(`load ${loadavg()[0]?.toFixed(1)}, ${runs} runs each, by turns; node ${process.version}${uid === undefined ? "" : ", root with dropped uid"}`);
+console.log(
+  `load ${loadavg()[0]?.toFixed(1)}, ${runs} runs each, by turns; node ${process.version}${uid === undefined ? "" : ", root with dropped uid"}`,
+);
 for (const options of [{ enforcer: "any" }, { enforcer: "rlimit" }] as const satisfies readonly BwrapDriverOptions[]) {
   const driver = createBwrapDriver(options);
   const missing = await driver.probe();
@@ -63,12 +78,20 @@ for (const options of [{ enforcer: "any" }, { enforcer: "rlimit" }] as const sat
   const job = { workDirectory, uid, stdin: "", limits };
   const { enforcement } = await driver.run({ ...job, argv: ["/usr/bin/true"] }, never);
   const held = enforcement.memory === "group" ? "cgroup" : "rlimits";
-  for (const argv of [["/usr/bin/true"], ["/bin/bash", "-c", "true"]]) await compare(`bwrap, ${held}: ${argv.join(" ")}`, () => driver.run({ ...job, argv }, never), () => plain(argv));
+  for (const argv of [["/usr/bin/true"], ["/bin/bash", "-c", "true"]])
+    await compare(
+      `bwrap, ${held}: ${argv.join(" ")}`,
+      () => driver.run({ ...job, argv }, never),
+      () => plain(argv),
+    );
   const tools = createBuiltinTools({ driver, limits });
-  const call = (tool: string, args: object) => () => tools.get(tool)?.run({ workDirectory, uid }, JSON.stringify(args), never) ?? Promise.reject(new Error(tool));
+  const call = (tool: string, args: object) => () =>
+    tools.get(tool)?.run({ workDirectory, uid }, JSON.stringify(args), never) ?? Promise.reject(new Error(tool));
   await call("write", { path: "file", content: "text\n" })();
   await compare(`tool read, ${held}`, call("read", { path: "file" }), () => plain(["/usr/bin/cat", join(workDirectory, "file")]));
-  await compare(`tool write, ${held}`, call("write", { path: "file", content: "text\n" }), () => plain(["/usr/bin/cat", join(workDirectory, "file")]));
+  await compare(`tool write, ${held}`, call("write", { path: "file", content: "text\n" }), () =>
+    plain(["/usr/bin/cat", join(workDirectory, "file")]),
+  );
   driver.dispose();
 }
 await rm(workDirectory, { recursive: true });

@@ -18,7 +18,6 @@ export type RunningProduct = {
   /** From the spawn to that line. */
   readonly startedInMs: number;
   readonly temporal: { readonly address: string; readonly namespace: string };
-  readonly postgresVersion: string;
   createTenant(id: string): Promise<string>;
   /** Billing rows of a tenant. */
   countRows(tenantId: string): Promise<number>;
@@ -59,6 +58,7 @@ export async function startProduct(options: {
     env: { ...process.env, OPENCLAW_HOME: home, OPENCLAW_PORT: String(port), DATABASE_URL: "", TEMPORAL_ADDRESS: "", OPENCLAW_ADMIN_KEY: "" },
     stdio: ["ignore", "pipe", "pipe"],
   });
+  process.once("exit", () => child.kill("SIGTERM")); // whatever else goes wrong, it does not outlive the bench
   const readySeconds = await untilReady(child);
   const startedInMs = performance.now() - startedAt;
   const url = `http://127.0.0.1:${port}`;
@@ -76,7 +76,6 @@ export async function startProduct(options: {
     readySeconds,
     startedInMs,
     temporal,
-    postgresVersion: readFileSync(join(home, "postgres/PG_VERSION"), "utf8").trim(),
     async createTenant(id) {
       return (JSON.parse(await asAdmin("/v1/tenants", { method: "POST", body: JSON.stringify({ id }) })) as { token: string }).token;
     },

@@ -1,4 +1,5 @@
 import type { FastifyInstance, FastifyRequest } from "fastify";
+import { createFailedAuthenticationLimiter } from "./failed-authentication-limiter.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantContext } from "../domain/tenant.ts";
 import { type AdminScope, type Principal, requireAdmin, requireTenant } from "../control-plane/authentication.ts";
@@ -19,6 +20,7 @@ export type AccessDeps = { readonly authenticate: (authorization: string | undef
 
 /** Authenticates in `onRequest`, before a byte of the body is read. */
 export function registerAccess(app: FastifyInstance, { authenticate }: AccessDeps): void {
+  const limiter = createFailedAuthenticationLimiter();
   app.decorateRequest("principal", undefined);
   app.addHook("onRoute", ({ config, method, url }) => {
     if (config?.access === undefined) throw new Error(`route ${String(method)} ${url} does not declare its access`);
@@ -27,7 +29,9 @@ export function registerAccess(app: FastifyInstance, { authenticate }: AccessDep
     if (request.is404) return;
     const access = request.routeOptions.config.access;
     if (access === undefined || access === "public") return;
-    const principal = await authenticate(request.headers.authorization);
+    const principal = await authenticate(request.headers.authorization).catch((error: unknown) => {
+      throw error instanceof AppError && error.code === "invalid_api_key" ? limiter.refuse(request.ip, error) : error;
+    });
     const [who, scope] = access.split(":") as ["tenant" | "admin" | "tenant-or-admin", AdminScope];
     if (who === "tenant") requireTenant(principal);
     else if (who === "admin" || principal.kind === "admin") requireAdmin(principal, scope);

@@ -1,3 +1,4 @@
+import type { IncomingMessage } from "node:http";
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { ZodError } from "zod";
 import { AppError, type ErrorCode } from "../domain/app-error.ts";
@@ -24,12 +25,31 @@ export function answerFrameworkError(thrown: unknown, request: FastifyRequest, r
 
 async function answerError(thrown: unknown, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
   const error = toAppError(thrown);
+  if (error.code === "request_too_large") await discardBody(request.raw);
   const { http } = errorCatalogue[error.code];
   if (http >= 500) request.log.error({ err: thrown, details: error.details, requestId: request.id }, "a request failed");
   if (http === 401) void reply.header("www-authenticate", "Bearer");
   if (error.client.retryAfterSeconds !== undefined) void reply.header("retry-after", error.client.retryAfterSeconds);
   else if (http === 503) void reply.header("retry-after", 5);
   return await reply.code(http).send(errorBodyOf(error));
+}
+
+const discardedBytes = 64 * 1024 * 1024;
+const discardMs = 10_000;
+
+/** Reads the rest of a body and forgets it: a client that is still sending would meet a closed connection instead of the answer. */
+async function discardBody(body: IncomingMessage): Promise<void> {
+  const { promise: isOver, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, discardMs);
+  let bytes = 0;
+  body.on("data", (chunk: Buffer) => {
+    bytes += chunk.length;
+    if (bytes > discardedBytes) resolve();
+  });
+  for (const event of ["end", "close", "error"]) body.once(event, resolve);
+  if (body.readableEnded || body.destroyed) resolve();
+  await isOver;
+  clearTimeout(timer);
 }
 
 /** Fastify's own refusals, which happen before any of our code sees the request. */

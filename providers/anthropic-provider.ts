@@ -1,6 +1,6 @@
 import Anthropic, { APIConnectionError, APIError } from "@anthropic-ai/sdk";
 import { createAnthropicAnswer } from "./anthropic-answer.ts";
-import { toAnthropicRequest } from "./anthropic-request.ts";
+import { apiVersionFor, toAnthropicRequest } from "./anthropic-request.ts";
 import { type CallTimeouts, defaultTimeouts } from "./call-deadline.ts";
 import { type LimitsOf, mostBelievableTokens } from "./model-limits.ts";
 import { ModelCallError, type ModelProvider } from "./model-provider.ts";
@@ -42,6 +42,8 @@ export function createAnthropicProvider({
   const client = new Anthropic({
     baseURL: parseBaseUrl(name, baseUrl, "https://api.anthropic.com").replace(/\/v1$/, ""),
     apiKey: key ?? null,
+    // The client sends a bearer token; servers that speak Anthropic's protocol may know its older header only.
+    ...(baseUrl === undefined || key === undefined ? {} : { defaultHeaders: { "x-api-key": key } }),
     webhookKey: null, // given, or the client would take it from our environment
     maxRetries: 0,
     timeout: noSdkTimeoutMs,
@@ -62,7 +64,7 @@ export function createAnthropicProvider({
           client.messages
             .create(toAnthropicRequest(name, request, limitsOf(request.model)), {
               signal: deadline,
-              headers: { "Idempotency-Key": request.callId },
+              headers: { "Idempotency-Key": request.callId, "anthropic-version": apiVersionFor(request.settings) },
             })
             .asResponse(),
         readerFor: (headers) =>

@@ -38,13 +38,25 @@ export function toAnthropicRequest(provider: string, request: ModelRequest, limi
     ...(system === undefined ? {} : { system }),
     ...(tools.length === 0 ? {} : { tools: tools.map(toTool) }),
     ...(toolChoice === undefined ? {} : { tool_choice: toolChoice }),
-    ...(settings.temperature === undefined ? {} : { temperature: settings.temperature }),
-    ...(settings.topP === undefined ? {} : { top_p: settings.topP }),
+    ...sampling(settings),
     ...(settings.stop === undefined || settings.stop.length === 0 ? {} : { stop_sequences: [...settings.stop] }),
     ...(settings.reasoningEffort === "none" ? { thinking: { type: "disabled" } } : {}),
     ...(outputConfig === undefined ? {} : { output_config: outputConfig }),
   };
 }
+
+/** The sampling parameters that differ from the defaults, which are 1 (https://platform.claude.com/docs/en/api/migration-2026-10-21). */
+const sampling = ({ temperature, topP }: SamplingSettings): object => ({
+  ...(temperature === undefined || temperature === 1 ? {} : { temperature }),
+  ...(topP === undefined || topP === 1 ? {} : { top_p: topP }),
+});
+
+/**
+ * The API version that a call needs, undefined for the client's own. Version 2026-10-21 refuses `temperature` and `top_p` on
+ * every model; 2023-06-01 lets the model decide: those before Claude 4.7 honour them, later ones refuse them by name.
+ */
+export const apiVersionFor = (settings: SamplingSettings): "2023-06-01" | undefined =>
+  Object.keys(sampling(settings)).length === 0 ? undefined : "2023-06-01";
 
 type Refuse = (parameter: string, why: string) => Error;
 

@@ -13,7 +13,7 @@ export type StatusError = {
 
 /** The error of an answer with an error status. */
 export function statusFailure({ status, headers, body, message }: StatusError, secrets: readonly string[], nowMs: number): ModelCallError {
-  const text = errorText(body) ?? errorText(message.replace(/^\d+ /, ""));
+  const text = errorText(body) ?? errorText(message.replace(/^\d+ (?:status code \(no body\)$)?/, ""));
   const failure = providerFailure({ kind: kindOfStatus(status), text, status, retryAfterMs: retryAfterMs(headers, nowMs) }, secrets);
   const requestId = headers?.get("x-request-id") || headers?.get("request-id") || undefined;
   const { kind, retryAfterMs: wait, cause } = failure;

@@ -35,7 +35,9 @@ export function oneOf(values: readonly number[], yes: readonly BpfInstruction[],
 }
 
 /** Ranges of syscall numbers, each from `from` up to the next one's, as a balanced tree of comparisons over the loaded number. */
-export function rangeTree(ranges: readonly { readonly from: number; readonly then: readonly BpfInstruction[] }[]): readonly BpfInstruction[] {
+export function rangeTree(
+  ranges: readonly { readonly from: number; readonly then: readonly BpfInstruction[] }[],
+): readonly BpfInstruction[] {
   const [first] = ranges;
   if (!first) throw new Error("A range tree needs a range.");
   if (ranges.length === 1) return first.then;
@@ -50,7 +52,8 @@ export function rangeTree(ranges: readonly { readonly from: number; readonly the
 
 /** The program as the kernel and bubblewrap's `--seccomp` read it. */
 export function encodeBpf(program: readonly BpfInstruction[]): Buffer {
-  if (program.length > MAX_INSTRUCTIONS) throw new Error(`The filter has ${program.length} instructions; the kernel takes ${MAX_INSTRUCTIONS}.`);
+  if (program.length > MAX_INSTRUCTIONS)
+    throw new Error(`The filter has ${program.length} instructions; the kernel takes ${MAX_INSTRUCTIONS}.`);
   const bytes = Buffer.alloc(program.length * INSTRUCTION_BYTES);
   for (const [index, { code, jt, jf, k }] of program.entries()) {
     if (jt > 255 || jf > 255) throw new Error(`Instruction ${index} jumps too far.`);

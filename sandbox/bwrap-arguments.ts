@@ -5,30 +5,21 @@ import type { SandboxLimits } from "./sandbox-driver.ts";
 const INNER_ID = "1000";
 const SHM_BYTES = 16 * 1024 * 1024;
 
-/**
- * Descriptors beside stdin, stdout and stderr. Those that a shell speaks to have one digit, for dash knows no others. `joinMemory` and
- * `joinProcesses` are /dev/null where there is no cgroup. Our scripts close what bubblewrap does not.
- */
-export const runFds = { go: 3, args: 4, status: 5, seccomp: 6, passwd: 7, joinMemory: 8, joinProcesses: 9, group: 10 } as const;
-
-/**
- * Outside, before bubblewrap: writes itself into the run's cgroups, so that no process ever runs outside of them, and becomes the rest.
- * The descriptors were opened by root, and that is whose right the kernel looks at (Linux 5.17, 5.15.14).
- */
-export const joinScript = `echo 0 >&${runFds.joinMemory} && echo 0 >&${runFds.joinProcesses} || exit 125
-exec ${runFds.joinMemory}>&- ${runFds.joinProcesses}>&-; exec "$@"`;
+/** Descriptors beside stdin, stdout and stderr. bubblewrap closes all but `go`, which `goScript` closes (one digit: dash knows no others). */
+export const runFds = { go: 3, args: 4, status: 5, seccomp: 6, passwd: 7, group: 8 } as const;
 
 /**
  * The first thing to run inside. It takes the limits that hold each process by itself (soft and hard alike, so nothing can raise them),
- * says that it is there, and waits for our word: bubblewrap ties its two processes' lives to ours one after the other while it starts,
- * and a gateway killed in between would leave a sandbox that nobody ends. It reads nothing then but the end of the descriptor, and ends.
+ * says that it is there, and waits for our word, for two reasons. No program runs before its cgroup holds it. And bubblewrap ties its two
+ * processes' lives to ours one after the other while it starts: a gateway killed in between would leave a sandbox that nobody ends; then
+ * nothing but the end of the descriptor is read here.
  * dash names the number of processes -p, bash -u; `-` leaves a limit as it is.
  */
 export const goScript = `ulimit -c 0 && ulimit -l 64 && ulimit -n "$1" && ulimit -f "$2" && ulimit -t "$3" || exit 125
 [ "$4" = - ] || ulimit -d "$4" || exit 125
 [ "$5" = - ] || ulimit -u "$5" 2>/dev/null || ulimit -p "$5" || exit 125
 shift 5; echo ready >&${runFds.go} && read -r go <&${runFds.go} || exit 125
-exec ${runFds.go}<&- ${runFds.joinMemory}>&- ${runFds.joinProcesses}>&-; exec "$@"`;
+exec ${runFds.go}<&-; exec "$@"`;
 
 export const passwdFile = "agent:x:1000:1000:agent:/work:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n";
 export const groupFile = "agent:x:1000:\nnogroup:x:65534:\n";
@@ -85,7 +76,11 @@ function systemLinks(): readonly string[] {
  * @param alone true where no cgroup holds the memory and the number of processes of the whole run. Set inside, the number counts in the
  * sandbox's own user namespace (Linux 5.14), not over all that the uid runs on the host.
  */
-export function limitArguments(limits: SandboxLimits, hardLimits: ReadonlyMap<string, number>, { alone }: { readonly alone: boolean }): string[] {
+export function limitArguments(
+  limits: SandboxLimits,
+  hardLimits: ReadonlyMap<string, number>,
+  { alone }: { readonly alone: boolean },
+): string[] {
   // Only a process with CAP_SYS_RESOURCE may go above its own hard limit; staying below it is always tighter.
   const within = (value: number, kernelName: string): number => Math.min(Math.ceil(value), hardLimits.get(kernelName) ?? Infinity);
   return [

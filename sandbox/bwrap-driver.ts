@@ -1,32 +1,24 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { accessSync, closeSync, constants, openSync, readFileSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { chown, mkdtemp, realpath, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { performance } from "node:perf_hooks";
-import type { Duplex, Readable, Writable } from "node:stream";
+import type { Duplex, Writable } from "node:stream";
 import { keepOutput } from "./bounded-output.ts";
-import { bwrapArguments, goScript, groupFile, joinScript, limitArguments, parseHardLimits, passwdFile, runFds } from "./bwrap-arguments.ts";
+import { bwrapArguments, goScript, limitArguments, runFds } from "./bwrap-arguments.ts";
+import { type BwrapDriverOptions, type BwrapHost, prepareHost } from "./bwrap-host.ts";
 import { readBwrapStatus } from "./bwrap-status.ts";
-import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
-import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
-import { inheritedDescriptors } from "./inherited-descriptors.ts";
-import { type ConstantFile, createConstantFile, openStdinFile } from "./nameless-file.ts";
-import { type OutputPipe, PipePool } from "./pipe-pool.ts";
-import type { Exceeded, ResourceEnforcer, ResourceHold } from "./resource-enforcer.ts";
-import { createRlimitEnforcer } from "./rlimit-enforcer.ts";
-import { ownerName, sweepOrphanedProcesses } from "./run-owner.ts";
+import { openStdinFile } from "./nameless-file.ts";
+import type { OutputPipe } from "./pipe-pool.ts";
+import { processTree } from "./process-tree.ts";
+import type { Exceeded, ResourceHold } from "./resource-enforcer.ts";
+import { ownerName } from "./run-owner.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "./sandbox-driver.ts";
-import { machineOf, seccompFilterBytes } from "./seccomp-filter.ts";
 import { refuseWorkDirectory } from "./work-directory.ts";
 
-export type BwrapDriverOptions = {
-  /** `cgroup` refuses a host without a group that we may make; `any` (default) takes rlimits and a polled sum there; `rlimit` takes those always. */
-  readonly enforcer?: "any" | "cgroup" | "rlimit";
-  /** A delegated cgroup v2 directory to make the groups in; default: the group of this process. */
-  readonly cgroupParent?: string;
-};
+export type { BwrapDriverOptions } from "./bwrap-host.ts";
 
 export type BwrapDriver = SandboxDriver & {
   /** Closes the descriptors that are kept ready for the next run. */
@@ -34,18 +26,6 @@ export type BwrapDriver = SandboxDriver & {
 };
 
 type Reason = SandboxResult["reason"];
-type Host = {
-  readonly bwrap: string;
-  readonly enforcer: ResourceEnforcer;
-  readonly hardLimits: ReadonlyMap<string, number>;
-  /** Descriptors to close before anything else is done; usually none. */
-  readonly inherited: readonly number[];
-  readonly seccomp: ConstantFile;
-  readonly passwd: ConstantFile;
-  readonly group: ConstantFile;
-  readonly pipes: PipePool;
-};
-
 /** A uid for the trial run of the probe, the host's nobody; it owns nothing. */
 const PROBE_UID = 65534;
 const probeLimits: SandboxLimits = {
@@ -61,8 +41,8 @@ const probeLimits: SandboxLimits = {
 
 /** Runs programs in bubblewrap: all namespaces new, our seccomp filter, no network, and nothing writable but /work and /tmp. */
 export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver {
-  let host: Host | string | undefined;
-  const prepared = (): Host | string => (host ??= prepareHost(options));
+  let host: BwrapHost | string | undefined;
+  const prepared = (): BwrapHost | string => (host ??= prepareHost(options));
 
   async function run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
     const ready = prepared();
@@ -102,53 +82,19 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver
 const isRoot = (): boolean => process.getuid?.() === 0;
 const textOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString("utf8");
 
-/** What this host gives, or one sentence on what it lacks. */
-function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptions): Host | string {
-  const machine = machineOf(process.arch);
-  if (process.platform !== "linux" || machine === undefined) return `The bwrap sandbox needs Linux on x86_64 or arm64; this is ${process.platform} on ${process.arch}.`;
-  const bwrap = findProgram("bwrap");
-  if (bwrap === undefined) return "bubblewrap is missing: apt-get install -y bubblewrap";
-  const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
-  if (places) reapOrphanedGroups(places);
-  sweepOrphanedProcesses(goScript);
-  const inherited = inheritedDescriptors(runFds.group);
-  if (inherited.length > 0 && !isExecutable("/bin/bash")) return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
-  if (!places && enforcer === "cgroup") return "The sandbox is set to require a cgroup, and this process may not make one (systemd: Delegate=yes).";
-  return {
-    inherited,
-    bwrap,
-    enforcer: places ? createCgroupEnforcer(places) : createRlimitEnforcer(),
-    hardLimits: parseHardLimits(readFileSync("/proc/self/limits", "utf8")),
-    seccomp: createConstantFile(seccompFilterBytes(machine, { memfd: places !== undefined })),
-    passwd: createConstantFile(passwdFile),
-    group: createConstantFile(groupFile),
-    pipes: new PipePool(),
-  };
-}
-
-/** Only places that root alone writes are looked at, never PATH. */
-function findProgram(name: string): string | undefined {
-  return ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin"].map((directory) => join(directory, name)).find((path) => isExecutable(path));
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 function refuseJob({ uid, argv }: SandboxJob): string | undefined {
   if (argv.length === 0 || argv.some((argument) => argument.includes("\0"))) return "The program's arguments are empty or hold a NUL.";
-  if (isRoot()) return Number.isInteger(uid) && Number(uid) > 0 ? undefined : "A sandbox started by root needs the tenant's own uid: it never runs as root.";
+  if (isRoot())
+    return Number.isInteger(uid) && Number(uid) > 0
+      ? undefined
+      : "A sandbox started by root needs the tenant's own uid: it never runs as root.";
   return uid === undefined || uid === process.getuid?.() ? undefined : "Only root can run a sandbox as another uid.";
 }
 
 function explainFailure(stderr: string): string {
   const namespaces = /uid map|user namespace|No permissions to create/i.test(stderr);
-  const hint = "unprivileged user namespaces are switched off: sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0";
+  const hint =
+    "unprivileged user namespaces are switched off: sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0";
   return namespaces ? `${stderr} (${hint})` : stderr || "it gave no reason";
 }
 
@@ -163,17 +109,19 @@ const notStarted = (why: string): SandboxResult => ({
   enforcement: { wall: "none", memory: "none", processes: "none", output: "none" },
 });
 
-/** The command line from outside to inside: close what we inherited, join the cgroup, become bubblewrap, take the rlimits, run the program. */
-function commandLine({ bwrap, enforcer, hardLimits, inherited }: Host, { limits, argv }: SandboxJob): string[] {
+/** The command line from outside to inside: close what we inherited, become bubblewrap, take the rlimits, run the program. */
+function commandLine({ bwrap, enforcer, hardLimits, inherited }: BwrapHost, { limits, argv }: SandboxJob): string[] {
   const alone = enforcer.kind === "rlimit";
   // Only bash can close a descriptor of two digits.
-  const close = inherited.length === 0 ? [] : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; exec "$@"`, "bash"];
-  const join = alone ? [] : ["/bin/sh", "-c", joinScript, "sh"];
+  const close =
+    inherited.length === 0
+      ? []
+      : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; exec "$@"`, "bash"];
   const enter = ["/bin/sh", "-c", goScript, ownerName, ...limitArguments(limits, hardLimits, { alone })];
-  return [...close, ...join, bwrap, "--args", String(runFds.args), "--", ...enter, ...argv];
+  return [...close, bwrap, "--args", String(runFds.args), "--", ...enter, ...argv];
 }
 
-async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
+async function runIn(host: BwrapHost, job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
   const startedAt = performance.now();
   const [stdout, stderr, statusPipe] = [await host.pipes.take(), await host.pipes.take(), await host.pipes.take({ lasting: true })];
   const fds = [stdout.programFd, stderr.programFd, statusPipe.programFd];
@@ -184,7 +132,6 @@ async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<
     const keep = (fd: number): number => (fds.push(fd), fd);
     const stdinFd = job.stdin.length === 0 ? "ignore" : keep(openStdinFile(job.stdin));
     const [seccompFd, passwdFd, groupFd] = [keep(host.seccomp.open()), keep(host.passwd.open()), keep(host.group.open())];
-    const [joinMemoryFd = "ignore", joinProcessesFd = "ignore"] = hold.joinFiles.map((file) => keep(openSync(file, "w")));
     const [command = "", ...args] = commandLine(host, job);
     child = spawn(command, args, {
       cwd: "/",
@@ -192,7 +139,7 @@ async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<
       // A process group of its own: until bubblewrap has tied its processes to each other, killing the group reaches all of them.
       detached: true,
       // In the order of runFds.
-      stdio: [stdinFd, stdout.programFd, stderr.programFd, "pipe", "pipe", statusPipe.programFd, seccompFd, passwdFd, joinMemoryFd, joinProcessesFd, groupFd],
+      stdio: [stdinFd, stdout.programFd, stderr.programFd, "pipe", "pipe", statusPipe.programFd, seccompFd, passwdFd, groupFd],
       // Before bubblewrap, so that what it makes is the tenant's; Node clears the supplementary groups as well.
       ...(isRoot() && job.uid !== undefined ? { uid: job.uid, gid: job.uid } : {}),
     });
@@ -207,7 +154,7 @@ async function runIn(host: Host, job: SandboxJob, signal: AbortSignal): Promise<
 }
 
 type Running = {
-  readonly host: Host;
+  readonly host: BwrapHost;
   readonly job: SandboxJob;
   readonly signal: AbortSignal;
   readonly child: ChildProcess;
@@ -231,8 +178,19 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]);
-  answerReady(child.stdio[runFds.go] as Duplex | undefined);
   const bwrap = readBwrapStatus(pipes.statusPipe.reader, (pid) => hold.watch(pid, kill));
+  const letGo = async (): Promise<void> => {
+    const processes = processTree(bwrap.status().initPid ?? 0);
+    if (processes.length < 2) throw new Error("The sandbox's processes cannot be found.");
+    await hold.takeIn(processes);
+  };
+  const outerHeld = child.pid === undefined ? Promise.resolve() : hold.takeIn([child.pid]);
+  const failStart = (error: Error): void => {
+    startError = error;
+    kill("failed_to_start");
+  };
+  outerHeld.catch(failStart);
+  answerReady(child.stdio[runFds.go] as Duplex | undefined, () => outerHeld.then(letGo), failStart);
   const argsStream = child.stdio[runFds.args] as Writable | undefined;
   argsStream?.on("error", () => undefined); // A start that failed reads nothing.
   argsStream?.end(`${[...statusArguments, ...bwrapArguments(job.workDirectory, limits)].join("\0")}\0`);
@@ -281,11 +239,11 @@ function killEverything(child: ChildProcess, hold: ResourceHold): void {
   hold.kill();
 }
 
-/** Lets the program go once the sandbox is complete (see `goScript`). */
-function answerReady(go: Duplex | undefined): void {
+/** Lets the program go once the sandbox is complete and `prepare` is done (see `goScript`). */
+function answerReady(go: Duplex | undefined, prepare: () => Promise<void>, failed: (error: Error) => void): void {
   // A run that is killed during its start leaves nobody to tell.
   go?.on("error", () => undefined);
-  go?.once("data", () => go.end("go\n"));
+  go?.once("data", () => void prepare().then(() => go.end("go\n"), failed));
 }
 
 /** Why the run ended. A limit that was hit tells more than the clock that ran out because of it. */

@@ -1,4 +1,5 @@
 import { mkdirSync, writeFileSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type CgroupPlaces, countIn, killMembers, membersOf, newGroupName, removeGroup } from "./cgroup-place.ts";
@@ -78,7 +79,10 @@ function makeGroup(directories: readonly string[], setLimits: () => void): void 
 
 function holdOf({ directories, kill, exceeded }: Group): ResourceHold {
   return {
-    joinFiles: directories.map((directory) => join(directory, "cgroup.procs")),
+    async takeIn(pids) {
+      // Not by a synchronous call: moving a process waits for an RCU grace period.
+      for (const pid of pids) for (const directory of directories) await moveProcess(pid, directory);
+    },
     watch: () => undefined,
     kill,
     async release() {
@@ -98,6 +102,15 @@ function holdOf({ directories, kill, exceeded }: Group): ResourceHold {
       return result;
     },
   };
+}
+
+async function moveProcess(pid: number, directory: string): Promise<void> {
+  try {
+    await writeFile(join(directory, "cgroup.procs"), String(pid));
+  } catch (error) {
+    // ESRCH: it has ended.
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
 }
 
 /** For files that only some kernels have; false where it could not be written. */

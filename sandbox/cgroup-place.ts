@@ -3,7 +3,9 @@ import { join } from "node:path";
 import { isOrphaned, ownerName } from "./run-owner.ts";
 
 /** Where a controller's groups may be made: the group that this process is in. */
-export type CgroupPlaces = { readonly version: 1; readonly memory: string; readonly pids: string } | { readonly version: 2; readonly parent: string };
+export type CgroupPlaces =
+  | { readonly version: 1; readonly memory: string; readonly pids: string }
+  | { readonly version: 2; readonly parent: string };
 
 let made = 0;
 
@@ -54,7 +56,9 @@ function ownGroups(): ReadonlyMap<string, string> {
 
 function directoryOf(mounts: readonly CgroupMount[], own: ReadonlyMap<string, string>, controller: string): string | undefined {
   const path = own.get(controller);
-  const mount = mounts.find(({ type, controllers }) => (controller === "" ? type === "cgroup2" : type === "cgroup" && controllers.includes(controller)));
+  const mount = mounts.find(({ type, controllers }) =>
+    controller === "" ? type === "cgroup2" : type === "cgroup" && controllers.includes(controller),
+  );
   if (path === undefined || !mount) return undefined;
   // In a container the mount may begin at our own group.
   return join(mount.mountPoint, path.startsWith(mount.root) ? path.slice(mount.root.length) : path);
@@ -129,7 +133,9 @@ export function countIn(file: string, name: string): number {
 
 function readLines(file: string): string[] {
   try {
-    return readFileSync(file, "utf8").split("\n").filter((line) => line !== "");
+    return readFileSync(file, "utf8")
+      .split("\n")
+      .filter((line) => line !== "");
   } catch {
     return [];
   }

@@ -5,8 +5,12 @@ export type Exceeded = { readonly memory: boolean; readonly processes: boolean }
 
 /** The hold on one run's processes: made before the first of them starts, released when the last of them is gone. */
 export interface ResourceHold {
-  /** `cgroup.procs` files, two at most, that the first process writes itself into before it does anything else. */
-  readonly joinFiles: readonly string[];
+  /**
+   * Puts processes into the hold; what they start afterwards is in it too. The kernel may take 10 ms for it, so the first process is
+   * put in while bubblewrap still builds the sandbox, and all of them once more before the program is let go.
+   * @throws when a living one could not be put in
+   */
+  takeIn(pids: readonly number[]): Promise<void>;
   /** Watches a started run where the kernel does not; `initPid` is the first process of the sandbox's pid namespace. */
   watch(initPid: number, exceeded: (what: "memory" | "processes") => void): void;
   /** Kills what is in the hold at this moment. */

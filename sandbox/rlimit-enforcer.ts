@@ -27,7 +27,7 @@ export function createRlimitEnforcer(): ResourceEnforcer {
         }
       };
       return {
-        joinFiles: [],
+        takeIn: async () => undefined,
         watch(initPid, exceeded) {
           init = identify(initPid);
           const look = (): void => {

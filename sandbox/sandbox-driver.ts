@@ -34,7 +34,12 @@ export type SandboxResult = {
   readonly stderr: Uint8Array;
   readonly truncated: boolean;
   readonly wallMs: number;
-  readonly enforcement: { readonly wall: Enforcement; readonly memory: Enforcement; readonly processes: Enforcement; readonly output: Enforcement };
+  readonly enforcement: {
+    readonly wall: Enforcement;
+    readonly memory: Enforcement;
+    readonly processes: Enforcement;
+    readonly output: Enforcement;
+  };
 };
 
 /** The port that every way of running untrusted programs stands behind. It knows a directory and a uid, never a tenant. */

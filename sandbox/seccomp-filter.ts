@@ -29,7 +29,10 @@ export type SeccompOptions = {
   readonly memfd?: boolean;
 };
 
-export const syscallTables: Readonly<Record<Machine, Readonly<Record<string, number>>>> = { x86_64: x8664Syscalls, aarch64: aarch64Syscalls };
+export const syscallTables: Readonly<Record<Machine, Readonly<Record<string, number>>>> = {
+  x86_64: x8664Syscalls,
+  aarch64: aarch64Syscalls,
+};
 
 /** AUDIT_ARCH_X86_64 and AUDIT_ARCH_AARCH64 of linux/audit.h. */
 export const auditArchitectures: Readonly<Record<Machine, number>> = { x86_64: 0xc000003e, aarch64: 0xc00000b7 };
@@ -68,7 +71,8 @@ const allowed: Readonly<Record<string, string>> = {
   time: `time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep timer_create timer_settime timer_gettime
     timer_getoverrun timer_delete`,
   information: "uname sysinfo getrandom",
-  sockets: "connect bind listen accept accept4 getsockname getpeername getsockopt setsockopt sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown",
+  sockets:
+    "connect bind listen accept accept4 getsockname getpeername getsockopt setsockopt sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown",
 };
 
 /** Answered "no such call" so that libc takes the older way. clone3 keeps its flags behind a pointer, which a filter cannot read. */

@@ -32,6 +32,9 @@ export type ProductOptions = {
   /** The text of `config.yaml`; default: what a first start writes. */
   readonly config?: string;
   readonly env?: Readonly<Record<string, string>>;
+  readonly role?: "all" | "gateway" | "worker";
+  /** An existing home, shared with another process of the product. */
+  readonly home?: string;
 };
 
 /** `config.yaml` of a product whose only provider is an OpenAI-compatible server of the test's. */
@@ -47,14 +50,14 @@ billing:
     test-model: { input: 15, output: 75, cache_read: 1.50, reasoning: 75 }
 ${more}`;
 
-export async function startProduct({ config, env = {} }: ProductOptions = {}): Promise<RunningProduct> {
-  const home = mkdtempSync(join(tmpdir(), "openclaw-product-"));
+export async function startProduct({ config, env = {}, role = "all", home: shared }: ProductOptions = {}): Promise<RunningProduct> {
+  const home = shared ?? mkdtempSync(join(tmpdir(), "openclaw-product-"));
   chmodSync(home, 0o711);
   if (config !== undefined) writeFileSync(join(home, "config.yaml"), config, { mode: 0o600 });
   shareBundle(home);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  let child = await launch(home, port, env);
+  let child = await launch(home, port, role, env);
   const adminKey = readFileSync(join(home, "admin-key"), "utf8").trim();
   const demoTokenPath = join(home, "demo-token");
 
@@ -82,7 +85,7 @@ export async function startProduct({ config, env = {} }: ProductOptions = {}): P
       await exited;
     },
     async restart() {
-      child = await launch(home, port, env);
+      child = await launch(home, port, role, env);
     },
     async stop() {
       const startedAt = performance.now();
@@ -93,7 +96,7 @@ export async function startProduct({ config, env = {} }: ProductOptions = {}): P
       }
       const ms = performance.now() - startedAt;
       const { exitCode } = child.process;
-      rmSync(home, { recursive: true, force: true });
+      if (shared === undefined) rmSync(home, { recursive: true, force: true });
       return { exitCode, ms };
     },
   };
@@ -104,8 +107,8 @@ function shareBundle(home: string): void {
   cpSync(inject("bundleDirectory"), join(home, "cache"), { recursive: true });
 }
 
-async function launch(home: string, port: number, env: Readonly<Record<string, string>>) {
-  const started = spawn(process.execPath, [join(root, "app/main.ts"), "start"], {
+async function launch(home: string, port: number, role: string, env: Readonly<Record<string, string>>) {
+  const started = spawn(process.execPath, [join(root, "app/main.ts"), "start", "--role", role], {
     cwd: root,
     env: { ...process.env, OPENCLAW_HOME: home, OPENCLAW_PORT: String(port), OPENAI_API_KEY: "", ANTHROPIC_API_KEY: "", ...env },
     stdio: ["ignore", "pipe", "pipe"],

@@ -47,7 +47,10 @@ export function factsOf({ exitCode, signal, reason, wallMs, truncated, enforceme
 }
 
 /** Why a run was ended by us, as a sentence for the model; undefined when it ended by itself. The host's own troubles stay in the facts. */
-export function explainReason(reason: SandboxResult["reason"], { wallMs, memoryBytes, processes }: { wallMs: number; memoryBytes: number; processes: number }): string | undefined {
+export function explainReason(
+  reason: SandboxResult["reason"],
+  { wallMs, memoryBytes, processes }: { wallMs: number; memoryBytes: number; processes: number },
+): string | undefined {
   const sentences: Readonly<Record<SandboxResult["reason"], string | undefined>> = {
     ok: undefined,
     wall: `It was ended after ${wallMs / 1000} s, the time it was given.`,

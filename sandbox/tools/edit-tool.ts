@@ -24,7 +24,8 @@ export function createEditTool(deps: FileHelperDeps): Tool {
       replace_all: z.boolean().optional().describe("Replaces every occurrence; default false"),
     }),
     async run(place, { path, old_text: oldText, new_text: newText, replace_all: all = false }, signal) {
-      if (oldText === newText) return { content: "old_text and new_text are the same; nothing was changed.", failed: true, facts: { reason: "refused" } };
+      if (oldText === newText)
+        return { content: "old_text and new_text are the same; nothing was changed.", failed: true, facts: { reason: "refused" } };
       const [before, after] = [Buffer.from(oldText), Buffer.from(newText)];
       const args = ["edit", path, String(before.length), String(after.length), all ? "1" : "0", String(MAX_FILE_BYTES)];
       const answer = await runFileHelper(deps, place, { path, args, stdin: Buffer.concat([before, after]) }, signal);
@@ -32,11 +33,20 @@ export function createEditTool(deps: FileHelperDeps): Tool {
       const [, found = 0, line = 0] = Buffer.from(answer.output).toString().trim().split(" ").map(Number);
       const facts = { ...answer.facts, found };
       const name = showPath(path);
-      if (found === 0) return { content: `${name}: old_text is not in the file. Read it again and copy the text exactly.`, failed: true, facts };
+      if (found === 0)
+        return { content: `${name}: old_text is not in the file. Read it again and copy the text exactly.`, failed: true, facts };
       if (found > 1 && !all) {
-        return { content: `${name}: old_text is in the file ${found} times. Give more of the text around the place, or set replace_all. Nothing was changed.`, failed: true, facts };
+        return {
+          content: `${name}: old_text is in the file ${found} times. Give more of the text around the place, or set replace_all. Nothing was changed.`,
+          failed: true,
+          facts,
+        };
       }
-      return { content: `${name}: ${found === 1 ? `replaced at line ${line}` : `replaced in ${found} places, the first at line ${line}`}.`, failed: false, facts };
+      return {
+        content: `${name}: ${found === 1 ? `replaced at line ${line}` : `replaced in ${found} places, the first at line ${line}`}.`,
+        failed: false,
+        facts,
+      };
     },
   });
 }

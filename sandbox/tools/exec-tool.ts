@@ -8,7 +8,17 @@ import { cutMiddle, decodeText, MAX_CONTENT_BYTES } from "./tool-text.ts";
 /** One argument of a program may have 128 KiB (MAX_ARG_STRLEN). */
 const MAX_COMMAND_BYTES = 96 * 1024;
 /** Exit codes 128 + n, as bash and bubblewrap give them, for the signals that end programs by accident. */
-const signalNames: Readonly<Record<number, string>> = { 132: "SIGILL", 134: "SIGABRT", 135: "SIGBUS", 136: "SIGFPE", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM", 152: "SIGXCPU", 153: "SIGXFSZ" };
+const signalNames: Readonly<Record<number, string>> = {
+  132: "SIGILL",
+  134: "SIGABRT",
+  135: "SIGBUS",
+  136: "SIGFPE",
+  137: "SIGKILL",
+  139: "SIGSEGV",
+  143: "SIGTERM",
+  152: "SIGXCPU",
+  153: "SIGXFSZ",
+};
 
 /** `exec`: a command line in the tenant's work directory. A program that fails is an outcome with `failed`; its exit code is in the text. */
 export function createExecTool({ driver, limits }: { readonly driver: SandboxDriver; readonly limits: SandboxLimits }): Tool {
@@ -26,9 +36,16 @@ export function createExecTool({ driver, limits }: { readonly driver: SandboxDri
         .string()
         .min(1)
         .refine((text) => !text.includes("\0"), "must not hold a NUL character")
-        .refine((text) => Buffer.byteLength(text) <= MAX_COMMAND_BYTES, `must be at most ${MAX_COMMAND_BYTES} bytes: write a script with the write tool and run that`)
+        .refine(
+          (text) => Buffer.byteLength(text) <= MAX_COMMAND_BYTES,
+          `must be at most ${MAX_COMMAND_BYTES} bytes: write a script with the write tool and run that`,
+        )
         .describe("The command line, for example: grep -rn TODO src | head"),
-      timeout_seconds: z.number().positive().optional().describe(`Ends the command after this many seconds; ${maxSeconds} at most, which is also the default.`),
+      timeout_seconds: z
+        .number()
+        .positive()
+        .optional()
+        .describe(`Ends the command after this many seconds; ${maxSeconds} at most, which is also the default.`),
     }),
     async run(place, { command, timeout_seconds: seconds = maxSeconds }, signal) {
       const held = { ...limits, wallMs: Math.min(limits.wallMs, Math.ceil(seconds * 1000)) };

@@ -30,7 +30,12 @@ export const showPath = (path: string): string => (path === ROOT ? "." : path.sl
 export type HelperAnswer = { readonly output: Uint8Array; readonly facts: ToolOutcome["facts"] } | { readonly failure: ToolOutcome };
 
 /** Runs one action of the helper in the sandbox; whatever goes wrong is an outcome that names the path. */
-export async function runFileHelper({ driver, limits }: FileHelperDeps, place: ToolPlace, call: { readonly path: string; readonly args: readonly string[]; readonly stdin?: Uint8Array }, signal: AbortSignal): Promise<HelperAnswer> {
+export async function runFileHelper(
+  { driver, limits }: FileHelperDeps,
+  place: ToolPlace,
+  call: { readonly path: string; readonly args: readonly string[]; readonly stdin?: Uint8Array },
+  signal: AbortSignal,
+): Promise<HelperAnswer> {
   const held = { ...limits, wallMs: Math.min(limits.wallMs, MAX_WALL_MS) };
   const job = { ...place, argv: ["/usr/bin/perl", "-e", script, ...call.args], stdin: call.stdin ?? "", limits: held };
   const result = await driver.run(job, signal);
@@ -39,5 +44,7 @@ export async function runFileHelper({ driver, limits }: FileHelperDeps, place: T
   const told = result.exitCode === TOLD ? Buffer.from(result.stderr).toString("utf8").trim() : undefined;
   const why = explainReason(result.reason, held) ?? "the file tool itself failed.";
   const detail = told === undefined ? { detail: Buffer.from(result.stderr).toString("utf8").slice(0, 1000) } : {};
-  return { failure: { content: `${showPath(call.path)}: ${told === undefined ? why : `${told}.`}`, failed: true, facts: { ...detail, ...facts } } };
+  return {
+    failure: { content: `${showPath(call.path)}: ${told === undefined ? why : `${told}.`}`, failed: true, facts: { ...detail, ...facts } },
+  };
 }

@@ -20,7 +20,9 @@ export function createListTool(deps: FileHelperDeps): Tool {
     async run(place, { path = "/work", recursive = false }, signal) {
       const answer = await runFileHelper(deps, place, { path, args: ["list", path, recursive ? "1" : "", String(MAX_ENTRIES)] }, signal);
       if ("failure" in answer) return answer.failure;
-      const records = decodeText(answer.output).split("\0").filter((record) => record !== "");
+      const records = decodeText(answer.output)
+        .split("\0")
+        .filter((record) => record !== "");
       const lines = records.map((record) => describeEntry(record));
       const content = lines.length === 0 ? `${showPath(path)} is empty.` : cutMiddle(lines.join("\n"), MAX_CONTENT_BYTES - 512);
       return { content, failed: false, facts: { ...answer.facts, entries: records.filter((record) => !/^[+!]/.test(record)).length } };

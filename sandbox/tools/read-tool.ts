@@ -23,7 +23,12 @@ export function createReadTool(deps: FileHelperDeps): Tool {
       line_numbers: z.boolean().optional().describe("Puts its number and a tab before each line; default false"),
     }),
     async run(place, { path, offset = 1, limit = DEFAULT_LINES, line_numbers: numbered = false }, signal) {
-      const answer = await runFileHelper(deps, place, { path, args: ["read", path, String(offset), String(limit), String(MAX_TEXT_BYTES)] }, signal);
+      const answer = await runFileHelper(
+        deps,
+        place,
+        { path, args: ["read", path, String(offset), String(limit), String(MAX_TEXT_BYTES)] },
+        signal,
+      );
       if ("failure" in answer) return answer.failure;
       const output = Buffer.from(answer.output);
       const headerEnd = output.indexOf("\n");
@@ -36,7 +41,12 @@ export function createReadTool(deps: FileHelperDeps): Tool {
         return { content: failed ? `${showPath(path)} has fewer than ${offset} lines.` : `${showPath(path)} is empty.`, failed, facts };
       }
       const shown = numbered ? numberLines(text, firstLine) : { text, lines: countLines(text), all: true };
-      const note = cut === 1 ? `[Line ${firstLine} is longer than what can be shown; it is cut here.]` : more === 1 || !shown.all ? `[More follows: read on with offset ${firstLine + shown.lines}.]` : undefined;
+      const note =
+        cut === 1
+          ? `[Line ${firstLine} is longer than what can be shown; it is cut here.]`
+          : more === 1 || !shown.all
+            ? `[More follows: read on with offset ${firstLine + shown.lines}.]`
+            : undefined;
       return { content: note === undefined ? shown.text : `${shown.text.replace(/\n$/, "")}\n${note}`, failed: false, facts };
     },
   });
@@ -50,5 +60,9 @@ function numberLines(text: string, firstLine: number): { readonly text: string; 
   const fitting = lines.findIndex((line) => (room -= Buffer.byteLength(line) + 1 + LINE_NUMBER_BYTES) < 0);
   // A first line that is too long by itself was cut to size by the helper.
   const kept = fitting === -1 ? lines : lines.slice(0, Math.max(1, fitting));
-  return { text: kept.map((line, index) => `${String(firstLine + index).padStart(LINE_NUMBER_BYTES - 1)}\t${line}`).join("\n"), lines: kept.length, all: kept.length === lines.length };
+  return {
+    text: kept.map((line, index) => `${String(firstLine + index).padStart(LINE_NUMBER_BYTES - 1)}\t${line}`).join("\n"),
+    lines: kept.length,
+    all: kept.length === lines.length,
+  };
 }

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI from "openai";
 import { afterEach, expect, test } from "vitest";
-import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-openai-server.ts";
+import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-model-server.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 import { runSql } from "../storage/fresh-database.ts";
 
@@ -38,7 +38,7 @@ function databaseOf(home: string): { ownerUrl: string; pid: number } {
   return { ownerUrl: url.href, pid: Number(readFileSync(join(home, "postgres/data/postmaster.pid"), "utf8").split("\n")[0]) };
 }
 
-const temporalPid = (home: string): number => (JSON.parse(readFileSync(join(home, "temporal/temporal.pid.json"), "utf8")) as { pid: number }).pid;
+const temporalPid = (home: string): number => (JSON.parse(readFileSync(join(home, "temporal/temporal.pid.json"), "utf8")) as { server: { pid: number } }).server.pid;
 
 test("kill -9 of the gateway in the middle of a model call: the turn finishes after the restart, with one billing row, and the session goes on", async () => {
   const { model, product, client } = await start();

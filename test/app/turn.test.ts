@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI, { APIError } from "openai";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-openai-server.ts";
+import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-model-server.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 
 let model: MockOpenAi;
@@ -218,11 +218,11 @@ describe("two tenants", () => {
 });
 
 describe("bad input", () => {
-  const post = async (body: string | Uint8Array, headers: Record<string, string> = {}) => {
+  const post = async (body: string, headers: Record<string, string> = {}) => {
     const answer = await fetch(`${product.url}/v1/chat/completions`, {
       method: "POST",
       headers: { authorization: `Bearer ${acme}`, "content-type": "application/json", ...headers },
-      body: body as BodyInit,
+      body,
     });
     return { status: answer.status, headers: answer.headers, error: ((await answer.json()) as { error: Record<string, unknown> }).error };
   };

@@ -91,7 +91,7 @@ export const dataEvents = (...values: readonly unknown[]): string =>
   values.map((value) => `data: ${typeof value === "string" ? value : JSON.stringify(value)}\n\n`).join("");
 
 /** Each value as an event named by its type, as Anthropic sends them. */
-export const namedEvents = (...values: readonly { readonly type: string }[]): string =>
+export const namedEvents = (...values: readonly { readonly type: string; readonly [key: string]: unknown }[]): string =>
   values.map((value) => `event: ${value.type}\ndata: ${JSON.stringify(value)}\n\n`).join("");
 
 /** The bytes of `text` in pieces of the given lengths, taken in turn: inside characters, inside line ends, anywhere. */

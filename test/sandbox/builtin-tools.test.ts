@@ -40,7 +40,13 @@ describe("arguments of a model", () => {
   });
 
   test("only reading tools may run twice, and each tool tells its arguments", () => {
-    expect([...tools].map(([name, { idempotent }]) => `${name} ${idempotent}`)).toEqual(["exec false", "read true", "write false", "edit false", "list true"]);
+    expect([...tools].map(([name, { idempotent }]) => `${name} ${idempotent}`)).toEqual([
+      "exec false",
+      "read true",
+      "write false",
+      "edit false",
+      "list true",
+    ]);
     for (const { definition } of tools.values()) {
       expect(definition.description?.length).toBeGreaterThan(80);
       expect(definition.parameters).toMatchObject({ type: "object", additionalProperties: false });
@@ -62,7 +68,8 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
   });
   afterAll(() => stage.tearDown());
 
-  const call = (name: string, args: Record<string, unknown>, signal = never): Promise<ToolOutcome> => (tools.get(name) as Tool).run(stage.acme, JSON.stringify(args), signal);
+  const call = (name: string, args: Record<string, unknown>, signal = never): Promise<ToolOutcome> =>
+    (tools.get(name) as Tool).run(stage.acme, JSON.stringify(args), signal);
   /** A file as the tenant's own program would have left it. */
   const put = async (path: string, text: string | Uint8Array): Promise<void> => {
     await writeFile(join(work, path), text);
@@ -70,14 +77,23 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
   };
 
   test("exec gives output and exit code", async () => {
-    expect(await call("exec", { command: "echo hello" })).toMatchObject({ content: "hello\nexit code 0", failed: false, facts: { exitCode: 0, reason: "ok" } });
-    expect(await call("exec", { command: "echo out; echo oops >&2; exit 3" })).toMatchObject({ content: "stdout:\nout\n\nstderr:\noops\n\nexit code 3", failed: true });
+    expect(await call("exec", { command: "echo hello" })).toMatchObject({
+      content: "hello\nexit code 0",
+      failed: false,
+      facts: { exitCode: 0, reason: "ok" },
+    });
+    expect(await call("exec", { command: "echo out; echo oops >&2; exit 3" })).toMatchObject({
+      content: "stdout:\nout\n\nstderr:\noops\n\nexit code 3",
+      failed: true,
+    });
     expect((await call("exec", { command: "kill -SEGV $$" })).content).toBe("(no output)\nexit code 139 (SIGSEGV)");
     expect((await call("exec", { command: "printf '%s' \"$0 $HOME $PWD\"" })).content).toContain("/work /work");
   });
 
   test("exec says what ended it, and keeps both ends of a long output", async () => {
-    expect((await call("exec", { command: "echo begun; sleep 60", timeout_seconds: 0.4 })).content).toBe("begun\nIt was ended after 0.4 s, the time it was given.");
+    expect((await call("exec", { command: "echo begun; sleep 60", timeout_seconds: 0.4 })).content).toBe(
+      "begun\nIt was ended after 0.4 s, the time it was given.",
+    );
     const { content, facts } = await call("exec", { command: "echo first; seq 100000; echo last" });
     expect(Buffer.byteLength(content)).toBeLessThanOrEqual(64 * 1024);
     expect(content).toMatch(/^first\n1\n2\n/);
@@ -85,7 +101,10 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
     expect(facts["truncated"]).toBe(true);
     const controller = new AbortController();
     setTimeout(() => controller.abort(), 200);
-    expect(await call("exec", { command: "sleep 60" }, controller.signal)).toMatchObject({ content: "(no output)\nIt was cancelled.", failed: true });
+    expect(await call("exec", { command: "sleep 60" }, controller.signal)).toMatchObject({
+      content: "(no output)\nIt was cancelled.",
+      failed: true,
+    });
   });
 
   test("write makes directories, replaces at once, keeps the mode, and says what it did", async () => {
@@ -122,7 +141,9 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
     await put("three", "a\nb\nc");
 
     expect((await call("read", { path: "three" })).content).toBe("a\nb\nc");
-    expect((await call("read", { path: "three", offset: 2, limit: 1, line_numbers: true })).content).toBe("     2\tb\n[More follows: read on with offset 3.]");
+    expect((await call("read", { path: "three", offset: 2, limit: 1, line_numbers: true })).content).toBe(
+      "     2\tb\n[More follows: read on with offset 3.]",
+    );
     expect((await call("read", { path: "three", offset: 4 })).content).toBe("three has fewer than 4 lines.");
     const first = await call("read", { path: "lines" });
     expect(first.content).toMatch(/^line 1\n/);
@@ -143,7 +164,7 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
     const lines = Array.from({ length: 9000 }, (_, index) => `${index} ${"é".repeat(index % 37)}`);
     await put("walk", `${lines.join("\n")}\n`);
     let seen = "";
-    for (let offset = 1; offset > 0; ) {
+    for (let offset = 1; offset > 0;) {
       const { content, failed } = await call("read", { path: "walk", offset, limit: 20_000 });
       expect(failed).toBe(false);
       const more = /\n\[More follows: read on with offset (\d+)\.\]$/.exec(content);
@@ -160,13 +181,20 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
     expect((await call("edit", { path: "code", old_text: "five", new_text: "5" })).content).toContain("not in the file");
     expect(await readFile(join(work, "code"), "utf8")).toBe("one two two three\nfour\n");
     expect((await call("edit", { path: "code", old_text: "three\nfour", new_text: ".*$1\\n" })).content).toBe("code: replaced at line 1.");
-    expect((await call("edit", { path: "code", old_text: "two", new_text: "", replace_all: true })).content).toBe("code: replaced in 2 places, the first at line 1.");
+    expect((await call("edit", { path: "code", old_text: "two", new_text: "", replace_all: true })).content).toBe(
+      "code: replaced in 2 places, the first at line 1.",
+    );
     expect(await readFile(join(work, "code"), "utf8")).toBe("one   .*$1\\n\n");
   });
 
   test("list is bounded, sorted, and shows kinds", async () => {
-    await call("exec", { command: "mkdir -p tree/sub; echo x > tree/sub/f; ln -s / tree/root; mkfifo tree/pipe; mkdir many; cd many; seq -f 'f%05g' 1500 | xargs touch" });
-    expect((await call("list", { path: "tree", recursive: true })).content).toBe("pipe (neither file nor directory)\nroot@\nsub/\nsub/f  2 bytes");
+    await call("exec", {
+      command:
+        "mkdir -p tree/sub; echo x > tree/sub/f; ln -s / tree/root; mkfifo tree/pipe; mkdir many; cd many; seq -f 'f%05g' 1500 | xargs touch",
+    });
+    expect((await call("list", { path: "tree", recursive: true })).content).toBe(
+      "pipe (neither file nor directory)\nroot@\nsub/\nsub/f  2 bytes",
+    );
     const many = await call("list", { path: "many" });
     expect(many.content.split("\n")).toHaveLength(1001);
     expect(many.content).toMatch(/^f00001 {2}0 bytes\n[^]*f01000 {2}0 bytes\n\[There are more than 1000 entries/);
@@ -183,7 +211,11 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
     await symlink("real", join(work, "alias"));
 
     for (const path of ["leak", "passwd", "out/host.txt", "out/new", "tmp/new"]) {
-      const outcomes = [await call("read", { path }), await call("write", { path, content: "BROKEN" }), await call("edit", { path, old_text: "t", new_text: "BROKEN" })];
+      const outcomes = [
+        await call("read", { path }),
+        await call("write", { path, content: "BROKEN" }),
+        await call("edit", { path, old_text: "t", new_text: "BROKEN" }),
+      ];
       expect(outcomes.map(({ failed }) => failed)).toEqual([true, true, true]);
       expect(outcomes.map(({ content }) => content).join()).not.toMatch(/host text|root:/);
     }
@@ -206,11 +238,21 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
   });
 
   test("FIFOs, sockets and directories neither hang nor are read", async () => {
-    await call("exec", { command: "mkfifo fifo; perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack(\"S a*\", AF_UNIX, \"sock\"))'; mkdir dir" });
+    await call("exec", {
+      command: 'mkfifo fifo; perl -e \'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack("S a*", AF_UNIX, "sock"))\'; mkdir dir',
+    });
     for (const path of ["fifo", "sock", "dir"]) {
       const startedAt = Date.now();
-      for (const [name, args] of [["read", {}], ["write", { content: "x" }], ["edit", { old_text: "a", new_text: "b" }]] as const) {
-        expect([path, name, (await call(name, { path, ...args })).content]).toEqual([path, name, `${path}: ${path === "dir" ? "is a directory" : "is not an ordinary file"}.`]);
+      for (const [name, args] of [
+        ["read", {}],
+        ["write", { content: "x" }],
+        ["edit", { old_text: "a", new_text: "b" }],
+      ] as const) {
+        expect([path, name, (await call(name, { path, ...args })).content]).toEqual([
+          path,
+          name,
+          `${path}: ${path === "dir" ? "is a directory" : "is not an ordinary file"}.`,
+        ]);
       }
       expect(Date.now() - startedAt).toBeLessThan(3000);
     }
@@ -231,7 +273,11 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
   });
 
   test("a sandbox that cannot start is no sentence about the command", async () => {
-    const outcome = await (tools.get("exec") as Tool).run({ ...stage.acme, workDirectory: join(stage.base, "absent") }, '{"command":"true"}', never);
+    const outcome = await (tools.get("exec") as Tool).run(
+      { ...stage.acme, workDirectory: join(stage.base, "absent") },
+      '{"command":"true"}',
+      never,
+    );
     expect(outcome).toMatchObject({ failed: true, facts: { reason: "failed_to_start" } });
     expect(outcome.content).toContain("could not be started");
     expect(outcome.content).not.toContain(stage.base);

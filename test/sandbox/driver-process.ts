@@ -22,4 +22,6 @@ async function serve(request: DriverRequest): Promise<void> {
   answer(id, { ...result, stdout: base64(result.stdout), stderr: base64(result.stderr) });
 }
 
-createInterface({ input: process.stdin }).on("line", (line) => void serve(JSON.parse(line) as DriverRequest)).on("close", () => process.exit(0));
+createInterface({ input: process.stdin })
+  .on("line", (line) => void serve(JSON.parse(line) as DriverRequest))
+  .on("close", () => process.exit(0));

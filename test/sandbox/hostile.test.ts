@@ -6,7 +6,21 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import type { SandboxLimits, SandboxResult } from "../../sandbox/sandbox-driver.ts";
 import { machineOf, syscallTables } from "../../sandbox/seccomp-filter.ts";
-import { isRoot, limits, MiB, missing, processesWith, runOutside, type Stage, setStage, startDriverProcess, tenantProcesses, text, uids, variants } from "./sandbox-stage.ts";
+import {
+  isRoot,
+  limits,
+  MiB,
+  missing,
+  processesWith,
+  runOutside,
+  type Stage,
+  setStage,
+  startDriverProcess,
+  tenantProcesses,
+  text,
+  uids,
+  variants,
+} from "./sandbox-stage.ts";
 
 const PLANTED = "planted-secret-5f2c";
 const syscalls = syscallTables[machineOf(process.arch) ?? "x86_64"];
@@ -35,7 +49,10 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   /** Runs a bash script as acme and makes sure that it began. */
-  async function run(script: string, { signal = never, stdin = "", ...overrides }: Partial<SandboxLimits> & { signal?: AbortSignal; stdin?: string } = {}) {
+  async function run(
+    script: string,
+    { signal = never, stdin = "", ...overrides }: Partial<SandboxLimits> & { signal?: AbortSignal; stdin?: string } = {},
+  ) {
     const mark = newMark();
     const job = { ...stage.acme, argv: ["/bin/bash", "-c", `echo ${mark}\n${script}`], stdin, limits: { ...limits, ...overrides } };
     const result = await stage.driver.run(job, signal);
@@ -51,24 +68,37 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   }
 
   describe("files", () => {
-    test("passwords of the host", () => expectHeld(probe("grep -q root /etc/shadow 2>/dev/null || grep -q /root: /etc/passwd 2>/dev/null")));
+    test("passwords of the host", () =>
+      expectHeld(probe("grep -q root /etc/shadow 2>/dev/null || grep -q /root: /etc/passwd 2>/dev/null")));
     test("root's home", () => expectHeld(probe("ls /root/ >/dev/null 2>&1")));
-    test("a readable file of the host", () => expectHeld(probe(`grep -q secret ${stage.base}/host-secret.txt 2>/dev/null`), { outside: true }));
+    test("a readable file of the host", () =>
+      expectHeld(probe(`grep -q secret ${stage.base}/host-secret.txt 2>/dev/null`), { outside: true }));
     test("our own code", () => expectHeld(probe(`test -r ${import.meta.filename}`), { outside: true }));
     test("the other tenant's directory, by name and by way of /proc", async () => {
       await expectHeld(probe(`cat ${stage.globex.workDirectory}/secret.txt >/dev/null 2>&1`));
-      await expectHeld(probe(`cat /proc/1/root${stage.globex.workDirectory}/secret.txt /proc/1/cwd/../globex/sandbox/secret.txt 2>/dev/null | grep -q secret`), { outside: false });
-      await expectHeld(probe("cat ../../globex/sandbox/secret.txt ../globex/sandbox/secret.txt 2>/dev/null | grep -q secret"), { outside: false });
+      await expectHeld(
+        probe(
+          `cat /proc/1/root${stage.globex.workDirectory}/secret.txt /proc/1/cwd/../globex/sandbox/secret.txt 2>/dev/null | grep -q secret`,
+        ),
+        { outside: false },
+      );
+      await expectHeld(probe("cat ../../globex/sandbox/secret.txt ../globex/sandbox/secret.txt 2>/dev/null | grep -q secret"), {
+        outside: false,
+      });
     });
     test("writing anywhere but /work and /tmp", async () => {
-      const { out } = await run(`for d in / /usr /usr/bin /usr/local /etc /etc/ssl /bin /dev /proc /proc/sys/kernel /home /root /var /run /sys; do touch $d/probe 2>/dev/null && echo BROKEN $d; done
+      const { out } =
+        await run(`for d in / /usr /usr/bin /usr/local /etc /etc/ssl /bin /dev /proc /proc/sys/kernel /home /root /var /run /sys; do touch $d/probe 2>/dev/null && echo BROKEN $d; done
         for f in /etc/passwd /usr/bin/env /proc/sys/kernel/hostname /proc/sysrq-trigger; do (echo x >> $f) 2>/dev/null && echo BROKEN $f; done
         touch /work/mine /tmp/mine /dev/shm/mine && echo ok; rm /work/mine`);
       expect(out.trim()).toBe("ok");
     });
     test("a link to the host leads nowhere", async () => {
       await run(`ln -sfn ${stage.base} out; ln -sf ${stage.base}/host-secret.txt secret; ln -sf /etc/shadow shadow`);
-      expect((await run("cat out/host-secret.txt secret shadow 2>/dev/null; echo x > out/made 2>/dev/null; rm out secret shadow; echo done")).out).toBe("done\n");
+      expect(
+        (await run("cat out/host-secret.txt secret shadow 2>/dev/null; echo x > out/made 2>/dev/null; rm out secret shadow; echo done"))
+          .out,
+      ).toBe("done\n");
       expect(await readdir(stage.base)).not.toContain("made");
     });
     test("setuid and device files mean nothing", async () => {
@@ -87,7 +117,10 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   describe("secrets and processes", () => {
-    test("our environment", () => expectHeld(probe(`cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -q ${PLANTED}; test \${PIPESTATUS[2]} = 0`), { outside: true }));
+    test("our environment", () =>
+      expectHeld(probe(`cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -q ${PLANTED}; test \${PIPESTATUS[2]} = 0`), {
+        outside: true,
+      }));
     test("its environment is ours to name", async () => {
       const { out } = await run("env | cut -d= -f1 | sort | tr '\\n' ' '");
       expect(out.trim()).toBe("HOME LANG LOGNAME PATH PWD SHELL SHLVL TERM TMPDIR USER _");
@@ -119,7 +152,9 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       expect(text(stdout)).not.toContain(stage.base);
     });
     test("capabilities, privileges and the filter", async () => {
-      const { out } = await run("grep -hE '^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status /proc/1/status | sort | uniq -c | tr -s ' \\t' ' '; id -G");
+      const { out } = await run(
+        "grep -hE '^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status /proc/1/status | sort | uniq -c | tr -s ' \\t' ' '; id -G",
+      );
       expect(out.match(/Cap\w+: 0{16}/g)).toHaveLength(5);
       expect(out).toContain("2 NoNewPrivs: 1");
       expect(out).toContain("2 Seccomp: 2");
@@ -142,13 +177,17 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       const server = createServer((socket) => socket.end()).listen(`\0${name}`);
       onTestFinished(() => void server.close());
       await listening(server);
-      const connect = probe(`perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or exit 1; exit(connect(S, pack("S a*", AF_UNIX, "\\0${name}")) ? 0 : 1)'`);
+      const connect = probe(
+        `perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or exit 1; exit(connect(S, pack("S a*", AF_UNIX, "\\0${name}")) ? 0 : 1)'`,
+      );
 
       expect((await run(connect)).out.trim()).toBe("HELD");
       expect((await outsideAsync(connect, stage.base)).trim()).toBe("BROKEN");
     });
     test("no way out: one interface, no route", async () => {
-      const { out } = await run("tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' \\n'; tail -n +2 /proc/net/route | wc -l; (exec 3<>/dev/tcp/1.1.1.1/80) 2>/dev/null || echo HELD");
+      const { out } = await run(
+        "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' \\n'; tail -n +2 /proc/net/route | wc -l; (exec 3<>/dev/tcp/1.1.1.1/80) 2>/dev/null || echo HELD",
+      );
       expect(out).toBe("lo0\nHELD\n");
     });
   });
@@ -187,16 +226,29 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       .join(" ")}'`;
 
     test("refuses what an escape begins with", async () => {
-      const answers = new Map((await run(script)).out.trim().split("\n").map((line) => line.split(" ") as [string, string]));
+      const answers = new Map(
+        (await run(script)).out
+          .trim()
+          .split("\n")
+          .map((line) => line.split(" ") as [string, string]),
+      );
       expect(answers.size).toBeGreaterThanOrEqual(24);
-      for (const [name, errno] of answers) expect([name, errno]).toEqual([name, name === "socket" ? "97" : name === "clone3" || name === "io_uring_setup" ? "38" : "1"]);
+      for (const [name, errno] of answers)
+        expect([name, errno]).toEqual([name, name === "socket" ? "97" : name === "clone3" || name === "io_uring_setup" ? "38" : "1"]);
 
-      const outside = new Map(runOutside(script, stage.base).trim().split("\n").map((line) => line.split(" ") as [string, string]));
+      const outside = new Map(
+        runOutside(script, stage.base)
+          .trim()
+          .split("\n")
+          .map((line) => line.split(" ") as [string, string]),
+      );
       for (const name of ["ptrace", "keyctl", "shmget", "socket"]) expect([name, outside.get(name)]).toEqual([name, "OK"]);
       for (const name of ["io_uring_setup", "clone3", "pidfd_getfd"]) expect(outside.get(name)).not.toBe(answers.get(name));
     });
     test("makes no user namespace, by clone either", async () => {
-      const { out } = await run(`${probe("unshare -U true 2>/dev/null")}; perl -e '$r = syscall(${syscalls["clone"]}, 0x10000011, 0, 0, 0, 0); exit 0 if $r == 0; print $r > 0 ? "BROKEN" : "HELD"'`);
+      const { out } = await run(
+        `${probe("unshare -U true 2>/dev/null")}; perl -e '$r = syscall(${syscalls["clone"]}, 0x10000011, 0, 0, 0, 0); exit 0 if $r == 0; print $r > 0 ? "BROKEN" : "HELD"'`,
+      );
       expect(out).toBe("HELD\nHELD");
       if (isRoot) expect(runOutside(probe("unshare -U true"), stage.base).trim()).toBe("BROKEN");
     });
@@ -235,7 +287,10 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       expect(result.wallMs).toBeLessThan(4000);
     });
     test("processes are bounded", async () => {
-      const { out, reason, exitCode, enforcement } = await run(`perl -e 'while (1) { $p = fork; if (!defined $p) { print $n + 0; exit 9 } if (!$p) { sleep 30; exit } $n++ }'`, { processes: 20 });
+      const { out, reason, exitCode, enforcement } = await run(
+        `perl -e 'while (1) { $p = fork; if (!defined $p) { print $n + 0; exit 9 } if (!$p) { sleep 30; exit } $n++ }'`,
+        { processes: 20 },
+      );
       expect(Number(out)).toBeGreaterThan(10);
       expect(Number(out)).toBeLessThanOrEqual(20);
       expect(exitCode).toBe(9);
@@ -249,14 +304,18 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       if (result.enforcement.memory === "group") expect(result.reason).toBe("memory");
     });
     test("memory over children, each within the limit", async () => {
-      const result = await run(`for i in $(seq 8); do perl -e '$x = "x" x (20 << 20); sleep 3' & done; wait; echo BROKEN`, { memoryBytes: 64 * MiB });
+      const result = await run(`for i in $(seq 8); do perl -e '$x = "x" x (20 << 20); sleep 3' & done; wait; echo BROKEN`, {
+        memoryBytes: 64 * MiB,
+      });
       expect(result.reason).toBe("memory");
     });
     test("memory without a name: memfd, /dev/shm and /tmp", async () => {
       const flood = `perl -e '@f = (); for (1 .. 40) { $d = syscall(${syscalls["memfd_create"]}, "m", 0); exit 7 if $d < 0; open $h, ">&=", $d; push @f, $h; syswrite $h, "x" x (8 << 20) or exit 8 } print "BROKEN"'`;
       const result = await run(flood, { memoryBytes: 64 * MiB });
       expect([died(result), result.out]).toEqual([true, ""]);
-      const full = await run("for f in /tmp/a /dev/shm/a; do dd if=/dev/zero of=$f bs=1M count=100 2>&1 | grep -c 'No space'; done; du -m /tmp/a /dev/shm/a | cut -f1");
+      const full = await run(
+        "for f in /tmp/a /dev/shm/a; do dd if=/dev/zero of=$f bs=1M count=100 2>&1 | grep -c 'No space'; done; du -m /tmp/a /dev/shm/a | cut -f1",
+      );
       expect(full.out.split("\n").slice(0, 4)).toEqual(["1", "1", "8", "8"]);
     });
     test("output", async () => {
@@ -272,7 +331,8 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       expect(result.stdout.length).toBe(50_000);
     });
     test("files and descriptors", async () => {
-      const { out } = await run(`truncate -s 1T huge 2>/dev/null || echo HELD; dd if=/dev/zero of=big bs=1M count=64 2>/dev/null; stat -c %s big; rm -f big huge
+      const { out } =
+        await run(`truncate -s 1T huge 2>/dev/null || echo HELD; dd if=/dev/zero of=big bs=1M count=64 2>/dev/null; stat -c %s big; rm -f big huge
         perl -e '1 while open $f[$n++], "<", "/dev/null"; print $n'`);
       const [sparse, size, open] = out.split("\n");
       expect([sparse, Number(size)]).toEqual(["HELD", limits.fileBytes]);
@@ -289,7 +349,10 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     });
     test("a whole tree of them dies at the clock", async () => {
       const marker = `sleepers-${newMark()}`;
-      const result = await run(`for i in 1 2 3; do (setsid bash -c 'trap "" TERM HUP; exec -a ${marker} sleep 60' &); (exec -a ${marker} sleep 60 &) ; done; sleep 60`, { wallMs: 500 });
+      const result = await run(
+        `for i in 1 2 3; do (setsid bash -c 'trap "" TERM HUP; exec -a ${marker} sleep 60' &); (exec -a ${marker} sleep 60 &) ; done; sleep 60`,
+        { wallMs: 500 },
+      );
       expect(result.reason).toBe("wall");
       expect(await processesWith(marker)).toEqual([]);
     });
@@ -315,7 +378,10 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     expect((await run("kill -SEGV $$")).exitCode).toBe(139);
     expect((await run("cat", { stdin: "hello ".repeat(20_000) })).out).toBe("hello ".repeat(20_000));
     expect((await run("true", { stdin: "unread ".repeat(200_000) })).reason).toBe("ok");
-    expect((await run("echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin", { stdin: "in" }))).toMatchObject({ out: "out\nin", err: "err\n" });
+    expect(await run("echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin", { stdin: "in" })).toMatchObject({
+      out: "out\nin",
+      err: "err\n",
+    });
   });
 
   test("a stdin with text does not make bash run a planted .bashrc", async () => {
@@ -324,7 +390,8 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   test("tells a program that is missing from a sandbox that did not start", async () => {
-    const start = (workDirectory: string, argv: readonly string[]) => stage.driver.run({ ...stage.acme, workDirectory, argv, stdin: "", limits }, never);
+    const start = (workDirectory: string, argv: readonly string[]) =>
+      stage.driver.run({ ...stage.acme, workDirectory, argv, stdin: "", limits }, never);
     const closed = join(stage.base, "closed");
     await symlink(stage.acme.workDirectory, closed);
     await writeFile(join(stage.base, "file"), "");
@@ -342,7 +409,10 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       const result = await start(workDirectory, ["/usr/bin/touch", "x"]);
       expect(result.reason === "failed_to_start" ? text(result.stderr) : result).toEqual(expect.stringContaining(why));
     }
-    const noUid = await stage.driver.run({ ...stage.acme, uid: variant.asUser ? uids.acme : isRoot ? 0 : 1, argv: ["/usr/bin/id"], stdin: "", limits }, never);
+    const noUid = await stage.driver.run(
+      { ...stage.acme, uid: variant.asUser ? uids.acme : isRoot ? 0 : 1, argv: ["/usr/bin/id"], stdin: "", limits },
+      never,
+    );
     expect(noUid.reason).toBe("failed_to_start");
   });
 
@@ -355,7 +425,8 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   test("two tenants at once see nothing of each other", async () => {
     const script = (mine: string): string => `echo ${mine} > /tmp/here; echo ${mine} > /dev/shm/here; echo ${mine} > /work/here; sleep 0.4
       cat /tmp/* /dev/shm/* /work/here; ls /proc | grep -c '^[0-9]'; find / -xdev -name 'secret.txt' 2>/dev/null; pgrep -f other-marker; kill -9 -1 2>/dev/null; true`;
-    const start = (who: "acme" | "globex") => stage.driver.run({ ...stage[who], argv: ["/bin/sh", "-c", script(who)], stdin: "", limits }, never);
+    const start = (who: "acme" | "globex") =>
+      stage.driver.run({ ...stage[who], argv: ["/bin/sh", "-c", script(who)], stdin: "", limits }, never);
 
     const [acme, globex] = await Promise.all([start("acme"), start("globex")]);
 
@@ -366,7 +437,9 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
 
   test("many at once, each with its own answer", async () => {
     const results = await Promise.all(
-      Array.from({ length: 24 }, (_, index) => stage.driver.run({ ...(index % 2 ? stage.acme : stage.globex), argv: ["/usr/bin/cat"], stdin: `call ${index}`, limits }, never)),
+      Array.from({ length: 24 }, (_, index) =>
+        stage.driver.run({ ...(index % 2 ? stage.acme : stage.globex), argv: ["/usr/bin/cat"], stdin: `call ${index}`, limits }, never),
+      ),
     );
     expect(results.map(({ stdout }) => text(stdout))).toEqual(results.map((_, index) => `call ${index}`));
   });
@@ -374,7 +447,17 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   test("kill -9 of our process takes the sandbox with it", async () => {
     const marker = `orphan-${newMark()}`;
     const driver = startDriverProcess(variant.options, variant.asUser ? { uid: uids.user } : {});
-    const run = driver.run({ ...stage.acme, argv: ["/bin/bash", "-c", `trap '' TERM HUP; exec -a ${marker} sleep 60`], stdin: "", limits: { ...limits, wallMs: 60_000 } }, never).catch(() => "ended");
+    const run = driver
+      .run(
+        {
+          ...stage.acme,
+          argv: ["/bin/bash", "-c", `trap '' TERM HUP; exec -a ${marker} sleep 60`],
+          stdin: "",
+          limits: { ...limits, wallMs: 60_000 },
+        },
+        never,
+      )
+      .catch(() => "ended");
     await expect.poll(() => processesWith(marker), { timeout: 5000 }).not.toEqual([]);
 
     driver.process?.kill("SIGKILL");
@@ -388,7 +471,17 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     for (let delayMs = 0; delayMs < 24; delayMs += 4) {
       const driver = startDriverProcess(variant.options, variant.asUser ? { uid: uids.user } : {});
       expect(await driver.probe()).toBeUndefined();
-      const run = driver.run({ ...stage.acme, argv: ["/bin/bash", "-c", `touch started-${delayMs}; exec -a ${marker} sleep 60`], stdin: "", limits: { ...limits, wallMs: 60_000 } }, never).catch(() => "ended");
+      const run = driver
+        .run(
+          {
+            ...stage.acme,
+            argv: ["/bin/bash", "-c", `touch started-${delayMs}; exec -a ${marker} sleep 60`],
+            stdin: "",
+            limits: { ...limits, wallMs: 60_000 },
+          },
+          never,
+        )
+        .catch(() => "ended");
       await sleep(delayMs);
       driver.process?.kill("SIGKILL");
       expect(await run).toBe("ended");
@@ -426,14 +519,28 @@ async function outsideAsync(script: string, cwd: string): Promise<string> {
   return new Promise((resolve) => execFile("/bin/bash", ["-c", script], { cwd, timeout: 10_000 }, (_, stdout) => resolve(stdout)));
 }
 
-const mountsOfHost = async (): Promise<string> => (await readFile("/proc/self/mountinfo", "utf8")).split("\n").filter((line) => /openclaw-stage|\/newroot|\/oldroot/.test(line)).join("\n");
+const mountsOfHost = async (): Promise<string> =>
+  (await readFile("/proc/self/mountinfo", "utf8"))
+    .split("\n")
+    .filter((line) => /openclaw-stage|\/newroot|\/oldroot/.test(line))
+    .join("\n");
 
 /** Groups of this process and of dead ones; those of other processes that run right now are theirs. */
 async function leftGroups(): Promise<string[]> {
   const lines = (await readFile("/proc/self/mountinfo", "utf8")).split("\n").filter((line) => / - cgroup2? /.test(line));
   const roots = lines.map((line) => line.split(" ")[4] ?? "").filter((path) => /memory|pids|unified|cgroup$/.test(path));
   const { stdout } = spawnSync("find", [...roots, "-maxdepth", "4", "-type", "d", "-name", "openclaw-sandbox-*"], { encoding: "utf8" });
-  const ours = stdout.split("\n").filter(Boolean).map((path) => ({ path, pid: Number(path.split("-").at(-2)) }));
-  const alive = await Promise.all(ours.map(({ pid }) => stat(`/proc/${pid}`).then(() => true, () => false)));
+  const ours = stdout
+    .split("\n")
+    .filter(Boolean)
+    .map((path) => ({ path, pid: Number(path.split("-").at(-2)) }));
+  const alive = await Promise.all(
+    ours.map(({ pid }) =>
+      stat(`/proc/${pid}`).then(
+        () => true,
+        () => false,
+      ),
+    ),
+  );
   return ours.filter(({ pid }, index) => pid === process.pid || !alive[index]).map(({ path }) => path);
 }

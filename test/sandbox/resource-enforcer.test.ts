@@ -11,6 +11,14 @@ import { limits } from "./sandbox-stage.ts";
 
 const places = findCgroupPlaces();
 const unified = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].find((directory) => existsSync(join(directory, "cgroup.controllers")));
+const groupsNow = (): string[] => {
+  const parents = places === undefined ? [] : places.version === 1 ? [places.memory, places.pids] : [places.parent];
+  return parents.flatMap((parent) =>
+    readdirSync(parent)
+      .filter((name) => name.startsWith(`${ownerName}-`))
+      .map((name) => join(parent, name)),
+  );
+};
 const mayMakeV2 = ((): boolean => {
   const trial = join(unified ?? "/nowhere", `openclaw-trial-${process.pid}`);
   try {
@@ -22,38 +30,67 @@ const mayMakeV2 = ((): boolean => {
   }
 })();
 
-test.skipIf(!places)("a run's group has its limits, takes what joins, kills all of it and is gone afterwards", async () => {
-  const hold = createCgroupEnforcer(places as NonNullable<typeof places>).hold({ memoryBytes: 64 * 1024 * 1024, processes: 8 });
-  const child = spawn("/bin/sh", ["-c", 'for f; do echo 0 > "$f"; done; sleep 60 & sleep 60 & echo joined; wait', "sh", ...hold.joinFiles], { stdio: ["ignore", "pipe", "inherit"] });
-  await once(child.stdout as NonNullable<typeof child.stdout>, "data");
-  const directories = hold.joinFiles.map((file) => join(file, ".."));
-  expect(readFileSync(hold.joinFiles[0] ?? "", "utf8").trim().split("\n")).toHaveLength(3);
+const startTree = async () => {
+  const child = spawn("/bin/sh", ["-c", "echo ready; read -r go; sleep 60 & sleep 60 & echo joined; wait"], {
+    stdio: ["pipe", "pipe", "inherit"],
+  });
+  await once(child.stdout, "data");
+  return { child, pid: child.pid as number, go: async () => (child.stdin.write("go\n"), await once(child.stdout, "data")) };
+};
+
+test.skipIf(!places)("a run's group takes processes in, holds what they start, kills all of it and is gone afterwards", async () => {
+  const before = groupsNow();
+  const hold = createCgroupEnforcer(places as NonNullable<typeof places>).hold(limits);
+  const { child, pid, go } = await startTree();
+  const ended = once(child, "exit");
+  await hold.takeIn([pid]);
+  await go();
+  const [group] = groupsNow().filter((path) => !before.includes(path));
+  expect(
+    readFileSync(join(group ?? "", "cgroup.procs"), "utf8")
+      .trim()
+      .split("\n"),
+  ).toHaveLength(3);
 
   expect(await hold.release()).toEqual({ memory: false, processes: false });
 
-  expect(directories.filter((directory) => existsSync(directory))).toEqual([]);
-  expect(child.exitCode ?? child.signalCode ?? (await once(child, "exit"))[1]).toBe("SIGKILL");
+  expect(groupsNow()).toEqual(before);
+  expect((await ended)[1]).toBe("SIGKILL");
 });
 
-test.skipIf(!mayMakeV2)("cgroup v2: joined before exec, killed through cgroup.kill, removed (on the real v2 tree, controllers set aside)", async () => {
-  const parent = join(unified as string, `openclaw-test-${process.pid}`);
-  mkdirSync(parent);
-  onTestFinished(() => rmdirSync(parent));
-  const hasControllers = readFileSync(join(parent, "cgroup.controllers"), "utf8").includes("memory");
-  if (hasControllers) writeFileSync(join(parent, "cgroup.subtree_control"), "+memory +pids");
-  const enforcer = createCgroupEnforcer({ version: 2, parent });
-  if (!hasControllers) {
-    // Here the controllers are v1's: the group cannot hold, is refused, and nothing is left of the try.
-    expect(() => enforcer.hold(limits)).toThrow();
-    expect(readdirSync(parent).filter((name) => name.startsWith("openclaw"))).toEqual([]);
-    return;
-  }
-  const hold = enforcer.hold(limits);
-  const child = spawn("/bin/sh", ["-c", 'echo 0 > "$1"; sleep 60 & echo joined; wait', "sh", ...hold.joinFiles], { stdio: ["ignore", "pipe", "inherit"] });
-  await once(child.stdout as NonNullable<typeof child.stdout>, "data");
+test.skipIf(!places)("a process that has ended is no error to take in", async () => {
+  const hold = createCgroupEnforcer(places as NonNullable<typeof places>).hold(limits);
+  const child = spawn("/bin/true");
+  await once(child, "exit");
+
+  await hold.takeIn([child.pid as number]);
+
   await hold.release();
-  expect(readdirSync(parent).filter((name) => name.startsWith("openclaw"))).toEqual([]);
 });
+
+test.skipIf(!mayMakeV2)(
+  "cgroup v2: taken in, killed through cgroup.kill, removed (on the real v2 tree, controllers set aside)",
+  async () => {
+    const parent = join(unified as string, `openclaw-test-${process.pid}`);
+    mkdirSync(parent);
+    onTestFinished(() => rmdirSync(parent));
+    const hasControllers = readFileSync(join(parent, "cgroup.controllers"), "utf8").includes("memory");
+    if (hasControllers) writeFileSync(join(parent, "cgroup.subtree_control"), "+memory +pids");
+    const enforcer = createCgroupEnforcer({ version: 2, parent });
+    if (!hasControllers) {
+      // Here the controllers are v1's: the group cannot hold, is refused, and nothing is left of the try.
+      expect(() => enforcer.hold(limits)).toThrow();
+      expect(readdirSync(parent).filter((name) => name.startsWith("openclaw"))).toEqual([]);
+      return;
+    }
+    const hold = enforcer.hold(limits);
+    const { pid, go } = await startTree();
+    await hold.takeIn([pid]);
+    await go();
+    await hold.release();
+    expect(readdirSync(parent).filter((name) => name.startsWith("openclaw"))).toEqual([]);
+  },
+);
 
 test.skipIf(!places)("a group of a process that is gone is killed and removed, one of a living process is not", async () => {
   const [directory] = places?.version === 1 ? [places.pids] : [places?.parent];
@@ -78,9 +115,19 @@ test("a name tells a dead owner from a living one, and strangers are nobody's", 
 
 test("the limits of one process stay below our own hard ones and come in a shell's units", () => {
   const hard = parseHardLimits(
-    ["Limit                     Soft Limit           Hard Limit           Units     ", "Max open files            20                   40                   files     ", "Max file size             unlimited            unlimited            bytes     "].join("\n"),
+    [
+      "Limit                     Soft Limit           Hard Limit           Units     ",
+      "Max open files            20                   40                   files     ",
+      "Max file size             unlimited            unlimited            bytes     ",
+    ].join("\n"),
   );
 
-  expect(limitArguments(limits, hard, { alone: true })).toEqual(["40", String(limits.fileBytes / 512), "10", String(limits.memoryBytes / 1024), "48"]);
+  expect(limitArguments(limits, hard, { alone: true })).toEqual([
+    "40",
+    String(limits.fileBytes / 512),
+    "10",
+    String(limits.memoryBytes / 1024),
+    "48",
+  ]);
   expect(limitArguments(limits, hard, { alone: false }).slice(3)).toEqual(["-", "-"]);
 });

@@ -48,7 +48,10 @@ export const missing: string | undefined = await (async () => {
 export type TestDriver = BwrapDriver & { readonly process?: ChildProcess };
 
 /** A driver in another process, as another uid where one is given, with a directory left open for it by its parent. */
-export function startDriverProcess(options: BwrapDriverOptions, { uid, inherit }: { readonly uid?: number; readonly inherit?: string } = {}): TestDriver {
+export function startDriverProcess(
+  options: BwrapDriverOptions,
+  { uid, inherit }: { readonly uid?: number; readonly inherit?: string } = {},
+): TestDriver {
   // Node itself closes an unbroken row of inherited descriptors at its start; a lone high one goes on to whatever it runs.
   const leave = inherit === undefined ? [] : ["bash", "-c", 'exec 77<"$0"; exec "$@"', inherit];
   const argv = [process.execPath, join(import.meta.dirname, "driver-process.ts"), JSON.stringify(options)];
@@ -80,7 +83,13 @@ export function startDriverProcess(options: BwrapDriverOptions, { uid, inherit }
       const value = await ask({ job: { ...job, stdin: Buffer.from(job.stdin as string).toString("base64") } }, signal);
       if (typeof value === "string") throw new Error(value);
       const { stdout, stderr, ...rest } = value as SandboxResult & Record<"stdout" | "stderr", string>;
-      return { ...rest, exitCode: rest.exitCode ?? undefined, signal: rest.signal ?? undefined, stdout: Buffer.from(stdout, "base64"), stderr: Buffer.from(stderr, "base64") };
+      return {
+        ...rest,
+        exitCode: rest.exitCode ?? undefined,
+        signal: rest.signal ?? undefined,
+        stdout: Buffer.from(stdout, "base64"),
+        stderr: Buffer.from(stderr, "base64"),
+      };
     },
     dispose: () => void child.stdin?.end(),
   };
@@ -138,7 +147,9 @@ export async function tenantProcesses(): Promise<string[]> {
   const found = await Promise.all(
     pids.map(async (pid) => {
       const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
-      return wanted.has(Number(/^Uid:\s+(\d+)/m.exec(status)?.[1])) && !/^State:\s+Z/m.test(status) ? [`${pid} ${/^Name:\s+(.*)$/m.exec(status)?.[1]}`] : [];
+      return wanted.has(Number(/^Uid:\s+(\d+)/m.exec(status)?.[1])) && !/^State:\s+Z/m.test(status)
+        ? [`${pid} ${/^Name:\s+(.*)$/m.exec(status)?.[1]}`]
+        : [];
     }),
   );
   return found.flat();
@@ -147,6 +158,8 @@ export async function tenantProcesses(): Promise<string[]> {
 /** Host pids whose command line holds `marker`. */
 export async function processesWith(marker: string): Promise<string[]> {
   const pids = (await readdir("/proc")).filter((name) => /^\d+$/.test(name) && name !== String(process.pid));
-  const found = await Promise.all(pids.map(async (pid) => ((await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).includes(marker) ? [pid] : [])));
+  const found = await Promise.all(
+    pids.map(async (pid) => ((await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).includes(marker) ? [pid] : [])),
+  );
   return found.flat();
 }

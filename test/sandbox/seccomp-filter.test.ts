@@ -74,7 +74,8 @@ describe.each(machines)("the seccomp filter of %s", (machine) => {
       for (const type of [1, 2, 5, 1 | 0o2000000 | 0o4000]) expect(ask("socket", family, type, 0)).toBe("allow");
       for (const type of [3, 4, 6, 10, 3 | 0o2000000]) expect(ask("socket", family, type, 0)).toBe("EPERM");
     }
-    for (let family = 0; family < 50; family += 1) if (![1, 2, 10].includes(family)) expect(ask("socket", family, 1, 0)).toBe("EAFNOSUPPORT");
+    for (let family = 0; family < 50; family += 1)
+      if (![1, 2, 10].includes(family)) expect(ask("socket", family, 1, 0)).toBe("EAFNOSUPPORT");
     for (const protocol of [1, 33, 132, 136, 255, 262]) expect(ask("socket", 2, 1, protocol)).toBe("EPROTONOSUPPORT");
     expect(ask("socket", 2, 1, 6)).toBe("allow");
     expect(ask("socketpair", 1, 1, 0)).toBe("allow");
@@ -126,7 +127,8 @@ describe.each(machines)("the seccomp filter of %s", (machine) => {
 });
 
 test("x32 calls are killed on x86_64", () => {
-  for (const number of [0x40000000, 0x40000001, 0x40000200, 0x7fffffff, 0xffffffff]) expect(judge(compileSeccompFilter("x86_64"), "x86_64", number)).toBe("kill");
+  for (const number of [0x40000000, 0x40000001, 0x40000200, 0x7fffffff, 0xffffffff])
+    expect(judge(compileSeccompFilter("x86_64"), "x86_64", number)).toBe("kill");
 });
 
 test("a tree over ranges finds the right one also where branches are far apart", () => {
@@ -134,7 +136,8 @@ test("a tree over ranges finds the right one also where branches are far apart",
   const ranges = Array.from({ length: 40 }, (_, index) => ({ from: index * 10, then: [...padding, verdict(index)] }));
   const program = [loadSyscallNumber(), ...rangeTree(ranges)];
 
-  for (let number = 0; number < 400; number += 1) expect(interpretBpf(program, { number, auditArchitecture: 0, args: [] })).toBe(Math.floor(number / 10));
+  for (let number = 0; number < 400; number += 1)
+    expect(interpretBpf(program, { number, auditArchitecture: 0, args: [] })).toBe(Math.floor(number / 10));
 });
 
 test("a program that the kernel would refuse is refused here", () => {

@@ -1,0 +1,59 @@
+import { randomBytes } from "node:crypto";
+import OpenAI from "openai";
+import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-model-server.ts";
+import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { freshDatabase } from "../storage/fresh-database.ts";
+
+/** Gateway and worker as processes of their own, on a Postgres and a Temporal that are somebody else's: what docker-compose.yml runs. */
+let model: MockOpenAi;
+let gateway: RunningProduct;
+let worker: RunningProduct;
+let client: OpenAI;
+
+beforeAll(async () => {
+  model = await startMockOpenAi();
+  const env = { DATABASE_URL: await freshDatabase(), TEMPORAL_ADDRESS: inject("temporalAddress") };
+  gateway = await startProduct({ config: configWithProvider(`${model.url}/v1`), env, role: "gateway" });
+  worker = await startProduct({ env, role: "worker", home: gateway.home });
+  client = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: await gateway.createTenant(`split-${randomBytes(4).toString("hex")}`), maxRetries: 0 });
+});
+afterAll(async () => {
+  await worker.stop();
+  await gateway.stop();
+  await model.close();
+});
+
+const ask = (text: string) => ({ model: "default", messages: [{ role: "user" as const, content: text }] });
+
+test("a turn that comes in at the gateway is run by the worker", async () => {
+  const answer = await client.chat.completions.create(ask("across processes"));
+
+  expect(answer.choices[0]?.message.content).toContain("across processes");
+});
+
+test("tokens stream from the worker to the caller of the gateway", async () => {
+  const held = model.hold("STREAM then wait");
+  const stream = await client.chat.completions.create({ ...ask("STREAM then wait"), stream: true });
+  const chunks = stream[Symbol.asyncIterator]();
+  let text = "";
+  while (text === "") text = (await chunks.next()).value?.choices[0]?.delta.content ?? "";
+
+  expect(held.isReleased()).toBe(false);
+  held.release();
+  for (let next = await chunks.next(); next.done !== true; next = await chunks.next()) text += next.value.choices[0]?.delta.content ?? "";
+  expect(text).toContain("STREAM then wait");
+});
+
+test("a worker that is killed and started again finishes what it was in the middle of", async () => {
+  const held = model.hold("the worker dies here");
+  const answer = client.chat.completions.create(ask("the worker dies here"));
+  await held.arrived;
+
+  await worker.kill();
+  held.release();
+  await worker.restart();
+
+  expect((await answer).choices[0]?.message.content).toContain("the worker dies here");
+  expect(model.callsOf("the worker dies here")).toBeLessThanOrEqual(2);
+});
