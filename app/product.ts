@@ -14,7 +14,7 @@ import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
-import { type LaneSettings, forTenant } from "../temporal/tenant-client.ts";
+import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
 import { startGateway } from "./gateway-role.ts";
 import { asLog, createLog, type Log } from "./log.ts";
@@ -41,7 +41,7 @@ export type ProductParts = {
   readonly database: Database;
   readonly temporal: TemporalConnection;
   readonly bus: TokenBus;
-  readonly clientOf: (tenantId: TenantId) => ReturnType<typeof forTenant>;
+  readonly clientOf: (tenantId: TenantId) => TenantClient;
   readonly log: Log;
 };
 
@@ -75,7 +75,7 @@ export async function startProduct(environment: Environment, { role, variables }
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
       modelCall: config.temporal.model_call ?? "remote",
     };
-    const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, temporal, lane);
+    const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
     const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, clientOf, log };
 
     let wake = async (tenantId: TenantId): Promise<void> => await database.notify(wakeChannel, tenantId);
@@ -113,6 +113,20 @@ export async function startProduct(environment: Environment, { role, variables }
     await resources.close();
     throw error;
   }
+}
+
+/** Clients are made once per tenant; beyond a thousand the oldest goes. */
+function rememberClients(make: (tenantId: TenantId) => TenantClient): (tenantId: TenantId) => TenantClient {
+  const clients = new Map<TenantId, TenantClient>();
+  return (tenantId) => {
+    const known = clients.get(tenantId);
+    if (known !== undefined) return known;
+    const client = make(tenantId);
+    clients.set(tenantId, client);
+    const oldest = clients.size > 1_000 ? clients.keys().next().value : undefined;
+    if (oldest !== undefined) clients.delete(oldest);
+    return client;
+  };
 }
 
 /** The first Worker of a process boots the workflow thread, which costs half a second: better now than in somebody's first turn. */

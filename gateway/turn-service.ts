@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { TurnId } from "../domain/turn-id.ts";
-import type { FinishedTurn, TurnSubmission, TurnVerdict } from "../domain/turn.ts";
+import type { FinishedTurn, TurnSubmission } from "../domain/turn.ts";
 import type { Database } from "../storage/database.ts";
 import { claimIdempotencyKey, insertTurn, readFinishedTurn, sessionExists, voidTurn } from "../storage/turn-repository.ts";
 import type { TokenBus, TurnEvent } from "../streams/token-bus.ts";
@@ -61,7 +61,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, log }:
     });
   }
 
-  /** Resolves when the turn has ended, by its event, its Update's verdict or its row, whichever tells first. */
+  /** Resolves when the turn has ended, by its event or its row, whichever tells first. */
   async function settle(context: TenantContext, submission: TurnSubmission, lane: Lane, isRepeat: boolean, events: EventTap): Promise<FinishedTurn> {
     const { turnId } = submission;
     const rest = new AbortController();
@@ -79,37 +79,43 @@ export function createTurnService({ database, bus, slots, clientOf, wake, log }:
       }
     };
     const byEvent = events.finished.then(async (finished) => finished ?? (await poll(0, pollMs)));
-    const byVerdict = isRepeat ? poll(0, pollMs) : handOver(context, submission, lane, rest.signal).then(async () => await poll(0, pollMs));
-    const bySafetyPoll = poll(safetyPollMs, safetyPollMs);
+    // A turn that was handed over at once is in good hands; one that took several tries may have ended meanwhile.
+    const byHandOver = isRepeat
+      ? poll(0, pollMs)
+      : handOver(context, submission, lane, rest.signal).then(async (tries) => await (tries > 1 ? poll(0, pollMs) : poll(safetyPollMs, safetyPollMs)));
     try {
-      return await Promise.race([byEvent, byVerdict, bySafetyPoll]);
+      return await Promise.race([byEvent, byHandOver]);
     } finally {
       rest.abort();
-      byVerdict.catch(() => {});
+      byHandOver.catch(() => {});
     }
   }
 
-  /** Hands the turn to its lane, again with the same id after a transport error, until the lane answers or has surely begun. */
-  async function handOver(context: TenantContext, submission: TurnSubmission, lane: Lane, over: AbortSignal): Promise<TurnVerdict | undefined> {
+  /**
+   * Hands the turn to its lane, again with the same id after an error, until the lane has accepted it.
+   * @returns how many tries it took
+   * @throws {AppError} `unavailable` when nobody accepted it in time and it was taken back
+   */
+  async function handOver(context: TenantContext, submission: TurnSubmission, lane: Lane, over: AbortSignal): Promise<number> {
     const { turnId, sessionId, kind } = submission;
     const client = clientOf(context.tenantId);
     const deadlineMs = performance.now() + handOverMs;
-    for (let attempt = 0; !over.aborted; attempt++) {
+    for (let tries = 1; ; tries++) {
       try {
         await wake(context.tenantId);
-        return await client.submitTurn(lane, { turnId, sessionId, kind });
+        await client.offerTurn(lane, { turnId, sessionId, kind });
+        return tries;
       } catch (error) {
-        if (over.aborted) return undefined;
-        log("a turn was not handed over", { turnId, attempt, error: String(error) });
+        if (over.aborted) return tries;
+        log("a turn was not handed over", { turnId, tries, error: String(error) });
         if (performance.now() > deadlineMs) {
           const isTakenBack = await database.withTenant(context, async (tx) => await voidTurn(tx, turnId)).catch(() => false);
           if (isTakenBack) throw new AppError("unavailable", { client: { retryAfterSeconds: 5 } });
-          return undefined; // it runs: its row will tell
+          return tries; // it runs: its row will tell
         }
-        await sleep(Math.min(1_000, 100 * 2 ** attempt), over);
+        await sleep(Math.min(1_000, 100 * 2 ** tries), over);
       }
     }
-    return undefined;
   }
 
   /** An error answered is final, so a turn whose commit may have happened is voided before anything runs it. */

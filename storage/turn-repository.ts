@@ -1,4 +1,4 @@
-import type { StoredError } from "../domain/app-error.ts";
+import { AppError, type StoredError, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
 import type { SessionId } from "../domain/session-id.ts";
 import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
@@ -83,6 +83,7 @@ export async function readFinishedTurn(tx: TenantTx, turnId: TurnId): Promise<Fi
     [turnId],
   );
   if (row?.state === "done" && row.reply !== null) return { state: "done", reply: row.reply };
+  if (row?.state === "void") return { state: "failed", error: toStoredError(new AppError("unavailable")) };
   if ((row?.state === "failed" || row?.state === "aborted") && row.error !== null) return { state: row.state, error: row.error };
   return undefined;
 }

@@ -1,4 +1,4 @@
-import { Client, WithStartWorkflowOperation, type WorkflowClientInterceptor, WorkflowNotFoundError } from "@temporalio/client";
+import { Client, WithStartWorkflowOperation, type WorkflowClientInterceptor, WorkflowNotFoundError, WorkflowUpdateStage } from "@temporalio/client";
 import { WorkflowIdConflictPolicy, WorkflowIdReusePolicy, defineSearchAttributeKey } from "@temporalio/common";
 import { AppError } from "../domain/app-error.ts";
 import { channelPrefixes, sessionPartsOf, type SessionId } from "../domain/session-id.ts";
@@ -26,6 +26,11 @@ export const laneOfName = (name: string): Lane => {
 
 /** What a tenant may do with Temporal. Every id and queue in it is built from the tenant, never taken from a caller. */
 export interface TenantClient {
+  /**
+   * Hands a turn to its lane and waits until the lane has accepted it, at most `acceptanceMs`: its row and its events tell the rest.
+   * @throws when Temporal cannot be reached, refuses the call or no worker took it in time: it may or may not have been accepted
+   */
+  offerTurn(lane: Lane, ticket: TurnTicket): Promise<void>;
   /**
    * Hands a turn to its lane and waits for the verdict; `queued` when the lane moves meanwhile.
    * @throws when Temporal cannot be reached or the call is refused: the turn may or may not have been accepted
@@ -81,6 +86,16 @@ export function forTenant({ tenantId }: Pick<TenantContext, "tenantId">, connect
   });
 
   return {
+    async offerTurn(lane, ticket) {
+      await client.withDeadline(Date.now() + acceptanceMs, async () => {
+        await client.workflow.startUpdateWithStart(submitTurn, {
+          updateId: ticket.turnId,
+          args: [ticket],
+          waitForStage: WorkflowUpdateStage.ACCEPTED,
+          startWorkflowOperation: new WithStartWorkflowOperation<LaneWorkflow>("turn", start(lane, ticket)),
+        });
+      });
+    },
     async submitTurn(lane, ticket) {
       return await client.workflow.executeUpdateWithStart(submitTurn, {
         updateId: ticket.turnId,
@@ -106,6 +121,9 @@ export function forTenant({ tenantId }: Pick<TenantContext, "tenantId">, connect
     },
   };
 }
+
+/** How long a lane may take to accept a turn: a worker answers in milliseconds, a server that restarts in seconds. */
+const acceptanceMs = 10_000;
 
 /** Attempts of one workflow task after which a lane counts as stuck; a busy server needs one or two. */
 const stuckTaskAttempts = 5;
