@@ -31,16 +31,30 @@ export const createToolRun = ({ database, bus, tools, placeOf }: ToolRunDeps) =>
 
       const { call, attempt } = opened;
       const tool = tools.get(call.name);
-      bus.publish(key.turnId, { type: "tool", name: call.name, state: "started" });
+      const shown = { type: "tool", id: call.id, name: call.name, summary: summaryOf(call.arguments) } as const;
+      bus.publish(key.turnId, { ...shown, state: "started" });
       const outcome = await runOnce(tool, call.name, attempt, async (known) => await known.run(await placeOf(context.tenantId), call.arguments, signal));
       if (signal.aborted) throw new AppError("unavailable", { ...key, why: "stopped while the tool ran" });
       await database.withTenant(context, async (tx) => await settleToolRun(tx, key, outcome));
       const state = outcome.failed ? "failed" : "done";
-      bus.publish(key.turnId, { type: "tool", name: call.name, state });
+      bus.publish(key.turnId, { ...shown, state });
       return { state };
     });
   },
 });
+
+const summaryLength = 80;
+
+/** What a call is about in a few words for whoever watches: its command or path, cut to one line. */
+function summaryOf(argumentsJson: string): string {
+  try {
+    const given = JSON.parse(argumentsJson) as Record<string, unknown> | null;
+    const subject = given?.["command"] ?? given?.["path"] ?? "";
+    return typeof subject === "string" ? (subject.split("\n", 1)[0] ?? "").slice(0, summaryLength) : "";
+  } catch {
+    return "";
+  }
+}
 
 async function runOnce(tool: Tool | undefined, name: string, attempt: number, run: (tool: Tool) => Promise<ToolOutcome>): Promise<ToolOutcome> {
   if (tool === undefined) return { failed: true, content: `There is no tool named ${JSON.stringify(name.slice(0, 64))}.`, facts: { reason: "unknown_tool" } };

@@ -39,18 +39,13 @@ export async function startBackends({ environment, config, home, role, log, reso
       client: { message: `--role ${role} shares its servers with other processes: set DATABASE_URL and TEMPORAL_ADDRESS` },
     });
   }
-  const warnings: string[] = [];
-  const note: Log = (message, fields) => {
-    log(message, fields);
-    if (fields?.["preferred"] !== undefined) warnings.push(`${message}: ${JSON.stringify(fields)}`);
-  };
   const servers: { stop(): Promise<void> }[] = [];
   resources.add(servers, async (started) => await Promise.all(started.map(async (server) => await server.stop())));
   const keep = <T extends { stop(): Promise<void> }>(server: T): T => (servers.push(server), server);
 
   const outcomes = await Promise.allSettled([
     databaseUrl === undefined ? startEmbeddedPostgres({ dataDir: join(home, "postgres"), log }).then(keep) : undefined,
-    temporalAddress === undefined ? startTemporal({ environment, home, namespace, log: note }).then(keep) : undefined,
+    temporalAddress === undefined ? startTemporal({ environment, home, namespace, log }).then(keep) : undefined,
     workflowBundle(join(home, "cache")),
   ]);
   for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
@@ -64,7 +59,7 @@ export async function startBackends({ environment, config, home, role, log, reso
     databaseKind: postgres === undefined ? "external" : "embedded",
     temporal: { address: temporal?.address ?? temporalAddress ?? "", namespace, uiUrl: temporal?.uiUrl, cliPath: temporal?.cliPath },
     bundle,
-    warnings,
+    warnings: temporal === undefined ? [] : portWarnings(temporal),
   };
 }
 
@@ -83,6 +78,17 @@ async function startTemporal({ environment, home, namespace, log }: { environmen
     log,
   });
   return { ...pickServer(server), cliPath: binary.path };
+}
+
+const defaultPort = 7233;
+const defaultUiPort = 8233;
+
+/** Ports that somebody else has, said where an operator sees it. */
+function portWarnings({ address, uiUrl }: { address: string; uiUrl: string }): string[] {
+  return [
+    ...(address.endsWith(`:${defaultPort}`) ? [] : [`Port ${defaultPort} is taken, so Temporal listens on ${address}.`]),
+    ...(uiUrl.includes(`:${defaultUiPort}`) ? [] : [`Port ${defaultUiPort} is taken, so Temporal's Web UI is at ${uiUrl}.`]),
+  ];
 }
 
 const pickServer = ({ address, uiUrl, stop }: { address: string; uiUrl: string; stop: () => Promise<void> }) => ({ address, uiUrl, stop });

@@ -14,7 +14,7 @@ const secretPatterns: readonly RegExp[] = [
 ];
 
 /** `text` without `secrets`, without what looks like a credential, without control characters, cut to 1,000 characters. */
-export function cleanProviderText(text: string, secrets: readonly string[]): string {
+function cleanProviderText(text: string, secrets: readonly string[]): string {
   let clean = text;
   for (const secret of secrets) if (secret !== "") clean = clean.replaceAll(secret, "[redacted]");
   for (const pattern of secretPatterns) clean = clean.replace(pattern, "[redacted]");

@@ -63,7 +63,8 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver
       try {
         const uid = isRoot() ? PROBE_UID : undefined;
         if (uid !== undefined) await chown(workDirectory, uid, uid);
-        const job = { workDirectory, uid, argv: ["/usr/bin/cat"], stdin: "works", limits: probeLimits };
+        // Perl, because the file tools are a Perl script: one trial run shows both.
+        const job = { workDirectory, uid, argv: ["/usr/bin/perl", "-e", "print while <STDIN>"], stdin: "works", limits: probeLimits };
         const { reason, stdout, stderr } = await run(job, new AbortController().signal);
         if (reason === "ok" && textOf(stdout) === "works") return undefined;
         return `bubblewrap cannot start a sandbox here: ${explainFailure(textOf(stderr).trim())}`;

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { ChatMessage, SamplingSettings } from "../../domain/conversation.ts";
 import { createAnthropicProvider, type AnthropicProviderOptions } from "../../providers/anthropic-provider.ts";
 import { assemble, drainCall, failedCall, failureOf, finishCall, someRequest } from "./one-call.ts";
-import { bytePieces, namedEvents, startWireServer, type WireServer } from "./wire-server.ts";
+import { bytePieces, cut, hang, namedEvents, startWireServer, type WireServer, type WireStep } from "./wire-server.ts";
 
 const apiKey = "sk-ant-verysecret0123456789";
 let server: WireServer;
@@ -359,9 +359,9 @@ test.each<[string, string]>([
   });
 });
 
-test.each<[string, readonly (string | Uint8Array)[], string]>([
+test.each<[string, readonly WireStep[], string]>([
   ["ends before it is whole", [namedEvents(start(), ...helloText)], "garbage"],
-  ["loses its connection", [namedEvents(start(), ...helloText), "cut!"], "unreachable"],
+  ["loses its connection", [namedEvents(start(), ...helloText), cut], "unreachable"],
   ["turns into something else", [namedEvents(start(), ...helloText), "data: {broken\n\n"], "garbage"],
 ])("an answer that %s is told with what was used", async (_, steps, kind) => {
   server.answer({ steps });
@@ -380,7 +380,7 @@ test("an answer that is no answer is garbage, and nothing is counted", async () 
 });
 
 test("a whole reply stands although its connection breaks before the end", async () => {
-  server.answer({ steps: [namedEvents(start(), ...helloText, stopped("end_turn")), "cut!"] });
+  server.answer({ steps: [namedEvents(start(), ...helloText, stopped("end_turn")), cut] });
 
   const { result } = await finishCall(anthropic());
 
@@ -388,7 +388,7 @@ test("a whole reply stands although its connection breaks before the end", async
 });
 
 test("aborting closes the provider's connection and tells what was used", async () => {
-  server.answer({ steps: [namedEvents(start(), ...helloText.slice(0, 3)), "hang!"] });
+  server.answer({ steps: [namedEvents(start(), ...helloText.slice(0, 3)), hang] });
   const abort = new AbortController();
   const call = anthropic().call(someRequest(), abort.signal);
   await call.next();
@@ -401,7 +401,7 @@ test("aborting closes the provider's connection and tells what was used", async 
 });
 
 test("silence ends the call as unreachable and closes the connection", async () => {
-  server.answer({ steps: [namedEvents(start()), "hang!"] });
+  server.answer({ steps: [namedEvents(start()), hang] });
 
   const error = await failedCall(anthropic({ timeouts: { idleMs: 40 } }));
   await server.requests[0]?.clientLeft;

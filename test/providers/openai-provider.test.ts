@@ -7,7 +7,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { AppError } from "../../domain/app-error.ts";
 import { createOpenAiProvider, type OpenAiProviderOptions } from "../../providers/openai-provider.ts";
 import { assemble, drainCall, failedCall, failureOf, finishCall, someRequest } from "./one-call.ts";
-import { bytePieces, dataEvents, startWireServer, type WireServer } from "./wire-server.ts";
+import { bytePieces, cut, dataEvents, hang, startWireServer, type WireServer, type WireStep } from "./wire-server.ts";
 
 const apiKey = "sk-proj-verysecret0123456789";
 let server: WireServer;
@@ -268,7 +268,7 @@ test.each<[string, readonly object[], string]>([
   ]);
   expect(result.reply).toMatchObject({ content: null, finishReason: "tool_calls" });
   expect(assemble(deltas).toolCalls).toEqual(result.reply.toolCalls);
-  for (const [at, id] of [...ids].entries()) expect(result.reply.toolCalls[at]?.id).toBe(id);
+  for (const [at, id] of ids.split("").entries()) expect(result.reply.toolCalls[at]?.id).toBe(id);
   expect(new Set(result.reply.toolCalls.map(({ id }) => id)).size).toBe(2);
   expect(again.result.reply.toolCalls).toEqual(result.reply.toolCalls);
 });
@@ -436,15 +436,15 @@ test("an answer that ends before it is whole is garbage, with the tokens so far"
 
 test("a connection that breaks in the middle is unreachable, with the provider's count so far, or more", async () => {
   const counted = { prompt_tokens: 12, completion_tokens: 1, total_tokens: 13 };
-  server.answer({ steps: [dataEvents(chunk({ content: "Hello you" }, null, { usage: counted })), "cut!"] });
+  server.answer({ steps: [dataEvents(chunk({ content: "Hello you" }, null, { usage: counted })), cut] });
 
   const error = await failedCall(openAi({ countTokens: (_model, text) => text.length }));
 
   expect(error).toMatchObject({ kind: "unreachable", usage: { inputTokens: 12, outputTokens: 9, estimated: true } });
 });
 
-test.each<[string, readonly (string | Uint8Array)[]]>([
-  ["its connection breaks", [dataEvents(...helloChunks), "cut!"]],
+test.each<[string, readonly WireStep[]]>([
+  ["its connection breaks", [dataEvents(...helloChunks), cut]],
   ["it ends without [DONE]", [dataEvents(...helloChunks)]],
   ["its last chunk is cut", [dataEvents(...helloChunks), 'data: {"usage":{"pro']],
 ])("a whole reply stands although %s before the count", async (_, steps) => {
@@ -470,7 +470,7 @@ test.each<[string, object, string]>([
 });
 
 test("aborting closes the provider's connection and tells what was used", async () => {
-  server.answer({ steps: [dataEvents(chunk({ content: "Hello" })), "hang!"] });
+  server.answer({ steps: [dataEvents(chunk({ content: "Hello" })), hang] });
   const abort = new AbortController();
   const call = openAi({ countTokens: (_model, text) => text.length }).call(someRequest(), abort.signal);
   await call.next();
@@ -505,7 +505,7 @@ test("aborting before the answer begins counts nothing", async () => {
 });
 
 test("a caller that stops listening closes the provider's connection", async () => {
-  server.answer({ steps: [dataEvents(chunk({ content: "Hello" })), "hang!"] });
+  server.answer({ steps: [dataEvents(chunk({ content: "Hello" })), hang] });
   const call = openAi().call(someRequest(), new AbortController().signal);
   await call.next();
 
@@ -514,10 +514,10 @@ test("a caller that stops listening closes the provider's connection", async () 
   await expect(server.requests[0]?.clientLeft).resolves.toBeUndefined();
 });
 
-test.each<[string, object, readonly (string | Uint8Array)[]]>([
-  ["silence in the middle", { idleMs: 40 }, [dataEvents(chunk({ content: "Hello" })), "hang!"]],
-  ["silence before the first chunk", { idleMs: 40 }, ["hang!"]],
-  ["a total that is too long", { totalMs: 80 }, [dataEvents(chunk({ content: "Hello" })), "hang!"]],
+test.each<[string, object, readonly WireStep[]]>([
+  ["silence in the middle", { idleMs: 40 }, [dataEvents(chunk({ content: "Hello" })), hang]],
+  ["silence before the first chunk", { idleMs: 40 }, [hang]],
+  ["a total that is too long", { totalMs: 80 }, [dataEvents(chunk({ content: "Hello" })), hang]],
 ])("%s ends the call as unreachable and closes the connection", async (_, timeouts, steps) => {
   server.answer({ steps });
 

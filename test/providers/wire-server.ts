@@ -1,17 +1,22 @@
 import { once } from "node:events";
-import { createServer, type IncomingHttpHeaders, type ServerResponse } from "node:http";
+import { createServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 
 /** One thing that the server does with an answer's body. */
 export type WireStep =
+  /** Bytes to send. */
   | string
   | Uint8Array
-  /** Ends the connection without ending the answer. */
-  | "cut!"
-  /** Sends nothing more; the client has to leave. */
-  | "hang!"
   /** Waits for the test. */
-  | Promise<unknown>;
+  | Promise<unknown>
+  | typeof cut
+  | typeof hang;
+
+/** Ends the connection without ending the answer. */
+export const cut = Symbol("cut");
+
+/** Sends nothing more; the client has to leave. */
+export const hang = Symbol("hang");
 
 export type WireReply = {
   readonly status?: number;
@@ -42,7 +47,7 @@ export async function startWireServer(): Promise<WireServer> {
   const script: WireReply[] = [];
   const requests: SeenRequest[] = [];
   const connections = new Map<Socket, number>();
-  const server = createServer(async (request, response) => {
+  const answer = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const pieces: Buffer[] = [];
     for await (const piece of request) pieces.push(piece as Buffer);
     const text = Buffer.concat(pieces).toString();
@@ -56,7 +61,8 @@ export async function startWireServer(): Promise<WireServer> {
       clientLeft,
     });
     await play(response, script.shift() ?? { status: 500, steps: ["no reply is left in the script"] });
-  });
+  };
+  const server = createServer((request, response) => void answer(request, response));
   server.on("connection", (socket) => connections.set(socket, connections.size + 1));
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -78,8 +84,8 @@ async function play(response: ServerResponse, { status = 200, headers = {}, step
   response.flushHeaders();
   for (const step of steps) {
     if (response.destroyed) return;
-    if (step === "hang!") return;
-    if (step === "cut!") return void response.destroy();
+    if (step === hang) return;
+    if (step === cut) return void response.destroy();
     if (step instanceof Promise) await step;
     else await new Promise<void>((written) => response.write(step, () => written()));
   }
