@@ -47,6 +47,7 @@ export type CallDeps = {
   /** The card in force now, and the markup of the tenant. */
   readonly pricing: (tenantId: TenantId) => Promise<{ readonly rateCard: RateCard; readonly markupPpm: MarkupPpm }>;
   readonly now: () => number;
+  readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
 
 export type CallOutcome =
@@ -77,7 +78,7 @@ type OpenedCall = {
 };
 
 export const createModelCall = (deps: CallDeps) => {
-  const { database, bus, tools, modelOf, pricing, now } = deps;
+  const { database, bus, tools, modelOf, pricing, now, log } = deps;
   // A heartbeat that came too late makes Temporal start a second attempt while the first still runs: it joins the first.
   const running = new Map<string, { readonly outcome: Promise<CallOutcome>; readonly stop: AbortController }>();
 
@@ -190,6 +191,8 @@ export const createModelCall = (deps: CallDeps) => {
   /** A call that failed for good ends its turn; what the provider had counted by then is billed. */
   async function settleFailure(call: OpenedCall, error: ModelCallError): Promise<CallOutcome> {
     const stored = toStoredError(toAppError(error));
+    const { kind, status, message, cause } = error;
+    log("a model call failed", { callId: call.callId, model: call.model.id, kind, status, message, cause: cause === undefined ? undefined : String(cause) });
     const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
     const { usage, providerRequestId } = error;
     const standing = await database.withTenant(call.context, async (tx) => {

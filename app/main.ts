@@ -11,9 +11,14 @@ const exitRefused = 4;
 /** What does not stop in this time is left to the operating system. */
 const stopDeadlineMs = 4_800;
 
+/** The providers' SDKs read these by themselves; what is sent to a provider is the configuration's business alone. */
+const sdkVariables = ["OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS"];
+
 async function main(): Promise<void> {
   const { role } = parseStartArguments(process.argv.slice(2));
-  const product = await startProduct(readEnvironment(process.env), { role, variables: process.env });
+  const variables = { ...process.env };
+  for (const name of sdkVariables) delete process.env[name];
+  const product = await startProduct(readEnvironment(variables), { role, variables });
   printReady(product.facts);
 
   let isStopping = false;

@@ -42,6 +42,7 @@ export async function startWorkers(
       markupPpm: ((await tenantOf(tenantId)).markupPpm ?? config.billing.markupPpm) as MarkupPpm,
     }),
     now: () => Date.now(),
+    log,
   });
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());

@@ -67,6 +67,7 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
     modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
     pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
     now: () => Date.now(),
+    log: quiet,
   });
   const bundle = await workflowBundle(place.bundleDirectory ?? inject("bundleDirectory"));
   const pool = createTenantWorkerPool({ connection, bundle, activities, log: quiet });

@@ -2,20 +2,20 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI from "openai";
 import { afterEach, expect, test } from "vitest";
-import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-model-server.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 import { runSql } from "../storage/fresh-database.ts";
+import { type ModelServer, startModelServer } from "./model-server.ts";
 
 let product: RunningProduct | undefined;
-let model: MockOpenAi | undefined;
+let model: ModelServer | undefined;
 afterEach(async () => {
   await product?.stop();
   await model?.close();
 });
 
 async function start() {
-  model = await startMockOpenAi();
-  product = await startProduct({ config: configWithProvider(`${model.url}/v1`) });
+  model = await startModelServer();
+  product = await startProduct({ config: configWithProvider(model.url) });
   const token = await product.createTenant("acme");
   return { model, product, client: new OpenAI({ baseURL: `${product.url}/v1`, apiKey: token, maxRetries: 0, timeout: 60_000 }) };
 }

@@ -1,20 +1,20 @@
 import { randomBytes } from "node:crypto";
 import OpenAI from "openai";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
-import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-model-server.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 import { freshDatabase } from "../storage/fresh-database.ts";
+import { type ModelServer, startModelServer } from "./model-server.ts";
 
 /** Gateway and worker as processes of their own, on a Postgres and a Temporal that are somebody else's: what docker-compose.yml runs. */
-let model: MockOpenAi;
+let model: ModelServer;
 let gateway: RunningProduct;
 let worker: RunningProduct;
 let client: OpenAI;
 
 beforeAll(async () => {
-  model = await startMockOpenAi();
+  model = await startModelServer();
   const env = { DATABASE_URL: await freshDatabase(), TEMPORAL_ADDRESS: inject("temporalAddress") };
-  gateway = await startProduct({ config: configWithProvider(`${model.url}/v1`), env, role: "gateway" });
+  gateway = await startProduct({ config: configWithProvider(model.url), env, role: "gateway" });
   worker = await startProduct({ env, role: "worker", home: gateway.home });
   client = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: await gateway.createTenant(`split-${randomBytes(4).toString("hex")}`), maxRetries: 0 });
 });
@@ -33,7 +33,7 @@ test("a turn that comes in at the gateway is run by the worker", async () => {
 });
 
 test("tokens stream from the worker to the caller of the gateway", async () => {
-  const held = model.hold("STREAM then wait");
+  const held = model.hold("STREAM then wait", 2);
   const stream = await client.chat.completions.create({ ...ask("STREAM then wait"), stream: true });
   const chunks = stream[Symbol.asyncIterator]();
   let text = "";

@@ -3,17 +3,17 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI, { APIError } from "openai";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-model-server.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { type ModelServer, startModelServer } from "./model-server.ts";
 
-let model: MockOpenAi;
+let model: ModelServer;
 let product: RunningProduct;
 let acme: string;
 let globex: string;
 
 beforeAll(async () => {
-  model = await startMockOpenAi();
-  product = await startProduct({ config: configWithProvider(`${model.url}/v1`, "http: { provider_idle_seconds: 2 }\n") });
+  model = await startModelServer();
+  product = await startProduct({ config: configWithProvider(model.url, "http: { provider_idle_seconds: 2 }\n") });
   acme = await product.createTenant("acme");
   globex = await product.createTenant("globex");
 });
@@ -94,9 +94,9 @@ describe("the official client", () => {
     const client = clientOf(acme);
     await client.chat.completions.create(ask("my name is Jane"), inSession("api:memory:default"));
     await client.chat.completions.create(ask("what is my name?"), inSession("api:memory:default"));
-    const remembered = model.lastRequest().messages.map(({ role, content }) => [role, content]);
+    const remembered = model.lastMessages().map(({ role, content }) => [role, content]);
     await client.chat.completions.create(ask("what is my name?"));
-    const stateless = model.lastRequest().messages.map(({ role, content }) => [role, content]);
+    const stateless = model.lastMessages().map(({ role, content }) => [role, content]);
 
     expect(remembered).toEqual([
       ["user", "my name is Jane"],
@@ -125,7 +125,7 @@ describe("the official client", () => {
   });
 
   test("tokens reach the client as the provider sends them", async () => {
-    const held = model.hold("STREAM then wait");
+    const held = model.hold("STREAM then wait", 2);
     const stream = await clientOf(acme).chat.completions.create({ ...ask("STREAM then wait"), stream: true });
     const chunks = stream[Symbol.asyncIterator]();
     let first = "";
@@ -157,7 +157,7 @@ describe("the official client", () => {
 
     await expect.poll(async () => (await billed("acme")).length, { timeout: 10_000 }).toBe(before + 1);
     await clientOf(acme).chat.completions.create(ask("are you there?"), inSession("api:leaver:default"));
-    expect(model.lastRequest().messages[0]).toMatchObject({ role: "user", content: "hang up on this" });
+    expect(model.lastMessages()[0]).toMatchObject({ role: "user", content: "hang up on this" });
   });
 
   test("an Idempotency-Key makes a repeat the same answer, and another body a conflict", async () => {
@@ -181,7 +181,7 @@ describe("two tenants", () => {
 
     await clientOf(globex).chat.completions.create(ask("what do you know?"), inSession("api:shared:default"));
 
-    expect(JSON.stringify(model.lastRequest().messages)).not.toContain("secret of acme");
+    expect(JSON.stringify(model.lastMessages())).not.toContain("secret of acme");
     expect(await billed("globex")).toHaveLength(before + 1);
   });
 
@@ -268,7 +268,7 @@ describe("bad input", () => {
     const answer = await fetch(`${product.url}/v1/chat/completions`, {
       method: "POST",
       headers: { authorization: `Bearer ${acme}`, "content-type": "application/json", "X-OpenClaw-Session": "api:broken:default" },
-      body: asking("CUT 3", { stream: true }),
+      body: asking("WORDS 10\nCUT 3", { stream: true }),
     });
     const text = await answer.text();
 

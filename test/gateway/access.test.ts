@@ -58,9 +58,11 @@ describe("credentials at the door", () => {
     }
   };
 
-  const call = async (access: Access, authorization: string | undefined, payload: object | string = {}) =>
+  let callers = 0;
+  const call = async (access: Access, authorization: string | undefined, payload: object | string = {}, remoteAddress = `192.0.2.${++callers}`) =>
     await app.inject({
       method: "POST",
+      remoteAddress,
       url: `/${access.replace(":", "-")}/${acme.id}?tenant=globex`,
       headers: { "content-type": "application/json", ...(authorization === undefined ? {} : { authorization }) },
       payload,
@@ -129,6 +131,20 @@ describe("credentials at the door", () => {
     const answer = await call("tenant", bearers["a tenant"](), { tenant: "globex" });
 
     expect(answer.json()).toMatchObject({ tenant: { tenantId: acme.id, requestId: answer.headers["x-request-id"] } });
+  });
+
+  test("an address that failed twenty times in a minute is slowed, but never a valid credential, nor another address", async () => {
+    const fail = async (address: string) => await call("tenant", "Bearer tk_guess", {}, address);
+    for (let failure = 0; failure < 20; failure++) expect((await fail("198.51.100.1")).statusCode).toBe(401);
+
+    const limited = await fail("198.51.100.1");
+
+    expect(limited.statusCode).toBe(429);
+    expect(limited.json()).toEqual(errorBody("rate_limited", { type: "rate_limited" }));
+    expect(Number(limited.headers["retry-after"])).toBeGreaterThan(0);
+    expect(Number(limited.headers["retry-after"])).toBeLessThanOrEqual(60);
+    expect((await call("tenant", bearers["a tenant"](), {}, "198.51.100.1")).statusCode).toBe(200);
+    expect((await fail("198.51.100.2")).statusCode).toBe(401);
   });
 
   test("nobody's body is read before his credential: a broken one is still answered 401", async () => {

@@ -115,12 +115,11 @@ describe("a streamed answer", () => {
   });
 
   test("shows that the tenant's own tools run, in a field that an OpenAI client skips", async () => {
-    const { chunks } = await streamed([{ type: "tool", name: "exec", state: "started" }, { type: "tool", name: "exec", state: "done" }], async () => done({ content: "Done." }));
+    const run = { id: "call_a", name: "exec", summary: "ls" };
 
-    expect(chunks.flatMap(({ openclaw }) => (openclaw === undefined ? [] : [openclaw]))).toEqual([
-      { tool: { name: "exec", state: "started" } },
-      { tool: { name: "exec", state: "done" } },
-    ]);
+    const { chunks } = await streamed([{ type: "tool", ...run, state: "started" }, { type: "tool", ...run, state: "done" }], async () => done({ content: "Done." }));
+
+    expect(chunks.flatMap(({ openclaw }) => (openclaw === undefined ? [] : [openclaw]))).toEqual([{ tool: { ...run, state: "started" } }, { tool: { ...run, state: "done" } }]);
     expect(textOf(chunks)).toBe("Done.");
   });
 
@@ -188,7 +187,7 @@ describe("a turn that fails", () => {
   });
 
   test("in the middle of a tool's run ends the stream with the error", async () => {
-    const { chunks, isComplete } = await streamed([{ type: "tool", name: "exec", state: "started" }], busy);
+    const { chunks, isComplete } = await streamed([{ type: "tool", id: "call_a", name: "exec", summary: "ls", state: "started" }], busy);
 
     expect(chunks.at(-1)).toEqual(errorBody("provider_busy"));
     expect(isComplete).toBe(false);

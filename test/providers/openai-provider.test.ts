@@ -130,21 +130,30 @@ test("the request carries every setting under OpenAI's names", async () => {
   });
 });
 
-test("a compatible server gets the older names, and no credential that is not configured", async () => {
+test("a compatible server gets the older names, and no credential where none is configured", async () => {
   server.answer({ steps: [hello] });
-  process.env["OPENAI_ADMIN_KEY"] = "sk-admin-of-somebody-else";
-  try {
-    const messages = [{ role: "developer" as const, content: "Be brief" }, { role: "user" as const, content: "Hi" }];
+  const messages = [{ role: "developer" as const, content: "Be brief" }, { role: "user" as const, content: "Hi" }];
 
-    await finishCall(compatible({ apiKey: undefined }), someRequest({ messages, settings: { maxTokens: 50 } }));
-  } finally {
-    delete process.env["OPENAI_ADMIN_KEY"];
-  }
+  await finishCall(compatible({ apiKey: undefined }), someRequest({ messages, settings: { maxTokens: 50 } }));
 
   const seen = server.requests[0];
   expect(seen?.headers.authorization).toBeUndefined();
   expect(seen?.body).toMatchObject({ max_tokens: 50, messages: [{ role: "system" }, { role: "user" }] });
   expect(seen?.body).not.toHaveProperty("max_completion_tokens");
+});
+
+test("no credential or account of our environment is sent", async () => {
+  server.answer({ steps: [hello] });
+  const others = { OPENAI_ADMIN_KEY: "sk-admin-of-somebody-else", OPENAI_ORG_ID: "org-else", OPENAI_PROJECT_ID: "proj-else", OPENAI_BASE_URL: "http://127.0.0.1:9" };
+  Object.assign(process.env, others);
+  try {
+    await finishCall(openAi());
+  } finally {
+    for (const name of Object.keys(others)) delete process.env[name];
+  }
+
+  expect(server.requests[0]?.headers.authorization).toBe(`Bearer ${apiKey}`);
+  expect(JSON.stringify(server.requests[0]?.headers)).not.toContain("else");
 });
 
 test("an answer is the same wherever the network cuts it", async () => {
@@ -162,16 +171,16 @@ test("an answer is the same wherever the network cuts it", async () => {
   );
 });
 
-test("connections are used again after answers that ended", async () => {
+test("a connection whose answer ends after its last event is used again", async () => {
+  const end = Promise.withResolvers<void>();
+  server.answer({ steps: [hello, end.promise] }, ...Array.from({ length: 8 }, () => ({ steps: [hello] })));
   const provider = openAi();
-  const calls = 10;
-  server.answer(...Array.from({ length: calls }, () => ({ steps: [hello] })));
 
-  for (let n = 0; n < calls; n += 1) await finishCall(provider);
+  await finishCall(provider);
+  end.resolve();
+  for (let n = 0; n < 8; n += 1) await finishCall(provider);
 
-  const connections = new Set(server.requests.map(({ connection }) => connection));
-  expect(server.requests).toHaveLength(calls);
-  expect(connections.size).toBeLessThan(calls); // one that is still ending is not waited for
+  expect(server.requests.slice(1).map(({ connection }) => connection)).toContain(server.requests[0]?.connection);
 });
 
 test.each<[string, readonly (object | string)[], object]>([
@@ -186,6 +195,7 @@ test.each<[string, readonly (object | string)[], object]>([
     exactly(12, 2),
   ],
   ["as null in every chunk but the last", [...helloChunks.map((one) => ({ ...one, usage: null })), usageChunk(), "[DONE]"], exactly(12, 4)],
+  ["in a chunk before the last", [usageChunk(), ...helloChunks, "[DONE]"], exactly(12, 4)],
   ["as zeros", [...helloChunks, usageChunk({ prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 }), "[DONE]"], exactly(0, 0)],
   ["in Groq's own field", [...helloChunks.slice(0, 3), chunk({}, "stop", { x_groq: { id: "req", usage } }), "[DONE]"], exactly(12, 4)],
 ])("usage is understood %s", async (_, events, expected) => {
@@ -398,6 +408,14 @@ test("no error shows the key, however it fails", async () => {
   expect(inspect(errors, { depth: 10, showHidden: true })).not.toContain(apiKey);
 });
 
+test("a key of no known form is kept out of errors too", async () => {
+  server.answer({ status: 400, steps: ['{"error":"the credential plainwords is unknown"}'] });
+
+  const error = await failedCall(openAi({ apiKey: "plainwords" }));
+
+  expect(error.message).toBe("the credential [redacted] is unknown");
+});
+
 test("a provider that is not there is unreachable, and its address is not told", async () => {
   const closed = createServer().listen(0, "127.0.0.1");
   await once(closed, "listening");
@@ -541,10 +559,10 @@ test("a server that takes the request and says nothing is unreachable", async ()
 
 test("a slow reader is not an idle provider", async () => {
   server.answer({ steps: [dataEvents(...helloChunks.slice(0, 3)), dataEvents(chunk({}, "stop"), "[DONE]")] });
-  const call = openAi({ timeouts: { idleMs: 200 } }).call(someRequest(), new AbortController().signal);
+  const call = openAi({ timeouts: { idleMs: 500 } }).call(someRequest(), new AbortController().signal);
   await call.next();
   const clock = Promise.withResolvers<void>();
-  setTimeout(clock.resolve, 300);
+  setTimeout(clock.resolve, 600);
   await clock.promise; // the reader, not the provider, takes longer than the limit
 
   const { result } = await drainCall(call);

@@ -52,6 +52,11 @@ test.each<[string, unknown, Usage]>([
     classes(32, 0, 0, 9, 94),
   ],
   [
+    "xAI: the same with a part of the prompt cached",
+    { prompt_tokens: 32, completion_tokens: 9, total_tokens: 135, prompt_tokens_details: { cached_tokens: 20 }, completion_tokens_details: { reasoning_tokens: 94 } },
+    classes(12, 20, 0, 9, 94),
+  ],
+  [
     "more reasoning than completion, and no total",
     { prompt_tokens: 32, completion_tokens: 9, completion_tokens_details: { reasoning_tokens: 94 } },
     classes(32, 0, 0, 9, 94),
