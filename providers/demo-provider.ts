@@ -17,12 +17,14 @@ const label = "[demo model]";
 
 const help = `${label} I am a small deterministic program, not a language model: OpenClawMU uses me when no model provider is configured, so that you can try it offline. I echo what you write, I remember how many messages this session has, and I use tools when a line of yours asks for one:
 
-  /exec ls -la          run a command in the sandbox (also: run: ls -la)
-  /write notes.txt Hi   write a file
-  /read notes.txt       read a file
-  /edit notes.txt Hi => Hello   replace a text in a file
-  /list                 list the sandbox's files
-  /call NAME {"a": 1}   call any tool that is offered
+\`\`\`
+/exec ls -la          run a command in the sandbox (also: run: ls -la)
+/write notes.txt Hi   write a file
+/read notes.txt       read a file
+/edit notes.txt Hi => Hello   replace a text in a file
+/list                 list the sandbox's files
+/call NAME {"a": 1}   call any tool that is offered
+\`\`\`
 
 Several such lines call several tools. To talk to a real model, set OPENAI_API_KEY or ANTHROPIC_API_KEY and start again, or add a provider to config.yaml.`;
 
@@ -142,13 +144,20 @@ function answerTo(question: string, tools: readonly ToolDefinition[], messages: 
   const results = since.filter((message) => message.role === "tool").map(textOf);
   const missing = commandsIn(question).filter((command) => !tools.some((tool) => tool.name === command.tool));
   const notOffered = [...new Set(missing.map((command) => command.tool))].map((tool) => `The tool "${tool}" is not offered to me in this call.`);
-  if (results.length > 0) return [`${label} The ${results.length === 1 ? "tool" : "tools"} answered:`, ...results, ...notOffered].join("\n");
+  if (results.length > 0) return [`${label} The ${results.length === 1 ? "tool" : "tools"} answered:`, ...results.map(fenced), ...notOffered].join("\n");
   if (notOffered.length > 0) return [label, ...notOffered].join(" ");
   if (/^\/?help[.!?]*$/i.test(question)) return help;
   const earlier = messages.filter((message) => message.role === "user" || message.role === "assistant").length - 1;
   const memory = earlier > 0 ? `This session has ${earlier} earlier ${earlier === 1 ? "message" : "messages"}.` : "This session has no earlier messages.";
   if (question === "") return `${label} You sent no text. ${memory}`;
   return `${label} You said: ${question}\n${memory} Write "help" to see what I can do.`;
+}
+
+/** A tool's output as a Markdown code block, fenced by more backticks than it holds in a row. */
+function fenced(output: string): string {
+  const longest = Math.max(2, ...[...output.matchAll(/`+/g)].map(([run]) => run.length));
+  const fence = "`".repeat(longest + 1);
+  return `${fence}\n${output.replace(/\n$/, "")}\n${fence}`;
 }
 
 function cut(text: string, maxTokens: number | undefined, stop: readonly string[]): Plan {

@@ -76,7 +76,7 @@ test("several lines call several tools, and their results are the answer", async
   expect(first.result.reply).toMatchObject({ content: null, finishReason: "tool_calls" });
   expect(assemble(first.deltas).toolCalls).toEqual(first.result.reply.toolCalls);
   expect(first.result.usage.outputTokens).toBe(4);
-  expect(second.result.reply.content).toBe("[demo model] The tools answered:\nresult one\nresult two");
+  expect(second.result.reply.content).toBe("[demo model] The tools answered:\n```\nresult one\n```\n```\nresult two\n```");
 });
 
 test("without parallel calls it makes one after the other", async () => {
