@@ -6,7 +6,7 @@ import { type TenantContext, tenantOfName } from "../domain/tenant.ts";
 const heartbeatIntervalMs = 1_000;
 
 /** Who the running activity acts for: the tenant of the task queue that it came by. */
-export function tenantContextOf({ info }: Context): TenantContext {
+function tenantContextOf({ info }: Context): TenantContext {
   return { tenantId: tenantOfName(info.taskQueue), requestId: `${info.workflowExecution?.workflowId ?? info.activityId}` };
 }
 

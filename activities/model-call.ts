@@ -192,12 +192,20 @@ export const createModelCall = (deps: CallDeps) => {
   async function settleFailure(call: OpenedCall, error: ModelCallError): Promise<CallOutcome> {
     const stored = toStoredError(toAppError(error));
     const { kind, status, message, cause } = error;
-    log("a model call failed", { callId: call.callId, model: call.model.id, kind, status, message, cause: cause === undefined ? undefined : String(cause) });
+    log("a model call failed", {
+      callId: call.callId,
+      model: call.model.id,
+      kind,
+      status,
+      message,
+      cause: cause === undefined ? undefined : String(cause),
+    });
     const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
     const { usage, providerRequestId } = error;
     const standing = await database.withTenant(call.context, async (tx) => {
       if (usage === undefined) await voidCall(tx, call.callId, call.attempt);
-      else if (!(await closeCall(tx, { ...call, reply: undefined, usage, providerRequestId }))) return await readFinishedTurn(tx, call.turn.turnId);
+      else if (!(await closeCall(tx, { ...call, reply: undefined, usage, providerRequestId })))
+        return await readFinishedTurn(tx, call.turn.turnId);
       const isEnded = await finishTurn(tx, call.turn, finished, []);
       if (usage !== undefined) await recordUsage(tx, usageRow(call, usage, providerRequestId, 0));
       return isEnded ? finished : await readFinishedTurn(tx, call.turn.turnId);
@@ -279,7 +287,10 @@ const stepSeparator = "\n\n";
 
 /** Publishes one call's deltas as the turn's events; text of a later call follows the earlier ones' after a separator. */
 function publisherOf(bus: TokenBus, call: OpenedCall): (delta: ModelDelta) => void {
-  const before = call.earlier.map(({ reply }) => reply.content ?? "").filter((text) => text !== "").join(stepSeparator);
+  const before = call.earlier
+    .map(({ reply }) => reply.content ?? "")
+    .filter((text) => text !== "")
+    .join(stepSeparator);
   const { turnId, request, mode } = call.turn;
   const clientRunsTools = mode === "gateway" || request.tools.length > 0;
   let offset = before.length;
@@ -314,4 +325,3 @@ async function pause(ms: number, signal: AbortSignal): Promise<void> {
     signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
   });
 }
-

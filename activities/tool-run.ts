@@ -33,7 +33,12 @@ export const createToolRun = ({ database, bus, tools, placeOf }: ToolRunDeps) =>
       const tool = tools.get(call.name);
       const shown = { type: "tool", id: call.id, name: call.name, summary: summaryOf(call.arguments) } as const;
       bus.publish(key.turnId, { ...shown, state: "started" });
-      const outcome = await runOnce(tool, call.name, attempt, async (known) => await known.run(await placeOf(context.tenantId), call.arguments, signal));
+      const outcome = await runOnce(
+        tool,
+        call.name,
+        attempt,
+        async (known) => await known.run(await placeOf(context.tenantId), call.arguments, signal),
+      );
       if (signal.aborted) throw new AppError("unavailable", { ...key, why: "stopped while the tool ran" });
       await database.withTenant(context, async (tx) => await settleToolRun(tx, key, outcome));
       const state = outcome.failed ? "failed" : "done";
@@ -56,8 +61,14 @@ function summaryOf(argumentsJson: string): string {
   }
 }
 
-async function runOnce(tool: Tool | undefined, name: string, attempt: number, run: (tool: Tool) => Promise<ToolOutcome>): Promise<ToolOutcome> {
-  if (tool === undefined) return { failed: true, content: `There is no tool named ${JSON.stringify(name.slice(0, 64))}.`, facts: { reason: "unknown_tool" } };
+async function runOnce(
+  tool: Tool | undefined,
+  name: string,
+  attempt: number,
+  run: (tool: Tool) => Promise<ToolOutcome>,
+): Promise<ToolOutcome> {
+  if (tool === undefined)
+    return { failed: true, content: `There is no tool named ${JSON.stringify(name.slice(0, 64))}.`, facts: { reason: "unknown_tool" } };
   if (attempt > 1 && !tool.idempotent) {
     return {
       failed: true,

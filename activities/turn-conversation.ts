@@ -56,9 +56,7 @@ const assistantMessage = ({ content, toolCalls }: ModelReply): ChatMessage => ({
 function stepsOf({ calls, toolRuns }: TurnSoFar): readonly ChatMessage[] {
   return calls.flatMap(({ step, reply }) => [
     assistantMessage(reply),
-    ...toolRuns
-      .filter((run) => run.step === step)
-      .map(({ toolCallId, content }): ChatMessage => ({ role: "tool", toolCallId, content })),
+    ...toolRuns.filter((run) => run.step === step).map(({ toolCallId, content }): ChatMessage => ({ role: "tool", toolCallId, content })),
   ]);
 }
 

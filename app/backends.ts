@@ -15,7 +15,12 @@ import type { Role } from "./start-arguments.ts";
 export type Backends = {
   readonly databaseUrl: string;
   readonly databaseKind: "embedded" | "external";
-  readonly temporal: { readonly address: string; readonly namespace: string; readonly uiUrl: string | undefined; readonly cliPath: string | undefined };
+  readonly temporal: {
+    readonly address: string;
+    readonly namespace: string;
+    readonly uiUrl: string | undefined;
+    readonly cliPath: string | undefined;
+  };
   readonly bundle: { readonly codePath: string; readonly buildId: string };
   readonly warnings: readonly string[];
 };
@@ -63,8 +68,20 @@ export async function startBackends({ environment, config, home, role, log, reso
   };
 }
 
-async function startTemporal({ environment, home, namespace, log }: { environment: Environment; home: string; namespace: string; log: Log }) {
-  const binary = findTemporalBinary({ env: { ...process.env, ...(environment.temporalCliPath === undefined ? {} : { TEMPORAL_CLI_PATH: environment.temporalCliPath }) } });
+async function startTemporal({
+  environment,
+  home,
+  namespace,
+  log,
+}: {
+  environment: Environment;
+  home: string;
+  namespace: string;
+  log: Log;
+}) {
+  const binary = findTemporalBinary({
+    env: { ...process.env, ...(environment.temporalCliPath === undefined ? {} : { TEMPORAL_CLI_PATH: environment.temporalCliPath }) },
+  });
   if (binary === undefined) {
     throw new AppError("invalid_configuration", {
       client: { message: "no Temporal command line was found: run `node scripts/setup.mjs`, or set TEMPORAL_CLI_PATH or TEMPORAL_ADDRESS" },

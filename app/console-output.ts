@@ -48,5 +48,6 @@ const curlLine = (url: string, token: string): string =>
 export function printStartFailure(error: unknown): void {
   const says = error instanceof Error ? error.message : String(error);
   process.stderr.write(`openclaw: ${says}\n`);
-  if (!(error instanceof AppError) && error instanceof Error && process.env["OPENCLAW_DEBUG"] !== undefined) process.stderr.write(`${error.stack ?? ""}\n`);
+  if (!(error instanceof AppError) && error instanceof Error && process.env["OPENCLAW_DEBUG"] !== undefined)
+    process.stderr.write(`${error.stack ?? ""}\n`);
 }

@@ -31,9 +31,18 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
   const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment } = parts;
-  const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) => opened.close());
+  const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
+    opened.close(),
+  );
   const reports = createBillingReports({ database });
-  const turns = createTurnService({ database, bus, clientOf, wake, log, slots: createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant }) });
+  const turns = createTurnService({
+    database,
+    bus,
+    clientOf,
+    wake,
+    log,
+    slots: createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant }),
+  });
   const app = await createGateway({
     authenticate: authentication.authenticate,
     logger,
@@ -44,7 +53,10 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
       }),
       createChatRoutes({ turns, resolveModel: (name) => resolveModel(config, name).id }),
-      createModelRoutes({ models: () => [...config.models.values()].filter(({ id }) => config.rateCard.rates.has(id)), startedAtMs: Date.now() }),
+      createModelRoutes({
+        models: () => [...config.models.values()].filter(({ id }) => config.rateCard.rates.has(id)),
+        startedAtMs: Date.now(),
+      }),
       createAdminRoutes({ tenants, reports, database }),
       createUsageRoutes({ reports }),
       createPageRoutes(),
@@ -70,7 +82,10 @@ async function listen(app: FastifyInstance, host: string, port: number | undefin
     return { url: urlOf(app), warnings: [] };
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EADDRINUSE") throw error;
-    if (port !== undefined) throw new AppError("invalid_configuration", { client: { message: `port ${port} is taken: free it or set OPENCLAW_PORT to another one` } });
+    if (port !== undefined)
+      throw new AppError("invalid_configuration", {
+        client: { message: `port ${port} is taken: free it or set OPENCLAW_PORT to another one` },
+      });
     await app.listen({ host, port: 0 });
     return { url: urlOf(app), warnings: [`Port ${defaultPort} is taken, so this gateway listens on another one.`] };
   }

@@ -83,13 +83,18 @@ export async function startProduct(environment: Environment, { role, variables }
       const workers = await startWorkers(parts, backends.bundle, resources);
       wake = workers.wake;
       if (role === "worker") {
-        const stopListening = await database.listen(wakeChannel, (payload) => void workers.wake(parseTenantId(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })));
+        const stopListening = await database.listen(
+          wakeChannel,
+          (payload) =>
+            void workers.wake(parseTenantId(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })),
+        );
         resources.add(stopListening, (close) => close());
       }
     }
     const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
     const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
-    const gateway = role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database, home }) }, resources);
+    const gateway =
+      role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database, home }) }, resources);
     if (gateway !== undefined) recordGateway(home, gateway.url, backends);
     if (role === "all") void warmUp(database, wake).catch((error: unknown) => log("no worker was started ahead", { error: String(error) }));
     log("ready", { role, url: gateway?.url });
@@ -131,14 +136,18 @@ function rememberClients(make: (tenantId: TenantId) => TenantClient): (tenantId:
 
 /** The first Worker of a process boots the workflow thread, which costs half a second: better now than in somebody's first turn. */
 async function warmUp(database: Database, wake: (tenantId: TenantId) => Promise<void>): Promise<void> {
-  const [tenant] = await database.withControl(async (tx) => await tx.query<{ id: string }>("select id from tenant where state = 'active' order by created_at desc limit 1"));
+  const [tenant] = await database.withControl(
+    async (tx) => await tx.query<{ id: string }>("select id from tenant where state = 'active' order by created_at desc limit 1"),
+  );
   if (tenant !== undefined) await wake(parseTenantId(tenant.id));
 }
 
 function takeHome(home: string, resources: Resources): void {
   const running = claimGateway(home, { pid: process.pid });
   if (running !== undefined) {
-    throw new AppError("conflict", { client: { message: `a gateway already runs on ${home}: ${running.url ?? "starting"} (pid ${running.pid})` } });
+    throw new AppError("conflict", {
+      client: { message: `a gateway already runs on ${home}: ${running.url ?? "starting"} (pid ${running.pid})` },
+    });
   }
   resources.add(process.pid, (pid) => removeGatewayRecord(home, pid));
 }

@@ -3,7 +3,8 @@ import type { Log } from "./log.ts";
 
 /** The SDK's own runtime: its log goes into ours, and it leaves the process's signals alone (it would stop Workers and never exit). */
 export function installTemporalRuntime(log: Log): void {
-  const write = (level: string) => (message: string, meta?: Record<string, unknown>) => log(`temporal: ${message}`, { level, ...readable(meta) });
+  const write = (level: string) => (message: string, meta?: Record<string, unknown>) =>
+    log(`temporal: ${message}`, { level, ...readable(meta) });
   const drop = (): void => {};
   Runtime.install({
     shutdownSignals: [],
@@ -20,5 +21,10 @@ export function installTemporalRuntime(log: Log): void {
 }
 
 function readable(meta: LogEntry["meta"]): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(meta ?? {}).map(([key, value]) => [key, value instanceof Error ? value.message : typeof value === "bigint" ? String(value) : value]));
+  return Object.fromEntries(
+    Object.entries(meta ?? {}).map(([key, value]) => [
+      key,
+      value instanceof Error ? value.message : typeof value === "bigint" ? String(value) : value,
+    ]),
+  );
 }

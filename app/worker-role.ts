@@ -52,10 +52,17 @@ export async function startWorkers(
 /** The models by id. A provider without its key stays out: a call of it fails by itself, and the others work. */
 function servedModels(config: AdminConfig, variables: ProductParts["variables"]) {
   const settings = [...config.providers.values()];
-  const keys = new Map(settings.flatMap((provider) => [[provider.name, providerKeyOf(provider, variables)] as const]).filter((entry): entry is [string, string] => entry[1] !== undefined));
+  const keys = new Map(
+    settings
+      .flatMap((provider) => [[provider.name, providerKeyOf(provider, variables)] as const])
+      .filter((entry): entry is [string, string] => entry[1] !== undefined),
+  );
   const usable = settings.filter(({ name, apiKeyEnv }) => apiKeyEnv === undefined || keys.has(name));
   const silenceMs = config.http.provider_idle_seconds * 1_000;
-  const providers = createProviders(usable, keys, { limitsOf: (id) => config.models.get(id), timeouts: { headersMs: silenceMs, idleMs: silenceMs } });
+  const providers = createProviders(usable, keys, {
+    limitsOf: (id) => config.models.get(id),
+    timeouts: { headersMs: silenceMs, idleMs: silenceMs },
+  });
   return (id: string) => {
     const model = config.models.get(id);
     const provider = model === undefined ? undefined : config.providers.get(model.provider);
@@ -77,4 +84,3 @@ function rememberTenants(read: (tenantId: TenantId) => Promise<Tenant>): (tenant
     return await tenant;
   };
 }
-

@@ -33,7 +33,15 @@ function allProcesses(): readonly ProcessFacts[] {
       const stat = readStat(`/proc/${entry}/stat`);
       if (stat === undefined) return [];
       const { name, fields } = stat; // fields[0] is the third field of proc(5)
-      return [{ pid: Number(entry), parentPid: Number(fields[1]), name, cpuMs: sum(fields.slice(11, 15)) * tickMs, rssMb: Number(fields[21]) * pageMb }];
+      return [
+        {
+          pid: Number(entry),
+          parentPid: Number(fields[1]),
+          name,
+          cpuMs: sum(fields.slice(11, 15)) * tickMs,
+          rssMb: Number(fields[21]) * pageMb,
+        },
+      ];
     });
 }
 

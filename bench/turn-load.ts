@@ -84,7 +84,12 @@ export function chatCaller({ url, token, model, stream, headersOf }: ChatOptions
           port,
           path: "/v1/chat/completions",
           method: "POST",
-          headers: { authorization: `Bearer ${token}`, "content-type": "application/json", "content-length": Buffer.byteLength(body), ...headersOf(caller) },
+          headers: {
+            authorization: `Bearer ${token}`,
+            "content-type": "application/json",
+            "content-length": Buffer.byteLength(body),
+            ...headersOf(caller),
+          },
         },
         (answer) => {
           answer.setEncoding("utf8");

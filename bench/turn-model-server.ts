@@ -6,7 +6,8 @@ import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { slowModel, slowModelMs } from "./turn-models.ts";
 
-const chunk = (more: object): string => `data: ${JSON.stringify({ id: "bench", object: "chat.completion.chunk", created: 1, model: "bench", ...more })}\n\n`;
+const chunk = (more: object): string =>
+  `data: ${JSON.stringify({ id: "bench", object: "chat.completion.chunk", created: 1, model: "bench", ...more })}\n\n`;
 const delta = (content: string, finish_reason: string | null = null) => ({ choices: [{ index: 0, delta: { content }, finish_reason }] });
 const answer = Buffer.from(
   [

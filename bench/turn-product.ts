@@ -55,7 +55,14 @@ export async function startProduct(options: {
   const startedAt = performance.now();
   const child = spawn(process.execPath, [...nodeOptions, join(root, "app/main.ts"), "start"], {
     cwd: root,
-    env: { ...process.env, OPENCLAW_HOME: home, OPENCLAW_PORT: String(port), DATABASE_URL: "", TEMPORAL_ADDRESS: "", OPENCLAW_ADMIN_KEY: "" },
+    env: {
+      ...process.env,
+      OPENCLAW_HOME: home,
+      OPENCLAW_PORT: String(port),
+      DATABASE_URL: "",
+      TEMPORAL_ADDRESS: "",
+      OPENCLAW_ADMIN_KEY: "",
+    },
     stdio: ["ignore", "pipe", "pipe"],
   });
   process.once("exit", () => child.kill("SIGTERM")); // whatever else goes wrong, it does not outlive the bench
@@ -65,7 +72,10 @@ export async function startProduct(options: {
   const adminKey = readFileSync(join(home, "admin-key"), "utf8").trim();
   const { temporal } = JSON.parse(readFileSync(join(home, "gateway.json"), "utf8")) as Pick<RunningProduct, "temporal">;
   const asAdmin = async (path: string, init: RequestInit = {}): Promise<string> => {
-    const answer = await fetch(`${url}${path}`, { ...init, headers: { authorization: `Bearer ${adminKey}`, "content-type": "application/json" } });
+    const answer = await fetch(`${url}${path}`, {
+      ...init,
+      headers: { authorization: `Bearer ${adminKey}`, "content-type": "application/json" },
+    });
     const text = await answer.text();
     if (!answer.ok) throw new Error(`${path} answered ${answer.status}: ${text}`);
     return text;

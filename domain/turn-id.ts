@@ -12,7 +12,8 @@ const turnIdPattern = /^trn_[0-7][0-9A-HJKMNP-TV-Z]{25}$/;
 
 /** @throws {AppError} `invalid_request` unless `raw` is `trn_` and a ULID. */
 export function parseTurnId(raw: string): TurnId {
-  if (!turnIdPattern.test(raw)) throw new AppError("invalid_request", { client: { message: "The turn id is malformed.", param: "turn_id" } });
+  if (!turnIdPattern.test(raw))
+    throw new AppError("invalid_request", { client: { message: "The turn id is malformed.", param: "turn_id" } });
   return raw as TurnId;
 }
 
@@ -26,5 +27,8 @@ export const callIdOf = (turnId: TurnId, step: number): CallId => `${turnId}.${s
 
 /** When the turn id was minted, in epoch milliseconds: what its ULID begins with. */
 export function turnTimeMs(turnId: TurnId): number {
-  return turnId.slice(4, 14).split("").reduce((ms, digit) => ms * 32 + ulidDigits.indexOf(digit), 0);
+  return turnId
+    .slice(4, 14)
+    .split("")
+    .reduce((ms, digit) => ms * 32 + ulidDigits.indexOf(digit), 0);
 }

@@ -34,45 +34,52 @@ const toJson = ({ id, displayName, state, markupPpm, createdAtMs }: Tenant) => (
 });
 
 /** The administrator's side: tenants and bills. */
-export const createAdminRoutes = ({ tenants, reports, database }: AdminDeps): FastifyPluginAsync => async (app) => {
-  app.post("/v1/tenants", { config: { access: "admin:tenants" } }, async (request, reply) => {
-    const { id, display_name, markup } = newTenant.parse(request.body);
-    const created = await tenants.create({ id, displayName: display_name, markup });
-    return await reply.code(201).header("cache-control", "no-store").send({ tenant: created.tenant.id, token: created.token });
-  });
+export const createAdminRoutes =
+  ({ tenants, reports, database }: AdminDeps): FastifyPluginAsync =>
+  async (app) => {
+    app.post("/v1/tenants", { config: { access: "admin:tenants" } }, async (request, reply) => {
+      const { id, display_name, markup } = newTenant.parse(request.body);
+      const created = await tenants.create({ id, displayName: display_name, markup });
+      return await reply.code(201).header("cache-control", "no-store").send({ tenant: created.tenant.id, token: created.token });
+    });
 
-  app.get("/v1/tenants", { config: { access: "admin:read" } }, async () => ({ object: "list", data: (await tenants.list()).map(toJson) }));
+    app.get("/v1/tenants", { config: { access: "admin:read" } }, async () => ({
+      object: "list",
+      data: (await tenants.list()).map(toJson),
+    }));
 
-  app.get("/v1/tenants/:tenant", { config: { access: "admin:read" } }, async (request) => {
-    const { tenant } = tenantParams.parse(request.params);
-    return toJson(await tenants.get(parseTenantId(tenant)));
-  });
+    app.get("/v1/tenants/:tenant", { config: { access: "admin:read" } }, async (request) => {
+      const { tenant } = tenantParams.parse(request.params);
+      return toJson(await tenants.get(parseTenantId(tenant)));
+    });
 
-  app.get("/v1/billing/report", { config: { access: "admin:billing" } }, async (request, reply) => {
-    const { tenant, period, format, detail } = reportQuery.parse(request.query);
-    const report = {
-      tenantId: tenant === undefined ? undefined : parseTenantId(tenant),
-      period: parsePeriod(period, Date.now()),
-      detail: detail !== undefined && detail !== "false" && detail !== "0",
-    };
-    const chunks = format === "csv" ? await reports.csv(report) : await reports.json(report);
-    return await reply.type(format === "csv" ? "text/csv; charset=utf-8" : "application/json; charset=utf-8").send(Readable.from(chunks));
-  });
+    app.get("/v1/billing/report", { config: { access: "admin:billing" } }, async (request, reply) => {
+      const { tenant, period, format, detail } = reportQuery.parse(request.query);
+      const report = {
+        tenantId: tenant === undefined ? undefined : parseTenantId(tenant),
+        period: parsePeriod(period, Date.now()),
+        detail: detail !== undefined && detail !== "false" && detail !== "0",
+      };
+      const chunks = format === "csv" ? await reports.csv(report) : await reports.json(report);
+      return await reply.type(format === "csv" ? "text/csv; charset=utf-8" : "application/json; charset=utf-8").send(Readable.from(chunks));
+    });
 
-  app.get("/v1/billing/rows/:id/explain", { config: { access: "admin:billing" } }, async (request) => {
-    const { id } = rowParams.parse(request.params);
-    return await explainCall(database, id);
-  });
-};
+    app.get("/v1/billing/rows/:id/explain", { config: { access: "admin:billing" } }, async (request) => {
+      const { id } = rowParams.parse(request.params);
+      return await explainCall(database, id);
+    });
+  };
 
 const usageQuery = z.strictObject({ period: z.string().default("current-month") });
 
 /** Usage of one tenant: for the tenant itself, or for an administrator. A tenant that asks for another's learns nothing (404). */
-export const createUsageRoutes = ({ reports }: Pick<AdminDeps, "reports">): FastifyPluginAsync => async (app) => {
-  app.get("/v1/tenants/:tenant/usage", { config: { access: "tenant-or-admin:billing" } }, async (request) => {
-    const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
-    if (request.principal?.kind === "tenant" && request.principal.tenantId !== tenantId) throw new AppError("not_found");
-    const { period } = usageQuery.parse(request.query);
-    return await reports.usage(tenantId, parsePeriod(period, Date.now()));
-  });
-};
+export const createUsageRoutes =
+  ({ reports }: Pick<AdminDeps, "reports">): FastifyPluginAsync =>
+  async (app) => {
+    app.get("/v1/tenants/:tenant/usage", { config: { access: "tenant-or-admin:billing" } }, async (request) => {
+      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      if (request.principal?.kind === "tenant" && request.principal.tenantId !== tenantId) throw new AppError("not_found");
+      const { period } = usageQuery.parse(request.query);
+      return await reports.usage(tenantId, parsePeriod(period, Date.now()));
+    });
+  };

@@ -26,7 +26,10 @@ const textParts = z.array(z.object({ type: z.literal("text"), text }).strip());
 const plainContent = z.union([text, textParts]);
 const userPart = z.discriminatedUnion("type", [
   z.object({ type: z.literal("text"), text }),
-  z.object({ type: z.literal("image_url"), image_url: z.object({ url: z.string().max(12_000_000), detail: z.enum(["auto", "low", "high"]).optional() }) }),
+  z.object({
+    type: z.literal("image_url"),
+    image_url: z.object({ url: z.string().max(12_000_000), detail: z.enum(["auto", "low", "high"]).optional() }),
+  }),
 ]);
 const toolCall = z.object({
   id: text.min(1),
@@ -76,7 +79,9 @@ const fields = {
   reasoning_effort: text.nullish(),
   response_format: z.looseObject({ type: z.enum(["text", "json_object", "json_schema"]) }).nullish(),
   tools: z.array(tool).max(128).nullish(),
-  tool_choice: z.union([z.enum(["auto", "none", "required"]), z.object({ type: z.literal("function"), function: z.object({ name: text }) })]).nullish(),
+  tool_choice: z
+    .union([z.enum(["auto", "none", "required"]), z.object({ type: z.literal("function"), function: z.object({ name: text }) })])
+    .nullish(),
   parallel_tool_calls: z.boolean().nullish(),
   user: text.max(256).nullish(),
   metadata: z.record(text.max(64), text.max(512)).nullish(),
@@ -104,7 +109,8 @@ export function parseChatRequest(raw: unknown): ChatRequest {
     if (isUnsupported(key) && value !== null && !(key === "store" && value === false)) {
       throw new AppError("unsupported_parameter", { client: { message: `The parameter '${key}' is not supported here.`, param: key } });
     }
-    if (!isUnsupported(key) && !(key in fields)) throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
+    if (!isUnsupported(key) && !(key in fields))
+      throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
   }
   const parsed = body.safeParse(raw);
   if (!parsed.success) {
@@ -112,7 +118,8 @@ export function parseChatRequest(raw: unknown): ChatRequest {
     throw refusal(`Invalid value for '${issue.path}': ${issue.message}`, issue.path);
   }
   const request = parsed.data;
-  if (request.stream_options != null && request.stream !== true) throw refusal("'stream_options' is only allowed when 'stream' is true.", "stream_options");
+  if (request.stream_options != null && request.stream !== true)
+    throw refusal("'stream_options' is only allowed when 'stream' is true.", "stream_options");
   return {
     model: request.model,
     messages: request.messages.map(toMessage),
@@ -166,7 +173,8 @@ function toMessage(raw: z.infer<typeof message>): ChatMessage {
   }
 }
 
-const toText = (content: z.infer<typeof plainContent>): string => (typeof content === "string" ? content : content.map((part) => part.text).join("\n"));
+const toText = (content: z.infer<typeof plainContent>): string =>
+  typeof content === "string" ? content : content.map((part) => part.text).join("\n");
 
 const toPart = (part: z.infer<typeof userPart>): ContentPart =>
   part.type === "text" ? { type: "text", text: part.text } : { type: "image", url: part.image_url.url, detail: part.image_url.detail };

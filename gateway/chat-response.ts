@@ -15,7 +15,12 @@ export const toOpenAiUsage = (usage: Usage) => ({
   completion_tokens: completionTokensOf(usage),
   total_tokens: promptTokensOf(usage) + completionTokensOf(usage),
   prompt_tokens_details: { cached_tokens: usage.cacheReadTokens, audio_tokens: 0 },
-  completion_tokens_details: { reasoning_tokens: usage.reasoningTokens, audio_tokens: 0, accepted_prediction_tokens: 0, rejected_prediction_tokens: 0 },
+  completion_tokens_details: {
+    reasoning_tokens: usage.reasoningTokens,
+    audio_tokens: 0,
+    accepted_prediction_tokens: 0,
+    rejected_prediction_tokens: 0,
+  },
 });
 
 const toOpenAiToolCall = ({ id, name, arguments: json }: ToolCall) => ({ id, type: "function", function: { name, arguments: json } });
@@ -48,7 +53,13 @@ export type ChunkDelta = {
   readonly tool_calls?: readonly Record<string, unknown>[];
 };
 
-export const toChunk = (head: AnswerHead, includeUsage: boolean, delta: ChunkDelta, finishReason: string | null = null, more: object = {}) => ({
+export const toChunk = (
+  head: AnswerHead,
+  includeUsage: boolean,
+  delta: ChunkDelta,
+  finishReason: string | null = null,
+  more: object = {},
+) => ({
   id: idOf(head),
   object: "chat.completion.chunk",
   created: secondsOf(head),

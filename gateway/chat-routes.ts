@@ -17,53 +17,60 @@ export type ChatDeps = {
   readonly resolveModel: (name: string) => string;
 };
 
-export const createChatRoutes = ({ turns, resolveModel }: ChatDeps): FastifyPluginAsync => async (app) => {
-  app.post("/v1/chat/completions", { config: { access: "tenant" } }, async (request, reply) => {
-    const context = tenantOf(request);
-    const chat = parseChatRequest(request.body);
-    const model = resolveModel(chat.model);
-    const mode = modeOf(request);
-    const turnId = mintTurnId(Date.now(), randomBytes(10));
-    const session = await sessionOf(request, context);
-    const idempotencyKey = headerOf(request, "idempotency-key");
+export const createChatRoutes =
+  ({ turns, resolveModel }: ChatDeps): FastifyPluginAsync =>
+  async (app) => {
+    app.post("/v1/chat/completions", { config: { access: "tenant" } }, async (request, reply) => {
+      const context = tenantOf(request);
+      const chat = parseChatRequest(request.body);
+      const model = resolveModel(chat.model);
+      const mode = modeOf(request);
+      const turnId = mintTurnId(Date.now(), randomBytes(10));
+      const session = await sessionOf(request, context);
+      const idempotencyKey = headerOf(request, "idempotency-key");
 
-    const turn = await turns.submit(
-      context,
-      {
-        turnId,
-        sessionId: session ?? statelessSessionOf(turnId),
-        kind: "chat",
-        mode,
-        stateless: session === undefined,
-        request: { model, messages: session === undefined ? chat.messages : newMessagesOf(chat.messages), tools: chat.tools, settings: chat.settings },
-      },
-      idempotencyKey === undefined ? undefined : { key: idempotencyKey, body: { session, mode, body: request.body } },
-    );
-    const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
-    void reply.header("x-request-id", turn.turnId);
-    if (chat.stream) {
-      await streamChat(reply, turn, head, chat.includeUsage);
-      return reply;
-    }
-    turn.onEvent(() => {});
-    const finished = await turn.finished;
-    if (finished.state !== "done") throw fromStoredError(finished.error);
-    return toChatCompletion(head, finished.reply);
-  });
+      const turn = await turns.submit(
+        context,
+        {
+          turnId,
+          sessionId: session ?? statelessSessionOf(turnId),
+          kind: "chat",
+          mode,
+          stateless: session === undefined,
+          request: {
+            model,
+            messages: session === undefined ? chat.messages : newMessagesOf(chat.messages),
+            tools: chat.tools,
+            settings: chat.settings,
+          },
+        },
+        idempotencyKey === undefined ? undefined : { key: idempotencyKey, body: { session, mode, body: request.body } },
+      );
+      const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
+      void reply.header("x-request-id", turn.turnId);
+      if (chat.stream) {
+        await streamChat(reply, turn, head, chat.includeUsage);
+        return reply;
+      }
+      turn.onEvent(() => {});
+      const finished = await turn.finished;
+      if (finished.state !== "done") throw fromStoredError(finished.error);
+      return toChatCompletion(head, finished.reply);
+    });
 
-  /** The session that the call continues; undefined when it is stateless. */
-  async function sessionOf(request: FastifyRequest, context: TenantContext): Promise<SessionId | undefined> {
-    const header = headerOf(request, "x-openclaw-session");
-    if (header === undefined) return undefined;
-    const sessionId = parseSessionId(header);
-    const { prefix } = sessionPartsOf(sessionId);
-    const mayBeCreated = prefix === "api" || prefix === "web";
-    if (!mayBeCreated && !(await turns.hasSession(context, sessionId))) {
-      throw new AppError("not_found", { client: { message: "There is no such session.", param: "X-OpenClaw-Session" } });
+    /** The session that the call continues; undefined when it is stateless. */
+    async function sessionOf(request: FastifyRequest, context: TenantContext): Promise<SessionId | undefined> {
+      const header = headerOf(request, "x-openclaw-session");
+      if (header === undefined) return undefined;
+      const sessionId = parseSessionId(header);
+      const { prefix } = sessionPartsOf(sessionId);
+      const mayBeCreated = prefix === "api" || prefix === "web";
+      if (!mayBeCreated && !(await turns.hasSession(context, sessionId))) {
+        throw new AppError("not_found", { client: { message: "There is no such session.", param: "X-OpenClaw-Session" } });
+      }
+      return sessionId;
     }
-    return sessionId;
-  }
-};
+  };
 
 function headerOf(request: FastifyRequest, name: string): string | undefined {
   const value = request.headers[name];
@@ -76,4 +83,3 @@ function modeOf(request: FastifyRequest): TurnMode {
   if (mode === "agent" || mode === "gateway") return mode;
   throw new AppError("invalid_request", { client: { message: "The mode is 'agent' or 'gateway'.", param: "X-OpenClaw-Mode" } });
 }
-

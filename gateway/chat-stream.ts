@@ -26,7 +26,8 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
     } else if (event.type === "tool_call") {
       sentToolCalls = Math.max(sentToolCalls, event.index + 1);
       send({ tool_calls: [toolCallDelta(event)] });
-    } else if (event.type === "tool") send({}, null, { openclaw: { tool: { id: event.id, name: event.name, summary: event.summary, state: event.state } } });
+    } else if (event.type === "tool")
+      send({}, null, { openclaw: { tool: { id: event.id, name: event.name, summary: event.summary, state: event.state } } });
   });
 
   let finished: FinishedTurn;

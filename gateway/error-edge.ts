@@ -5,7 +5,9 @@ import { AppError, type ErrorCode } from "../domain/app-error.ts";
 import { errorCatalogue } from "../domain/error-catalogue.ts";
 
 /** The OpenAI shape; all four keys are always there. */
-export type ErrorBody = { readonly error: { readonly message: string; readonly type: string; readonly param: string | null; readonly code: string | null } };
+export type ErrorBody = {
+  readonly error: { readonly message: string; readonly type: string; readonly param: string | null; readonly code: string | null };
+};
 
 /** The body of an error, as HTTP answers and streams carry it. Unknown errors become `internal` without a word about their cause. */
 export function errorBodyOf(error: unknown): ErrorBody {
@@ -62,11 +64,15 @@ const fastifyCodes: Readonly<Record<string, ErrorCode>> = {
   FST_ERR_BAD_URL: "not_found",
 };
 
-export function toAppError(thrown: unknown): AppError {
+function toAppError(thrown: unknown): AppError {
   if (thrown instanceof AppError) return thrown;
   if (thrown instanceof ZodError) {
     const [issue] = thrown.issues;
-    return new AppError("invalid_request", { client: { message: issue?.message ?? "The request is not valid.", param: issue?.path.join(".") ?? "" } }, { cause: thrown });
+    return new AppError(
+      "invalid_request",
+      { client: { message: issue?.message ?? "The request is not valid.", param: issue?.path.join(".") ?? "" } },
+      { cause: thrown },
+    );
   }
   const { code, statusCode } = thrown as Partial<FastifyError>;
   const known = code === undefined ? undefined : fastifyCodes[code];

@@ -26,7 +26,9 @@ export function createFailedAuthenticationLimiter({ now = () => performance.now(
         windows.delete(oldest);
       }
       if (window.failures <= failuresPerMinute) return error;
-      return new AppError("rate_limited", { client: { retryAfterSeconds: Math.max(1, Math.ceil((window.startedAtMs + windowMs - nowMs) / 1_000)) } });
+      return new AppError("rate_limited", {
+        client: { retryAfterSeconds: Math.max(1, Math.ceil((window.startedAtMs + windowMs - nowMs) / 1_000)) },
+      });
     },
   };
 }

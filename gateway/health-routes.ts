@@ -5,15 +5,17 @@ export type ReadinessCheck = () => Promise<void>;
 
 const checkTimeoutMs = 2_000;
 
-export const createHealthRoutes = (checks: Readonly<Record<string, ReadinessCheck>>): FastifyPluginAsync => async (app) => {
-  app.get("/healthz", { config: { access: "public" } }, async () => ({ status: "ok" }));
+export const createHealthRoutes =
+  (checks: Readonly<Record<string, ReadinessCheck>>): FastifyPluginAsync =>
+  async (app) => {
+    app.get("/healthz", { config: { access: "public" } }, async () => ({ status: "ok" }));
 
-  app.get("/readyz", { config: { access: "public" } }, async (_request, reply) => {
-    const results = await Promise.all(Object.entries(checks).map(async ([name, check]) => [name, await outcomeOf(check)] as const));
-    const isReady = results.every(([, outcome]) => outcome === "ok");
-    return await reply.code(isReady ? 200 : 503).send({ status: isReady ? "ok" : "unavailable", checks: Object.fromEntries(results) });
-  });
-};
+    app.get("/readyz", { config: { access: "public" } }, async (_request, reply) => {
+      const results = await Promise.all(Object.entries(checks).map(async ([name, check]) => [name, await outcomeOf(check)] as const));
+      const isReady = results.every(([, outcome]) => outcome === "ok");
+      return await reply.code(isReady ? 200 : 503).send({ status: isReady ? "ok" : "unavailable", checks: Object.fromEntries(results) });
+    });
+  };
 
 /** Only whether it works: why it does not stands in the log, not on a public page. */
 async function outcomeOf(check: ReadinessCheck): Promise<"ok" | "failed"> {

@@ -45,7 +45,12 @@ const handOverMs = 10_000;
 const idempotencyMs = 24 * 60 * 60 * 1_000;
 
 export function createTurnService({ database, bus, slots, clientOf, wake, log }: TurnServiceOptions): TurnService {
-  async function store(context: TenantContext, submission: TurnSubmission, lane: Lane, idempotency: Idempotency | undefined): Promise<TurnId> {
+  async function store(
+    context: TenantContext,
+    submission: TurnSubmission,
+    lane: Lane,
+    idempotency: Idempotency | undefined,
+  ): Promise<TurnId> {
     return await database.withTenant(context, async (tx) => {
       if (idempotency !== undefined) {
         const claim = await claimIdempotencyKey(tx, submission.turnId, {
@@ -62,10 +67,17 @@ export function createTurnService({ database, bus, slots, clientOf, wake, log }:
   }
 
   /** Resolves when the turn has ended, by its event or its row, whichever tells first. */
-  async function settle(context: TenantContext, submission: TurnSubmission, lane: Lane, isRepeat: boolean, events: EventTap): Promise<FinishedTurn> {
+  async function settle(
+    context: TenantContext,
+    submission: TurnSubmission,
+    lane: Lane,
+    isRepeat: boolean,
+    events: EventTap,
+  ): Promise<FinishedTurn> {
     const { turnId } = submission;
     const rest = new AbortController();
-    const read = async (): Promise<FinishedTurn | undefined> => await database.withTenant(context, async (tx) => await readFinishedTurn(tx, turnId));
+    const read = async (): Promise<FinishedTurn | undefined> =>
+      await database.withTenant(context, async (tx) => await readFinishedTurn(tx, turnId));
 
     const poll = async (firstMs: number, thenMs: number): Promise<FinishedTurn> => {
       for (let waitMs = firstMs; ; waitMs = thenMs) {
@@ -82,7 +94,9 @@ export function createTurnService({ database, bus, slots, clientOf, wake, log }:
     // A turn that was handed over at once is in good hands; one that took several tries may have ended meanwhile.
     const byHandOver = isRepeat
       ? poll(0, pollMs)
-      : handOver(context, submission, lane, rest.signal).then(async (tries) => await (tries > 1 ? poll(0, pollMs) : poll(safetyPollMs, safetyPollMs)));
+      : handOver(context, submission, lane, rest.signal).then(
+          async (tries) => await (tries > 1 ? poll(0, pollMs) : poll(safetyPollMs, safetyPollMs)),
+        );
     try {
       return await Promise.race([byEvent, byHandOver]);
     } finally {

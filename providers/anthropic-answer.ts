@@ -139,7 +139,13 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
     const { output, reasoning } = reply.generated();
     const estimate = { outputTokens: countTokens(request.model, output), reasoningTokens: countTokens(request.model, reasoning) };
     if (counted === undefined) {
-      return { inputTokens: estimatePromptTokens(countTokens, request), cacheReadTokens: 0, cacheWriteTokens: 0, ...estimate, estimated: true };
+      return {
+        inputTokens: estimatePromptTokens(countTokens, request),
+        cacheReadTokens: 0,
+        cacheWriteTokens: 0,
+        ...estimate,
+        estimated: true,
+      };
     }
     // Cut short: the prompt's classes are known, the output only as far as the last report.
     const more = estimate.outputTokens + estimate.reasoningTokens > counted.outputTokens + counted.reasoningTokens;

@@ -66,7 +66,8 @@ function toOutputConfig({ reasoningEffort, responseFormat }: SamplingSettings, r
   if (reasoningEffort !== undefined && reasoningEffort !== "none" && !efforts.includes(reasoningEffort)) {
     throw refuse("reasoning_effort", `it knows none, ${efforts.join(", ")}`);
   }
-  const effort = reasoningEffort === undefined || reasoningEffort === "none" ? {} : { effort: reasoningEffort as NonNullable<OutputConfig["effort"]> };
+  const effort =
+    reasoningEffort === undefined || reasoningEffort === "none" ? {} : { effort: reasoningEffort as NonNullable<OutputConfig["effort"]> };
   const format = responseFormat === undefined || responseFormat["type"] === "text" ? {} : { format: toFormat(responseFormat, refuse) };
   const config = { ...effort, ...format };
   return Object.keys(config).length === 0 ? undefined : config;
@@ -134,7 +135,8 @@ function toBlocks(message: ChatMessage, refuse: Refuse): ContentBlockParam[] {
     case "developer":
       return []; // in `system`
     case "user": {
-      const parts: readonly ContentPart[] = typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content;
+      const parts: readonly ContentPart[] =
+        typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content;
       return parts.flatMap((part): ContentBlockParam[] => (part.type === "text" ? toText(part.text) : [toImage(part.url, refuse)]));
     }
     case "tool":

@@ -99,7 +99,9 @@ const countWords = (text: string): number => text.match(/\S+/g)?.length ?? 0;
 function promptWords({ messages, tools }: ModelRequest): number {
   const ofMessage = (message: ChatMessage): number =>
     countWords(textOf(message)) +
-    (message.role === "assistant" ? (message.toolCalls ?? []).reduce((sum, call) => sum + countWords(call.name) + countWords(call.arguments), 0) : 0);
+    (message.role === "assistant"
+      ? (message.toolCalls ?? []).reduce((sum, call) => sum + countWords(call.name) + countWords(call.arguments), 0)
+      : 0);
   const ofTool = (tool: ToolDefinition): number => countWords(tool.name) + countWords(tool.description ?? "");
   return [...messages.map(ofMessage), ...tools.map(ofTool)].reduce((sum, words) => sum + words, 0);
 }
@@ -108,7 +110,8 @@ function promptWords({ messages, tools }: ModelRequest): number {
 function planAnswer(provider: string, request: ModelRequest): Plan {
   const { messages, tools, settings } = request;
   const format = settings.responseFormat?.["type"] ?? "text";
-  if (format !== "text" && format !== "json_object") throw unsupportedSetting(provider, "response_format", "the demo model knows text and json_object");
+  if (format !== "text" && format !== "json_object")
+    throw unsupportedSetting(provider, "response_format", "the demo model knows text and json_object");
 
   const lastUser = messages.findLastIndex((message) => message.role === "user");
   const question = messages[lastUser] === undefined ? "" : textOf(messages[lastUser]).trim();
@@ -140,15 +143,26 @@ function plannedCalls({ callId, tools, settings }: ModelRequest, question: strin
   }));
 }
 
-function answerTo(question: string, tools: readonly ToolDefinition[], messages: readonly ChatMessage[], since: readonly ChatMessage[]): string {
+function answerTo(
+  question: string,
+  tools: readonly ToolDefinition[],
+  messages: readonly ChatMessage[],
+  since: readonly ChatMessage[],
+): string {
   const results = since.filter((message) => message.role === "tool").map(textOf);
   const missing = commandsIn(question).filter((command) => !tools.some((tool) => tool.name === command.tool));
-  const notOffered = [...new Set(missing.map((command) => command.tool))].map((tool) => `The tool "${tool}" is not offered to me in this call.`);
-  if (results.length > 0) return [`${label} The ${results.length === 1 ? "tool" : "tools"} answered:`, ...results.map(fenced), ...notOffered].join("\n");
+  const notOffered = [...new Set(missing.map((command) => command.tool))].map(
+    (tool) => `The tool "${tool}" is not offered to me in this call.`,
+  );
+  if (results.length > 0)
+    return [`${label} The ${results.length === 1 ? "tool" : "tools"} answered:`, ...results.map(fenced), ...notOffered].join("\n");
   if (notOffered.length > 0) return [label, ...notOffered].join(" ");
   if (/^\/?help[.!?]*$/i.test(question)) return help;
   const earlier = messages.filter((message) => message.role === "user" || message.role === "assistant").length - 1;
-  const memory = earlier > 0 ? `This session has ${earlier} earlier ${earlier === 1 ? "message" : "messages"}.` : "This session has no earlier messages.";
+  const memory =
+    earlier > 0
+      ? `This session has ${earlier} earlier ${earlier === 1 ? "message" : "messages"}.`
+      : "This session has no earlier messages.";
   if (question === "") return `${label} You sent no text. ${memory}`;
   return `${label} You said: ${question}\n${memory} Write "help" to see what I can do.`;
 }

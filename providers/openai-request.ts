@@ -1,4 +1,8 @@
-import type { ChatCompletionCreateParamsStreaming, ChatCompletionMessageParam, ChatCompletionTool } from "openai/resources/chat/completions";
+import type {
+  ChatCompletionCreateParamsStreaming,
+  ChatCompletionMessageParam,
+  ChatCompletionTool,
+} from "openai/resources/chat/completions";
 import type { ChatMessage, ContentPart, ToolChoice, ToolDefinition } from "../domain/conversation.ts";
 import type { ModelRequest } from "./model-provider.ts";
 

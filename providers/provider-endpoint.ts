@@ -12,8 +12,10 @@ export function parseBaseUrl(name: string, raw: string | undefined, fallback: st
   const text = raw ?? fallback;
   if (text === undefined) throw invalid(name, "base_url", "needs a base_url");
   const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (url === undefined || !/^https?:$/.test(url.protocol)) throw invalid(name, "base_url", "needs an http or https address as its base_url");
-  if (url.username !== "" || url.password !== "") throw invalid(name, "base_url", "must not have a user or password in its base_url; use api_key_env");
+  if (url === undefined || !/^https?:$/.test(url.protocol))
+    throw invalid(name, "base_url", "needs an http or https address as its base_url");
+  if (url.username !== "" || url.password !== "")
+    throw invalid(name, "base_url", "must not have a user or password in its base_url; use api_key_env");
   return text.replace(/\/+$/, "");
 }
 
@@ -24,6 +26,7 @@ export function parseBaseUrl(name: string, raw: string | undefined, fallback: st
 export function parseApiKey(name: string, raw: string | undefined, { needed }: { readonly needed: boolean }): string | undefined {
   const key = raw?.trim() || undefined;
   if (key === undefined && needed) throw invalid(name, "api_key_env", "has no API key");
-  if (key !== undefined && !/^[\x21-\x7e]+$/.test(key)) throw invalid(name, "api_key_env", "has an API key that cannot stand in an HTTP header");
+  if (key !== undefined && !/^[\x21-\x7e]+$/.test(key))
+    throw invalid(name, "api_key_env", "has an API key that cannot stand in an HTTP header");
   return key;
 }

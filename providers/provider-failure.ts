@@ -20,7 +20,10 @@ function cleanProviderText(text: string, secrets: readonly string[]): string {
   for (const pattern of secretPatterns) clean = clean.replace(pattern, "[redacted]");
   clean = clean.replace(/[\p{Cc}\s]+/gu, " ").trim();
   if (clean.length <= longestMessage) return clean;
-  return `${clean.slice(0, longestMessage - 1).toWellFormed().replace(/\ufffd$/, "")}…`;
+  return `${clean
+    .slice(0, longestMessage - 1)
+    .toWellFormed()
+    .replace(/\ufffd$/, "")}…`;
 }
 
 /** What kind of failure an HTTP status is (contract §3). */
@@ -98,7 +101,12 @@ export type FailureFacts = {
 export function providerFailure({ kind, text, status, retryAfterMs: wait }: FailureFacts, secrets: readonly string[]): ModelCallError {
   const clean = text === undefined ? undefined : cleanProviderText(text, secrets) || undefined;
   const facts = { status, retryAfterMs: wait };
-  if (kind === "refused") return new ModelCallError(kind, clean ?? `The model provider refused the request${status === undefined ? "" : ` with status ${status}`}.`, facts);
+  if (kind === "refused")
+    return new ModelCallError(
+      kind,
+      clean ?? `The model provider refused the request${status === undefined ? "" : ` with status ${status}`}.`,
+      facts,
+    );
   return new ModelCallError(kind, says[kind], { ...facts, cause: clean === undefined ? undefined : new Error(clean) });
 }
 
@@ -114,6 +122,4 @@ const limitNames: Readonly<Record<Exclude<StoppedBy, "caller">, string>> = {
 
 /** The error of a call that the caller or a time limit ended. */
 export const stoppedFailure = (by: StoppedBy): ModelCallError =>
-  by === "caller"
-    ? providerFailure({ kind: "aborted" }, [])
-    : new ModelCallError("unreachable", `The model provider ${limitNames[by]}.`);
+  by === "caller" ? providerFailure({ kind: "aborted" }, []) : new ModelCallError("unreachable", `The model provider ${limitNames[by]}.`);

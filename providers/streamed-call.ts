@@ -51,9 +51,11 @@ function openBody(response: Response, deadline: CallDeadline): Body {
   return {
     async read() {
       if (reader === undefined || atEnd) return undefined;
-      const { value, done } = await deadline.within("idleMs", () => reader.read()).catch((): never => {
-        throw providerFailure({ kind: "unreachable", text: "The connection broke in the middle of the answer." }, []);
-      });
+      const { value, done } = await deadline
+        .within("idleMs", () => reader.read())
+        .catch((): never => {
+          throw providerFailure({ kind: "unreachable", text: "The connection broke in the middle of the answer." }, []);
+        });
       if (done) {
         atEnd = true;
         return decoder.decode() || undefined;

@@ -46,7 +46,11 @@ export function estimateTokens(_model: string, text: string): number {
 }
 
 /** What a call brought to its model, as far as tokens are concerned. */
-export type CountedPrompt = { readonly model: string; readonly messages: readonly ChatMessage[]; readonly tools: readonly ToolDefinition[] };
+export type CountedPrompt = {
+  readonly model: string;
+  readonly messages: readonly ChatMessage[];
+  readonly tools: readonly ToolDefinition[];
+};
 
 /** The prompt tokens of a call: every text, tool call and tool definition, and what framing and images cost. */
 export function estimatePromptTokens(countTokens: TokenCounter, { model, messages, tools }: CountedPrompt): number {

@@ -23,7 +23,7 @@ export const loadArchitecture = (): BpfInstruction => instruction(LOAD_WORD, 4);
 /** The low 32 bits of an argument: all that the kernel looks at for every argument that our filters judge (both machines are little-endian). */
 export const loadArgument = (index: number): BpfInstruction => instruction(LOAD_WORD, 16 + 8 * index);
 export const keepBits = (mask: number): BpfInstruction => instruction(AND, mask);
-export const jump = (distance: number): BpfInstruction => instruction(JUMP, distance);
+const jump = (distance: number): BpfInstruction => instruction(JUMP, distance);
 export const ifEqual = (value: number, jt: number, jf: number): BpfInstruction => instruction(JUMP_EQUAL, value, jt, jf);
 export const ifAtLeast = (value: number, jt: number, jf: number): BpfInstruction => instruction(JUMP_GREATER_OR_EQUAL, value, jt, jf);
 export const ifAnyBit = (mask: number, jt: number, jf: number): BpfInstruction => instruction(JUMP_ANY_BIT, mask, jt, jf);

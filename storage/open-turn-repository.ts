@@ -3,7 +3,13 @@ import type { TurnKind } from "../domain/turn.ts";
 import type { ControlTx } from "./database.ts";
 
 /** A turn of any tenant that was handed in and has not ended. */
-export type OpenTurn = { readonly tenantId: string; readonly turnId: TurnId; readonly lane: string; readonly kind: TurnKind; readonly sends: number };
+export type OpenTurn = {
+  readonly tenantId: string;
+  readonly turnId: TurnId;
+  readonly lane: string;
+  readonly kind: TurnKind;
+  readonly sends: number;
+};
 
 const turnsPerSweep = 200;
 

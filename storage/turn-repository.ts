@@ -58,7 +58,11 @@ export async function insertTurn(tx: TenantTx, submission: TurnSubmission, lane:
  * The turn that an Idempotency-Key stands for: this one where the key is new or has expired, else the earlier one.
  * @returns the turn id and whether the earlier request had the same fingerprint
  */
-export async function claimIdempotencyKey(tx: TenantTx, turnId: TurnId, claim: IdempotencyClaim): Promise<{ turnId: TurnId; matches: boolean }> {
+export async function claimIdempotencyKey(
+  tx: TenantTx,
+  turnId: TurnId,
+  claim: IdempotencyClaim,
+): Promise<{ turnId: TurnId; matches: boolean }> {
   const [row] = await tx.query<{ turn_id: TurnId; matches: boolean }>(
     `INSERT INTO idempotency_key AS existing (key_hash, fingerprint, turn_id, expires_at) VALUES ($1, $2, $3, to_timestamp($4::float8 / 1000))
      ON CONFLICT (key_hash) DO UPDATE SET
@@ -150,10 +154,10 @@ export async function readToolRuns(tx: TenantTx, turnId: TurnId): Promise<readon
 
 /** The newest `limit` messages of a session, oldest first. */
 export async function readTranscript(tx: TenantTx, sessionId: SessionId, limit: number): Promise<readonly ChatMessage[]> {
-  const rows = await tx.query<{ content: ChatMessage }>(
-    "SELECT content FROM message WHERE session_id = $1 ORDER BY seq DESC LIMIT $2",
-    [sessionId, limit],
-  );
+  const rows = await tx.query<{ content: ChatMessage }>("SELECT content FROM message WHERE session_id = $1 ORDER BY seq DESC LIMIT $2", [
+    sessionId,
+    limit,
+  ]);
   return rows.map(({ content }) => content).reverse();
 }
 
@@ -212,7 +216,10 @@ export async function recordUsage(tx: TenantTx, row: UsageRow): Promise<void> {
 
 /** Ends a journal row for which the provider counted nothing. */
 export async function voidCall(tx: TenantTx, callId: CallId, attempt: number): Promise<void> {
-  await tx.execute("UPDATE model_call SET state = 'void', finished_at = now() WHERE id = $1 AND state = 'started' AND attempt = $2", [callId, attempt]);
+  await tx.execute("UPDATE model_call SET state = 'void', finished_at = now() WHERE id = $1 AND state = 'started' AND attempt = $2", [
+    callId,
+    attempt,
+  ]);
 }
 
 /** Ends a turn, once: its row, its line in the outbox and, in a session, the messages it adds to the transcript. */

@@ -46,7 +46,12 @@ export async function openNotifyTokenBus(
         const events = pending.get(turnId) ?? [];
         pending.set(turnId, events);
         const last = events.at(-1);
-        if (event.type === "text" && last?.type === "text" && last.offset + last.text.length === event.offset && last.text.length < textPerNotification) {
+        if (
+          event.type === "text" &&
+          last?.type === "text" &&
+          last.offset + last.text.length === event.offset &&
+          last.text.length < textPerNotification
+        ) {
           events[events.length - 1] = { ...last, text: last.text + event.text };
         } else events.push(event.type === "finished" ? { type: "finished" } : event);
         timer ??= setTimeout(flush, event.type === "finished" ? 0 : flushMs);
@@ -74,7 +79,9 @@ function inPieces(event: TurnEvent): readonly TurnEvent[] {
     return pieces(event.text).map(({ start, text }) => ({ type: "text", offset: event.offset + start, text }));
   }
   if (event.type === "tool_call") {
-    return pieces(event.arguments).map(({ start, text }) => (start === 0 ? { ...event, arguments: text } : { type: "tool_call", index: event.index, arguments: text }));
+    return pieces(event.arguments).map(({ start, text }) =>
+      start === 0 ? { ...event, arguments: text } : { type: "tool_call", index: event.index, arguments: text },
+    );
   }
   return [event];
 }

@@ -7,7 +7,13 @@ export type TurnEvent =
   | { readonly type: "text"; readonly offset: number; readonly text: string }
   | { readonly type: "tool_call"; readonly index: number; readonly id?: string; readonly name?: string; readonly arguments: string }
   /** The tenant's own tool runs inside the turn. */
-  | { readonly type: "tool"; readonly id: string; readonly name: string; readonly summary: string; readonly state: "started" | "done" | "failed" }
+  | {
+      readonly type: "tool";
+      readonly id: string;
+      readonly name: string;
+      readonly summary: string;
+      readonly state: "started" | "done" | "failed";
+    }
   /** The row is committed; `finished` is absent when it was too large to be sent along: read the row. */
   | { readonly type: "finished"; readonly finished?: FinishedTurn };
 

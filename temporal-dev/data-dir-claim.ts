@@ -62,7 +62,10 @@ async function endOrphan({ pid, startTime }: ServerProcess, dbFile: string, log:
   const identity = identifyProcess(pid);
   if (identity?.startTime !== startTime || !identity.commandLine.includes(dbFile)) return; // gone, or a stranger's by now
   log("Ending the Temporal server that a killed process left behind.", { pid });
-  for (const [signal, patienceMs] of [["SIGTERM", 5000], ["SIGKILL", 5000]] as const) {
+  for (const [signal, patienceMs] of [
+    ["SIGTERM", 5000],
+    ["SIGKILL", 5000],
+  ] as const) {
     if (!isSameProcess(pid, startTime)) return;
     process.kill(pid, signal);
     await waitUntilGone(pid, startTime, patienceMs);

@@ -22,7 +22,7 @@ export const dynamicConfig: Readonly<Record<string, string | number | boolean>> 
  * and `synchronous=NORMAL` (2 cores). The last one survives `kill -9` of anything; a power cut may take the newest seconds of
  * history, never the file. Whoever needs more runs Temporal on Postgres.
  */
-export const sqlitePragmas: Readonly<Record<string, string>> = { journal_mode: "WAL", synchronous: "NORMAL" };
+const sqlitePragmas: Readonly<Record<string, string>> = { journal_mode: "WAL", synchronous: "NORMAL" };
 
 /** Histories are the second record of the audit; the dev server's own default is one day. */
 export const retentionDays = 30;
@@ -46,15 +46,26 @@ export function serverArguments(settings: ServerArguments): readonly string[] {
     // The operator's own Temporal profile must not change what we start.
     "--disable-config-env",
     "--disable-config-file",
-    "--db-filename", settings.dbFile,
-    "--ip", "127.0.0.1", "--port", String(settings.port),
-    "--ui-ip", "127.0.0.1", "--ui-port", String(settings.uiPort),
+    "--db-filename",
+    settings.dbFile,
+    "--ip",
+    "127.0.0.1",
+    "--port",
+    String(settings.port),
+    "--ui-ip",
+    "127.0.0.1",
+    "--ui-port",
+    String(settings.uiPort),
     ...(settings.uiPublicPath === undefined ? [] : ["--ui-public-path", settings.uiPublicPath]),
-    "--namespace", settings.namespace,
+    "--namespace",
+    settings.namespace,
     ...Object.entries(settings.searchAttributes).flatMap(([name, type]) => ["--search-attribute", `${name}=${type}`]),
     ...Object.entries(sqlitePragmas).flatMap(([name, value]) => ["--sqlite-pragma", `${name}=${value}`]),
     // Values are JSON: JSON.stringify gives "0s" the quotes it needs.
     ...Object.entries(dynamicConfig).flatMap(([key, value]) => ["--dynamic-config-value", `${key}=${JSON.stringify(value)}`]),
-    "--log-level", "error", "--log-format", "json",
+    "--log-level",
+    "error",
+    "--log-format",
+    "json",
   ];
 }

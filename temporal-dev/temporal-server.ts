@@ -167,7 +167,8 @@ class Supervisor {
     child.on("error", (error) => this.#errorLines.push(error.message));
     child.stderr?.setEncoding("utf8").on("data", (text: string) => {
       const lines = [...this.#errorLines, ...text.split("\n").filter((line) => line !== "")];
-      this.#errorLines = lines.length <= keptErrorLines ? lines : [...lines.slice(0, keptErrorLines / 2), ...lines.slice(-keptErrorLines / 2)];
+      this.#errorLines =
+        lines.length <= keptErrorLines ? lines : [...lines.slice(0, keptErrorLines / 2), ...lines.slice(-keptErrorLines / 2)];
     });
     if (child.pid === undefined) return;
     const startTime = identifyProcess(child.pid)?.startTime ?? "";
@@ -201,7 +202,10 @@ class Supervisor {
 
   #lastWords(child: ChildProcess): string {
     const cause = this.#errorLines.filter((line) => /^panic|^fatal|^error|address already in use/i.test(line)).slice(0, 2);
-    return (cause.length > 0 ? cause : this.#errorLines.slice(-3)).join(" | ") || `exit code ${child.exitCode}, signal ${child.signalCode}, no message`;
+    return (
+      (cause.length > 0 ? cause : this.#errorLines.slice(-3)).join(" | ") ||
+      `exit code ${child.exitCode}, signal ${child.signalCode}, no message`
+    );
   }
 
   async #keepRunning(): Promise<void> {

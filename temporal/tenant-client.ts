@@ -1,4 +1,10 @@
-import { Client, WithStartWorkflowOperation, type WorkflowClientInterceptor, WorkflowNotFoundError, WorkflowUpdateStage } from "@temporalio/client";
+import {
+  Client,
+  WithStartWorkflowOperation,
+  type WorkflowClientInterceptor,
+  WorkflowNotFoundError,
+  WorkflowUpdateStage,
+} from "@temporalio/client";
 import { WorkflowIdConflictPolicy, WorkflowIdReusePolicy, defineSearchAttributeKey } from "@temporalio/common";
 import { AppError } from "../domain/app-error.ts";
 import { channelPrefixes, sessionPartsOf, type SessionId } from "../domain/session-id.ts";
@@ -55,7 +61,11 @@ const keys = {
 };
 
 /** The only door to Temporal's client: bound to one tenant, and guarded against a name of another one. */
-export function forTenant({ tenantId }: Pick<TenantContext, "tenantId">, connection: TemporalConnection, settings: LaneSettings): TenantClient {
+export function forTenant(
+  { tenantId }: Pick<TenantContext, "tenantId">,
+  connection: TemporalConnection,
+  settings: LaneSettings,
+): TenantClient {
   const client = new Client({
     connection: connection.native,
     namespace: connection.namespace,
@@ -104,7 +114,11 @@ export function forTenant({ tenantId }: Pick<TenantContext, "tenantId">, connect
       });
     },
     async sendTurn(lane, ticket) {
-      await client.workflow.signalWithStart<LaneWorkflow, [TurnTicket]>("turn", { ...start(lane, ticket), signal: turnArrived, signalArgs: [ticket] });
+      await client.workflow.signalWithStart<LaneWorkflow, [TurnTicket]>("turn", {
+        ...start(lane, ticket),
+        signal: turnArrived,
+        signalArgs: [ticket],
+      });
     },
     async abortTurn(lane, turnId) {
       await orUndefinedWhenNotOpen(client.workflow.getHandle(workflowIdOf(lane)).signal(abortTurn, turnId));

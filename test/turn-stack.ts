@@ -43,7 +43,7 @@ export type TurnStackOptions = {
   readonly bundleDirectory?: string;
 };
 
-export const testRateCard: RateCard = {
+const testRateCard: RateCard = {
   hash: "test" as RateCardHash,
   text: {},
   rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
@@ -106,7 +106,9 @@ export const someTurn = (sessionId: string, text: string, more: Partial<TurnSubm
 });
 
 /** A provider in this process that answers what `answer` makes of the conversation; it counts its calls. */
-export function scriptedProvider(answer: ScriptedAnswer): ModelProvider & { readonly calls: { readonly callId: string; readonly atMs: number }[] } {
+export function scriptedProvider(
+  answer: ScriptedAnswer,
+): ModelProvider & { readonly calls: { readonly callId: string; readonly atMs: number }[] } {
   const calls: { callId: string; atMs: number }[] = [];
   return {
     name: "scripted",
@@ -117,7 +119,15 @@ export function scriptedProvider(answer: ScriptedAnswer): ModelProvider & { read
       for (const word of text.split(/(?<= )/)) if (word !== "") yield { type: "text", text: word };
       return {
         reply: { content: text === "" ? null : text, toolCalls, finishReason: toolCalls.length > 0 ? "tool_calls" : "stop" },
-        usage: { inputTokens: 10, cacheReadTokens: 0, cacheWriteTokens: 0, outputTokens: 5, reasoningTokens: 0, estimated: false, ...usage },
+        usage: {
+          inputTokens: 10,
+          cacheReadTokens: 0,
+          cacheWriteTokens: 0,
+          outputTokens: 5,
+          reasoningTokens: 0,
+          estimated: false,
+          ...usage,
+        },
         providerRequestId: `scripted-${calls.length}`,
       };
     },
@@ -132,4 +142,3 @@ type ScriptedAnswer = (
   toolCalls?: readonly { id: string; name: string; arguments: string }[];
   usage?: Partial<{ inputTokens: number; outputTokens: number; cacheReadTokens: number; reasoningTokens: number }>;
 }>;
-

@@ -28,7 +28,8 @@ export function startOpenTurnRelay({ database, clientOf, wake, log, intervalMs =
     const lane = laneOfName(laneName);
     const client = clientOf(tenantId);
     await wake(tenantId);
-    if (sends >= sendsBeforeLook && (await client.endStuckLane(lane))) log("a lane whose workflow task kept failing was ended", { tenantId, lane: laneName });
+    if (sends >= sendsBeforeLook && (await client.endStuckLane(lane)))
+      log("a lane whose workflow task kept failing was ended", { tenantId, lane: laneName });
     await client.sendTurn(lane, { turnId, kind, sessionId: "pool" in lane ? statelessSessionOf(turnId) : lane.sessionId });
     log("an open turn was sent to its lane again", { tenantId, turnId, sends });
   };
@@ -37,7 +38,8 @@ export function startOpenTurnRelay({ database, clientOf, wake, log, intervalMs =
     try {
       const turns = await database.withControl(async (tx) => await takeOpenTurns(tx, minimumAgeMs));
       const outcomes = await Promise.allSettled(turns.map(sendAgain));
-      for (const outcome of outcomes) if (outcome.status === "rejected") log("an open turn was not sent", { error: String(outcome.reason) });
+      for (const outcome of outcomes)
+        if (outcome.status === "rejected") log("an open turn was not sent", { error: String(outcome.reason) });
     } catch (error) {
       log("open turns could not be read", { error: String(error) });
     }

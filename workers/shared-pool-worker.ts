@@ -10,11 +10,15 @@ export class SharedPoolWorker extends Worker {
   private static pool: Promise<WorkflowCreator> | undefined;
   private static bundle: ReturnType<typeof Worker.getOrCreateBundle> | undefined;
 
-  protected static override async getOrCreateBundle(...options: Parameters<typeof Worker.getOrCreateBundle>): ReturnType<typeof Worker.getOrCreateBundle> {
+  protected static override async getOrCreateBundle(
+    ...options: Parameters<typeof Worker.getOrCreateBundle>
+  ): ReturnType<typeof Worker.getOrCreateBundle> {
     return await (SharedPoolWorker.bundle ??= super.getOrCreateBundle(...options));
   }
 
-  protected static override async createWorkflowCreator(...options: Parameters<typeof Worker.createWorkflowCreator>): Promise<WorkflowCreator> {
+  protected static override async createWorkflowCreator(
+    ...options: Parameters<typeof Worker.createWorkflowCreator>
+  ): Promise<WorkflowCreator> {
     const pool = await (SharedPoolWorker.pool ??= super.createWorkflowCreator(...options));
     // The pool outlives each Worker: the process's end takes it down.
     return { createWorkflow: async (workflow) => await pool.createWorkflow(workflow), destroy: async () => {} };
@@ -22,7 +26,9 @@ export class SharedPoolWorker extends Worker {
 
   /** @returns what is missing in this SDK, or undefined when the hooks are there */
   static missingHooks(): string | undefined {
-    const hooks = ["getOrCreateBundle", "createWorkflowCreator"].filter((name) => typeof (Worker as unknown as Record<string, unknown>)[name] !== "function");
+    const hooks = ["getOrCreateBundle", "createWorkflowCreator"].filter(
+      (name) => typeof (Worker as unknown as Record<string, unknown>)[name] !== "function",
+    );
     return hooks.length === 0 ? undefined : `this Temporal SDK has no ${hooks.join(" and ")}`;
   }
 }

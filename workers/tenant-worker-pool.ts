@@ -82,11 +82,16 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     const surplus = live.length - liveWorkers;
     await Promise.all(
       live
-        .filter(({ live: { worker, lastWokenMs } }, place) => isIdle(worker) && (place < surplus || performance.now() - lastWokenMs > idleStopMs))
+        .filter(
+          ({ live: { worker, lastWokenMs } }, place) => isIdle(worker) && (place < surplus || performance.now() - lastWokenMs > idleStopMs),
+        )
         .map(async ({ tenantId, live: idle }) => await stop(tenantId, idle)),
     );
   };
-  const sweep = setInterval(() => void stopIdle().catch((error: unknown) => log("idle workers were not stopped", { error: String(error) })), idleStopMs / 4);
+  const sweep = setInterval(
+    () => void stopIdle().catch((error: unknown) => log("idle workers were not stopped", { error: String(error) })),
+    idleStopMs / 4,
+  );
   sweep.unref();
 
   return {

@@ -37,7 +37,9 @@ export const interceptors = (): WorkflowInterceptors => ({
         return await next(input);
       },
       async signalWorkflow(input, next) {
-        refuseOtherTenant(input.target.type === "external" ? (input.target.workflowExecution.workflowId ?? "") : (input.target.childWorkflowId ?? ""));
+        refuseOtherTenant(
+          input.target.type === "external" ? (input.target.workflowExecution.workflowId ?? "") : (input.target.childWorkflowId ?? ""),
+        );
         return await next(input);
       },
       async continueAsNew(input, next) {

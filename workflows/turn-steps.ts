@@ -1,4 +1,12 @@
-import { ActivityCancellationType, ActivityFailure, ApplicationFailure, CancellationScope, isCancellation, proxyActivities, proxyLocalActivities } from "@temporalio/workflow";
+import {
+  ActivityCancellationType,
+  ActivityFailure,
+  ApplicationFailure,
+  CancellationScope,
+  isCancellation,
+  proxyActivities,
+  proxyLocalActivities,
+} from "@temporalio/workflow";
 import type { TurnActivities } from "../activities/turn-activities.ts";
 import type { ErrorCode } from "../domain/app-error.ts";
 import { errorCatalogue } from "../domain/error-catalogue.ts";
@@ -58,12 +66,15 @@ async function runSteps(ticket: TurnTicket, modelCall: "remote" | "local"): Prom
     const outcome =
       modelCall === "local"
         ? await local.callModel.executeWithOptions(options, [{ turnId, step }])
-        : await remote.callModel.executeWithOptions({ ...effects, ...options, activityId: `model-${callIdOf(turnId, step)}` }, [{ turnId, step }]);
+        : await remote.callModel.executeWithOptions({ ...effects, ...options, activityId: `model-${callIdOf(turnId, step)}` }, [
+            { turnId, step },
+          ]);
     if (outcome.state !== "tools") return outcome;
     for (const { n, name } of outcome.tools) {
-      await remote.runTool.executeWithOptions({ ...effects, summary: `tool ${name} of ${turnId}`, activityId: `tool-${callIdOf(turnId, step)}.${n}` }, [
-        { turnId, step, n },
-      ]);
+      await remote.runTool.executeWithOptions(
+        { ...effects, summary: `tool ${name} of ${turnId}`, activityId: `tool-${callIdOf(turnId, step)}.${n}` },
+        [{ turnId, step, n }],
+      );
     }
   }
   return await endTurn(ticket, "turn_limit");

@@ -62,13 +62,15 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
     laneTurn.begun = true;
     running.add(laneTurn);
     announce(laneTurn.ticket);
-    void runTurn(laneTurn.ticket, { modelCall: input.modelCall, scope: laneTurn.scope, isAborted: () => laneTurn.aborted }).then((verdict) => {
-      laneTurn.verdict = verdict;
-      running.delete(laneTurn);
-      served++;
-      lastBusyMs = Date.now();
-      forgetOldest();
-    });
+    void runTurn(laneTurn.ticket, { modelCall: input.modelCall, scope: laneTurn.scope, isAborted: () => laneTurn.aborted }).then(
+      (verdict) => {
+        laneTurn.verdict = verdict;
+        running.delete(laneTurn);
+        served++;
+        lastBusyMs = Date.now();
+        forgetOldest();
+      },
+    );
   };
 
   const forgetOldest = (): void => {
@@ -124,7 +126,7 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
 
   // One timer per window instead of one per turn: it wakes, looks how long the lane has been idle, and sleeps for the rest.
   const watchWindow = async (): Promise<void> => {
-    for (let restMs = input.windowMs; restMs > 0; ) {
+    for (let restMs = input.windowMs; restMs > 0;) {
       await sleep(restMs, { summary: "closes when idle" });
       const isBusy = running.size > 0 || waiting.length > 0;
       restMs = isBusy ? input.windowMs : input.windowMs - (Date.now() - lastBusyMs);
@@ -154,9 +156,7 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
       void watchWindow();
     }
     const servedBefore = served;
-    await condition(
-      () => windowIsOver || served !== servedBefore || (!moving && waiting.length > 0 && running.size < input.concurrency),
-    );
+    await condition(() => windowIsOver || served !== servedBefore || (!moving && waiting.length > 0 && running.size < input.concurrency));
     moving ||= served >= (input.turnsPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
   }
 }

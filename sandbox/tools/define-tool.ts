@@ -38,7 +38,7 @@ function parseArguments<Schema extends z.ZodObject>(schema: Schema, argumentsJso
 }
 
 /** An outcome that never reached the sandbox. */
-export const refusal = (content: string): ToolOutcome => ({ content, failed: true, facts: { reason: "refused" } });
+const refusal = (content: string): ToolOutcome => ({ content, failed: true, facts: { reason: "refused" } });
 
 /** What a tool run's row keeps of the sandbox's result. */
 export function factsOf({ exitCode, signal, reason, wallMs, truncated, enforcement, stderr }: SandboxResult): ToolOutcome["facts"] {

@@ -77,7 +77,11 @@ function howToAllow() {
   const switches = [
     { path: "/proc/sys/kernel/unprivileged_userns_clone", bad: "0", remedy: "sudo sysctl -w kernel.unprivileged_userns_clone=1" },
     { path: "/proc/sys/user/max_user_namespaces", bad: "0", remedy: "sudo sysctl -w user.max_user_namespaces=15000" },
-    { path: "/proc/sys/kernel/apparmor_restrict_unprivileged_userns", bad: "1", remedy: "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0" },
+    {
+      path: "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+      bad: "1",
+      remedy: "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    },
   ];
   const found = switches.find(({ path, bad }) => readTrimmed(path) === bad);
   return found ? `run \`${found.remedy}\`` : "in a container, start it with user namespaces allowed (see docker-compose.yml)";

@@ -107,7 +107,9 @@ export async function prepareNode({ root, report, stamp }) {
       report.done(`Node ${output.trim().slice(1)} (npm package)`);
       return;
     }
-    report.problem(`The bundled Node does not run here (${tellingLine(output)}): it needs glibc; use Docker (docker-compose.yml) on this system.`);
+    report.problem(
+      `The bundled Node does not run here (${tellingLine(output)}): it needs glibc; use Docker (docker-compose.yml) on this system.`,
+    );
     return;
   }
   const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);

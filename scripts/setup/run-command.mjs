@@ -29,6 +29,9 @@ export function runCommand(command, args, { env = process.env, cwd, onLine } = {
  * @param {string} output
  */
 export function tellingLine(output) {
-  const lines = output.split("\n").map((line) => line.trim()).filter((line) => line !== "");
+  const lines = output
+    .split("\n")
+    .map((line) => line.trim())
+    .filter((line) => line !== "");
   return lines.findLast((line) => /error|fail|denied|unable|refused/i.test(line)) ?? lines.at(-1) ?? "no output";
 }

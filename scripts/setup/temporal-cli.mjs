@@ -56,7 +56,9 @@ async function obtain({ env, report, cacheDir }) {
     mkdirSync(cacheDir, { recursive: true });
     accessSync(cacheDir, constants.W_OK);
   } catch {
-    report.problem(`The cache ${cacheDir} is not writable: make it so, or point XDG_CACHE_HOME elsewhere, or TEMPORAL_CLI_PATH at a Temporal CLI.`);
+    report.problem(
+      `The cache ${cacheDir} is not writable: make it so, or point XDG_CACHE_HOME elsewhere, or TEMPORAL_CLI_PATH at a Temporal CLI.`,
+    );
     return undefined;
   }
   return withLock(

@@ -38,7 +38,8 @@ function databaseOf(home: string): { ownerUrl: string; pid: number } {
   return { ownerUrl: url.href, pid: Number(readFileSync(join(home, "postgres/data/postmaster.pid"), "utf8").split("\n")[0]) };
 }
 
-const temporalPid = (home: string): number => (JSON.parse(readFileSync(join(home, "temporal/temporal.pid.json"), "utf8")) as { server: { pid: number } }).server.pid;
+const temporalPid = (home: string): number =>
+  (JSON.parse(readFileSync(join(home, "temporal/temporal.pid.json"), "utf8")) as { server: { pid: number } }).server.pid;
 
 test("kill -9 of the gateway in the middle of a model call: the turn finishes after the restart, with one billing row, and the session goes on", async () => {
   const { model, product, client } = await start();
@@ -61,7 +62,10 @@ test("kill -9 of the gateway in the middle of a model call: the turn finishes af
   expect(turns).toEqual([{ state: "done", count: 3 }]);
   const ledger = await rows(product.home, "select count(*)::int as rows, count(distinct id)::int as calls from control.usage_ledger");
   expect(ledger).toEqual([{ rows: 3, calls: 3 }]);
-  const transcript = await rows(product.home, "select content->>'content' as text from tenant_acme.message where role = 'user' order by seq");
+  const transcript = await rows(
+    product.home,
+    "select content->>'content' as text from tenant_acme.message where role = 'user' order by seq",
+  );
   expect(transcript.map(({ text }) => text)).toEqual(["before the crash", "in the middle", "after the crash"]);
   expect(model.callsOf("in the middle")).toBeLessThanOrEqual(2);
 });

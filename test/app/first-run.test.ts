@@ -51,7 +51,9 @@ test("the gateway is ready, and its page is there", async () => {
 });
 
 test("a second start on a running home is refused and names the first", async () => {
-  const second = await run(process.execPath, [join(root, "app/main.ts"), "start"], { env: { ...process.env, OPENCLAW_HOME: product.home } }).then(
+  const second = await run(process.execPath, [join(root, "app/main.ts"), "start"], {
+    env: { ...process.env, OPENCLAW_HOME: product.home },
+  }).then(
     () => ({ code: 0, stderr: "" }),
     (error: { code: number; stderr: string }) => error,
   );

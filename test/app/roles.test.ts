@@ -16,7 +16,11 @@ beforeAll(async () => {
   const env = { DATABASE_URL: await freshDatabase(), TEMPORAL_ADDRESS: inject("temporalAddress") };
   gateway = await startProduct({ config: configWithProvider(model.url), env, role: "gateway" });
   worker = await startProduct({ env, role: "worker", home: gateway.home });
-  client = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: await gateway.createTenant(`split-${randomBytes(4).toString("hex")}`), maxRetries: 0 });
+  client = new OpenAI({
+    baseURL: `${gateway.url}/v1`,
+    apiKey: await gateway.createTenant(`split-${randomBytes(4).toString("hex")}`),
+    maxRetries: 0,
+  });
 });
 afterAll(async () => {
   await worker.stop();

@@ -26,7 +26,15 @@ const clientOf = (token: string): OpenAI => new OpenAI({ baseURL: `${product.url
 const inSession = (id: string) => ({ headers: { "X-OpenClaw-Session": id } });
 const ask = (text: string) => ({ model: "default", messages: [{ role: "user" as const, content: text }] });
 
-type Row = { id: string; input_tokens: string; cache_read_tokens: string; output_tokens: string; reasoning_tokens: string; tool_calls: string; cost_nano_usd: string };
+type Row = {
+  id: string;
+  input_tokens: string;
+  cache_read_tokens: string;
+  output_tokens: string;
+  reasoning_tokens: string;
+  tool_calls: string;
+  cost_nano_usd: string;
+};
 
 /** The billing rows of a tenant, as the administrator's report tells them. */
 async function billed(tenant: string): Promise<Row[]> {
@@ -38,13 +46,22 @@ async function billed(tenant: string): Promise<Row[]> {
 
 const sum = (rows: readonly Row[], column: keyof Row): number => rows.reduce((total, row) => total + Number(row[column]), 0);
 
-const twoToolCalls = 'CALL exec {"command":"echo one > file.txt; echo written"}\nCALL exec {"command":"cat file.txt; id -u; ls /root"}\nUSAGE 100 20 30 5';
+const twoToolCalls =
+  'CALL exec {"command":"echo one > file.txt; echo written"}\nCALL exec {"command":"cat file.txt; id -u; ls /root"}\nUSAGE 100 20 30 5';
 
 function activitiesOf(workflowId: string): string[] {
-  const { temporal } = JSON.parse(readFileSync(join(product.home, "gateway.json"), "utf8")) as { temporal: { address: string; cli: string } };
-  const shown = execFileSync(temporal.cli, ["workflow", "show", "--workflow-id", workflowId, "--output", "json", "--address", temporal.address], { encoding: "utf8" });
+  const { temporal } = JSON.parse(readFileSync(join(product.home, "gateway.json"), "utf8")) as {
+    temporal: { address: string; cli: string };
+  };
+  const shown = execFileSync(
+    temporal.cli,
+    ["workflow", "show", "--workflow-id", workflowId, "--output", "json", "--address", temporal.address],
+    { encoding: "utf8" },
+  );
   const { events } = JSON.parse(shown) as { events: { activityTaskScheduledEventAttributes?: { activityType: { name: string } } }[] };
-  return events.flatMap(({ activityTaskScheduledEventAttributes: scheduled }) => (scheduled === undefined ? [] : [scheduled.activityType.name]));
+  return events.flatMap(({ activityTaskScheduledEventAttributes: scheduled }) =>
+    scheduled === undefined ? [] : [scheduled.activityType.name],
+  );
 }
 
 describe("the official client", () => {
@@ -108,7 +125,9 @@ describe("the official client", () => {
 
   test("a client's own tools run at the client", async () => {
     const client = clientOf(acme);
-    const tools: OpenAI.ChatCompletionTool[] = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: { city: { type: "string" } } } } }];
+    const tools: OpenAI.ChatCompletionTool[] = [
+      { type: "function", function: { name: "weather", parameters: { type: "object", properties: { city: { type: "string" } } } } },
+    ];
     const messages: OpenAI.ChatCompletionMessageParam[] = [{ role: "user", content: 'CALL weather {"city":"Lisbon"}' }];
 
     const asked = await client.chat.completions.create({ model: "default", messages, tools });
@@ -116,7 +135,11 @@ describe("the official client", () => {
     const answered = await client.chat.completions.create({
       model: "default",
       tools,
-      messages: [...messages, ...(asked.choices[0] === undefined ? [] : [asked.choices[0].message]), { role: "tool", tool_call_id: call?.id ?? "", content: "sunny" }],
+      messages: [
+        ...messages,
+        ...(asked.choices[0] === undefined ? [] : [asked.choices[0].message]),
+        { role: "tool", tool_call_id: call?.id ?? "", content: "sunny" },
+      ],
     });
 
     expect(asked.choices[0]?.finish_reason).toBe("tool_calls");
@@ -148,7 +171,10 @@ describe("the official client", () => {
     const before = (await billed("acme")).length;
     const held = model.hold("hang up on this");
     const leaving = new AbortController();
-    const call = clientOf(acme).chat.completions.create(ask("hang up on this"), { ...inSession("api:leaver:default"), signal: leaving.signal });
+    const call = clientOf(acme).chat.completions.create(ask("hang up on this"), {
+      ...inSession("api:leaver:default"),
+      signal: leaving.signal,
+    });
     await held.arrived;
 
     leaving.abort();
@@ -186,10 +212,15 @@ describe("two tenants", () => {
   });
 
   test("a tool of one tenant cannot read the other's files", async () => {
-    await clientOf(acme).chat.completions.create(ask('CALL write {"path":"secret.txt","content":"acme-only"}'), inSession("api:files:default"));
+    await clientOf(acme).chat.completions.create(
+      ask('CALL write {"path":"secret.txt","content":"acme-only"}'),
+      inSession("api:files:default"),
+    );
 
     const peek = await clientOf(globex).chat.completions.create(
-      ask(`CALL exec {"command":"cat secret.txt ${product.home}/tenants/acme/sandbox/secret.txt; ls ${product.home}/tenants; echo looked"}`),
+      ask(
+        `CALL exec {"command":"cat secret.txt ${product.home}/tenants/acme/sandbox/secret.txt; ls ${product.home}/tenants; echo looked"}`,
+      ),
       inSession("api:files:default"),
     );
 
@@ -230,21 +261,64 @@ describe("bad input", () => {
 
   const cases: Record<string, { send: () => ReturnType<typeof post>; status: number; code: string; type?: string }> = {
     "no token": { send: async () => await post(asking("hi"), { authorization: "" }), status: 401, code: "invalid_api_key" },
-    "a token that was never given": { send: async () => await post(asking("hi"), { authorization: `Bearer tk_acme_${"0".repeat(32)}` }), status: 401, code: "invalid_api_key" },
-    "an admin key": { send: async () => await post(asking("hi"), { authorization: `Bearer ${product.adminKey}` }), status: 401, code: "invalid_api_key" },
-    "a malformed session id": { send: async () => await post(asking("hi"), { "X-OpenClaw-Session": "nobody" }), status: 400, code: "invalid_session_id" },
-    "a session of a channel that does not exist": { send: async () => await post(asking("hi"), { "X-OpenClaw-Session": "wa:+15551234567:default" }), status: 404, code: "not_found" },
+    "a token that was never given": {
+      send: async () => await post(asking("hi"), { authorization: `Bearer tk_acme_${"0".repeat(32)}` }),
+      status: 401,
+      code: "invalid_api_key",
+    },
+    "an admin key": {
+      send: async () => await post(asking("hi"), { authorization: `Bearer ${product.adminKey}` }),
+      status: 401,
+      code: "invalid_api_key",
+    },
+    "a malformed session id": {
+      send: async () => await post(asking("hi"), { "X-OpenClaw-Session": "nobody" }),
+      status: 400,
+      code: "invalid_session_id",
+    },
+    "a session of a channel that does not exist": {
+      send: async () => await post(asking("hi"), { "X-OpenClaw-Session": "wa:+15551234567:default" }),
+      status: 404,
+      code: "not_found",
+    },
     "malformed JSON": { send: async () => await post('{"model":'), status: 400, code: "invalid_json" },
     "an empty body": { send: async () => await post(""), status: 400, code: "invalid_json" },
     "a body of 20 MB": { send: async () => await post(asking("x".repeat(20_000_000))), status: 413, code: "request_too_large" },
-    "another content type": { send: async () => await post(asking("hi"), { "content-type": "text/plain" }), status: 415, code: "unsupported_media_type" },
+    "another content type": {
+      send: async () => await post(asking("hi"), { "content-type": "text/plain" }),
+      status: 415,
+      code: "unsupported_media_type",
+    },
     "an unknown model": { send: async () => await post(asking("hi", { model: "gpt-99" })), status: 404, code: "model_not_found" },
-    "a model without a price": { send: async () => await post(asking("hi", { model: "unpriced-model" })), status: 400, code: "model_not_priced" },
-    "a parameter that is not supported": { send: async () => await post(asking("hi", { logit_bias: { "1": 2 } })), status: 400, code: "unsupported_parameter" },
-    "a provider that answers 500": { send: async () => await post(asking("FAIL 500")), status: 502, code: "provider_error", type: "provider_error" },
-    "a provider that is busy": { send: async () => await post(asking("FAIL 429 30")), status: 503, code: "provider_busy", type: "unavailable" },
+    "a model without a price": {
+      send: async () => await post(asking("hi", { model: "unpriced-model" })),
+      status: 400,
+      code: "model_not_priced",
+    },
+    "a parameter that is not supported": {
+      send: async () => await post(asking("hi", { logit_bias: { "1": 2 } })),
+      status: 400,
+      code: "unsupported_parameter",
+    },
+    "a provider that answers 500": {
+      send: async () => await post(asking("FAIL 500")),
+      status: 502,
+      code: "provider_error",
+      type: "provider_error",
+    },
+    "a provider that is busy": {
+      send: async () => await post(asking("FAIL 429 30")),
+      status: 503,
+      code: "provider_busy",
+      type: "unavailable",
+    },
     "a provider that hangs": { send: async () => await post(asking("HANG")), status: 502, code: "provider_error", type: "provider_error" },
-    "a provider that answers garbage": { send: async () => await post(asking("GARBAGE")), status: 502, code: "provider_error", type: "provider_error" },
+    "a provider that answers garbage": {
+      send: async () => await post(asking("GARBAGE")),
+      status: 502,
+      code: "provider_error",
+      type: "provider_error",
+    },
     "a request that the provider refuses": { send: async () => await post(asking("FAIL 422")), status: 400, code: "provider_refused" },
   };
 

@@ -44,10 +44,13 @@ const typesOf: Readonly<Record<number, readonly string[]>> = {
   503: ["unavailable"],
 };
 
-test.each(Object.entries(errorCatalogue))("%s keeps to the table's rows, and speaks to a client in a sentence", (_code, { http, type, says }) => {
-  expect(typesOf[http]).toContain(type);
-  expect(says).toMatch(/^[A-Z].*\.$/);
-});
+test.each(Object.entries(errorCatalogue))(
+  "%s keeps to the table's rows, and speaks to a client in a sentence",
+  (_code, { http, type, says }) => {
+    expect(typesOf[http]).toContain(type);
+    expect(says).toMatch(/^[A-Z].*\.$/);
+  },
+);
 
 test("what the caller got wrong is never tried again", () => {
   const retried = Object.entries(errorCatalogue).filter(([, { retryable }]) => retryable);
@@ -56,11 +59,18 @@ test("what the caller got wrong is never tried again", () => {
 });
 
 test("an error survives its turn's row: code, sentence, parameter and when to come back, but no details for logs", () => {
-  const error = new AppError("provider_busy", { client: { message: "Come back.", param: "model", retryAfterSeconds: 7 }, secret: "/srv/openclaw" });
+  const error = new AppError("provider_busy", {
+    client: { message: "Come back.", param: "model", retryAfterSeconds: 7 },
+    secret: "/srv/openclaw",
+  });
 
   const stored = JSON.parse(JSON.stringify(toStoredError(error)));
 
   expect(stored).toEqual({ code: "provider_busy", message: "Come back.", param: "model", retryAfterSeconds: 7 });
-  expect(fromStoredError(stored)).toMatchObject({ code: "provider_busy", message: "Come back.", client: { param: "model", retryAfterSeconds: 7 } });
+  expect(fromStoredError(stored)).toMatchObject({
+    code: "provider_busy",
+    message: "Come back.",
+    client: { param: "model", retryAfterSeconds: 7 },
+  });
   expect(toStoredError(new AppError("internal"))).toEqual({ code: "internal", message: errorCatalogue.internal.says });
 });

@@ -5,7 +5,13 @@ import { parseRates, priceOf } from "../../domain/rate-card.ts";
 import { type Usage, noUsage } from "../../domain/usage.ts";
 
 const checkRates = parseRates("check", { input: "15", output: "75", cache_read: "1.50", reasoning: "75" });
-const checkUsage: Usage = { inputTokens: 142_500, outputTokens: 38_200, cacheReadTokens: 12_300, cacheWriteTokens: 0, reasoningTokens: 5_400 };
+const checkUsage: Usage = {
+  inputTokens: 142_500,
+  outputTokens: 38_200,
+  cacheReadTokens: 12_300,
+  cacheWriteTokens: 0,
+  reasoningTokens: 5_400,
+};
 
 describe("a rate", () => {
   test.each([
@@ -21,7 +27,30 @@ describe("a rate", () => {
     expect(parseRate(text, "input")).toBe(millionths);
   });
 
-  const refused = ["", " ", "-1", "+1", "1e3", "1E3", "0x10", "1_000", "1,5", ".5", "5.", "01", "00", " 1", "1 ", "1\n", "٣", "NaN", "Infinity", "1.2.3", "0.0000001", "1.0000000"];
+  const refused = [
+    "",
+    " ",
+    "-1",
+    "+1",
+    "1e3",
+    "1E3",
+    "0x10",
+    "1_000",
+    "1,5",
+    ".5",
+    "5.",
+    "01",
+    "00",
+    " 1",
+    "1 ",
+    "1\n",
+    "٣",
+    "NaN",
+    "Infinity",
+    "1.2.3",
+    "0.0000001",
+    "1.0000000",
+  ];
   test.each([...refused, "1000000.000001", "1000001", "10000000", "9".repeat(400)])("%j is refused by its name", (text) => {
     expect(() => parseRate(text, "rate_card.m.input")).toThrow(
       expect.objectContaining({ code: "invalid_rate", client: expect.objectContaining({ param: "rate_card.m.input" }) }),
@@ -29,7 +58,9 @@ describe("a rate", () => {
   });
 
   test("that is refused is not repeated at length", () => {
-    expect(() => parseRate("9".repeat(100_000), "input")).toThrow(expect.objectContaining({ message: expect.stringMatching(/^.{1,160}$/) }));
+    expect(() => parseRate("9".repeat(100_000), "input")).toThrow(
+      expect.objectContaining({ message: expect.stringMatching(/^.{1,160}$/) }),
+    );
   });
 
   test("without a price of its own falls back as the contract says", () => {
@@ -82,7 +113,13 @@ describe("a price", () => {
   });
 
   const tokens = fc.nat(2_000_000_000);
-  const usages: fc.Arbitrary<Usage> = fc.record({ inputTokens: tokens, cacheReadTokens: tokens, cacheWriteTokens: tokens, outputTokens: tokens, reasoningTokens: tokens });
+  const usages: fc.Arbitrary<Usage> = fc.record({
+    inputTokens: tokens,
+    cacheReadTokens: tokens,
+    cacheWriteTokens: tokens,
+    outputTokens: tokens,
+    reasoningTokens: tokens,
+  });
   const rateText = fc.tuple(fc.nat(999_999), fc.nat(999_999)).map(([whole, fraction]) => `${whole}.${String(fraction).padStart(6, "0")}`);
   const ratesOf = fc.record({ input: rateText, output: rateText, cache_read: rateText, cache_write: rateText, reasoning: rateText });
   const markups = fc.nat(1_000_000).map((ppm) => parseMarkup(`0.${String(ppm).padStart(6, "0")}`.replace("0.1000000", "1"), "markup"));
@@ -94,7 +131,9 @@ describe("a price", () => {
         const { costNanoUsd } = priceOf(rates, usage, markup);
         const alone = (Object.keys(noUsage) as (keyof Usage)[]).map((key) => ({ ...noUsage, [key]: usage[key] }));
         const classes = [rates.input, rates.cacheRead, rates.cacheWrite, rates.output, rates.reasoning];
-        const exact = Object.values(usage).reduce((sum, count, place) => sum + BigInt(count) * (classes[place] ?? 0n), 0n) * (1_000_000n + BigInt(markup));
+        const exact =
+          Object.values(usage).reduce((sum, count, place) => sum + BigInt(count) * (classes[place] ?? 0n), 0n) *
+          (1_000_000n + BigInt(markup));
         const offBy = costNanoUsd * 1_000_000_000n - exact;
 
         expect(2n * (offBy < 0n ? -offBy : offBy)).toBeLessThanOrEqual(1_000_000_000n);

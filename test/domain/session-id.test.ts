@@ -1,6 +1,13 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { type ChannelPrefix, channelPrefixes, encodePeer, parseSessionId, sessionPartsOf, statelessSessionOf } from "../../domain/session-id.ts";
+import {
+  type ChannelPrefix,
+  channelPrefixes,
+  encodePeer,
+  parseSessionId,
+  sessionPartsOf,
+  statelessSessionOf,
+} from "../../domain/session-id.ts";
 import { mintTurnId } from "../../domain/turn-id.ts";
 
 const invalid = expect.objectContaining({ code: "invalid_session_id" });

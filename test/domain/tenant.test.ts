@@ -8,12 +8,24 @@ test.each(["a", "7", "acme", "acme-eu", "a-b-c", "0-0", "a".repeat(32)])("%s is 
   expect(parseTenantId(raw)).toBe(raw);
 });
 
-test.each(["", "-", "-acme", "acme-", "ac--me", "Acme", "ac_me", "ac.me", "ac me", "acmé", "acme\n", "acme;drop", "a".repeat(33), `${"a-".repeat(30_000)}!`])(
-  "%j is not",
-  (raw) => {
-    expect(() => parseTenantId(raw)).toThrow(expect.objectContaining({ code: "invalid_tenant_id" }));
-  },
-);
+test.each([
+  "",
+  "-",
+  "-acme",
+  "acme-",
+  "ac--me",
+  "Acme",
+  "ac_me",
+  "ac.me",
+  "ac me",
+  "acmé",
+  "acme\n",
+  "acme;drop",
+  "a".repeat(33),
+  `${"a-".repeat(30_000)}!`,
+])("%j is not", (raw) => {
+  expect(() => parseTenantId(raw)).toThrow(expect.objectContaining({ code: "invalid_tenant_id" }));
+});
 
 test("two tenants never share a schema, and a schema's name fits into Postgres'", () => {
   fc.assert(
@@ -38,6 +50,9 @@ test("a queue or a workflow id leads back to its tenant", () => {
   );
 });
 
-test.each(["", "system", "turn", "turn:", "tenant:_system", "tenant:Acme", "turn:acme globex:x"])("the name %j belongs to no tenant", (name) => {
-  expect(() => tenantOfName(name)).toThrow(expect.objectContaining({ code: "tenant_violation" }));
-});
+test.each(["", "system", "turn", "turn:", "tenant:_system", "tenant:Acme", "turn:acme globex:x"])(
+  "the name %j belongs to no tenant",
+  (name) => {
+    expect(() => tenantOfName(name)).toThrow(expect.objectContaining({ code: "tenant_violation" }));
+  },
+);

@@ -54,7 +54,9 @@ test.each([
   "req_01ARYZ6S410000000000000000",
   "trn_01ARYZ6S410000000000000000\n",
 ])("%j is no turn id", (raw) => {
-  expect(() => parseTurnId(raw)).toThrow(expect.objectContaining({ code: "invalid_request", client: expect.objectContaining({ param: "turn_id" }) }));
+  expect(() => parseTurnId(raw)).toThrow(
+    expect.objectContaining({ code: "invalid_request", client: expect.objectContaining({ param: "turn_id" }) }),
+  );
 });
 
 test("a call is known by its turn and its step", () => {

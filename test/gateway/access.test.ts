@@ -35,10 +35,16 @@ describe("credentials at the door", () => {
     for (const scope of ["read", "tenants", "billing", "all"] as const) {
       const key = mintAdminKey(scope);
       keys[scope] = key;
-      await database.withControl((tx) => tx.execute("insert into control.admin_key (id, hash, scopes) values ($1, $2, $3)", [key.keyId, key.hash, [scope]]));
+      await database.withControl((tx) =>
+        tx.execute("insert into control.admin_key (id, hash, scopes) values ($1, $2, $3)", [key.keyId, key.hash, [scope]]),
+      );
     }
     const authentication = createAuthentication({ database, log: quiet });
-    app = await createGateway({ authenticate: authentication.authenticate, logger: pino({ level: "silent" }), routes: [oneRoutePerAccess] });
+    app = await createGateway({
+      authenticate: authentication.authenticate,
+      logger: pino({ level: "silent" }),
+      routes: [oneRoutePerAccess],
+    });
     close = async () => {
       await app.close();
       await authentication.close();
@@ -59,7 +65,12 @@ describe("credentials at the door", () => {
   };
 
   let callers = 0;
-  const call = async (access: Access, authorization: string | undefined, payload: object | string = {}, remoteAddress = `192.0.2.${++callers}`) =>
+  const call = async (
+    access: Access,
+    authorization: string | undefined,
+    payload: object | string = {},
+    remoteAddress = `192.0.2.${++callers}`,
+  ) =>
     await app.inject({
       method: "POST",
       remoteAddress,
@@ -87,7 +98,9 @@ describe("credentials at the door", () => {
     "an admin of tenants": /**/ [200, 401, 403, 200, 403, 403],
     "an admin of everything": [200, 401, 200, 200, 200, 200],
   };
-  const cases = Object.entries(table).flatMap(([who, row]) => row.map((status, place) => [who as keyof typeof bearers, accesses[place] as Access, status] as const));
+  const cases = Object.entries(table).flatMap(([who, row]) =>
+    row.map((status, place) => [who as keyof typeof bearers, accesses[place] as Access, status] as const),
+  );
 
   test.each(cases)("%s on a route for %s: %i", async (who, access, status) => {
     const before = ran.length;
@@ -98,7 +111,8 @@ describe("credentials at the door", () => {
     expect(ran.length - before).toBe(status === 200 ? 1 : 0);
     if (status === 401) expect(answer.headers["www-authenticate"]).toBe("Bearer");
     if (status === 401) expect(answer.json()).toEqual(errorBody("invalid_api_key", { type: "invalid_request_error" }));
-    if (status === 403) expect(answer.json()).toEqual(errorBody(who === "a suspended tenant" ? "tenant_suspended" : "forbidden", { type: "forbidden" }));
+    if (status === 403)
+      expect(answer.json()).toEqual(errorBody(who === "a suspended tenant" ? "tenant_suspended" : "forbidden", { type: "forbidden" }));
   });
 
   test("one body answers every bad credential: nothing tells them apart", async () => {
@@ -163,7 +177,9 @@ test("a route that does not say who may call it keeps the gateway from starting"
 });
 
 test("HEAD has its GET's access", async () => {
-  const { app } = await gatewayStage(async (routes) => void routes.get("/v1/thing", { config: { access: "tenant" } }, async () => "secret"));
+  const { app } = await gatewayStage(
+    async (routes) => void routes.get("/v1/thing", { config: { access: "tenant" } }, async () => "secret"),
+  );
 
   expect((await app.inject({ method: "HEAD", url: "/v1/thing" })).statusCode).toBe(401);
   expect((await app.inject({ method: "HEAD", url: "/v1/thing", headers: { authorization: "Bearer acme" } })).statusCode).toBe(200);

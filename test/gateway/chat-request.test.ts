@@ -17,7 +17,8 @@ function refusalOf(more: object): { readonly code: string; readonly param: strin
   throw new Error(`was not refused: ${JSON.stringify(more).slice(0, 200)}`);
 }
 const settingsOf = (more: object): SamplingSettings => parseChatRequest({ ...hello, ...more }).settings;
-const given = (settings: SamplingSettings): object => Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
+const given = (settings: SamplingSettings): object =>
+  Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
 
 test("the smallest request asks for nothing more than it says", () => {
   const request = parseChatRequest(hello);
@@ -65,7 +66,11 @@ const refused = Object.entries(documented).filter(([, field]) => field.refused =
 const honoured = Object.entries(documented).filter(([, field]) => field.refused !== true);
 
 test.each(refused)("%s is refused by its name", (name, { sent }) => {
-  expect(refusalOf({ [name]: sent })).toEqual({ code: "unsupported_parameter", param: name, message: expect.stringContaining(`'${name}'`) });
+  expect(refusalOf({ [name]: sent })).toEqual({
+    code: "unsupported_parameter",
+    param: name,
+    message: expect.stringContaining(`'${name}'`),
+  });
 });
 
 test.each(honoured)("%s is honoured", (name, { sent, becomes }) => {
@@ -86,16 +91,22 @@ test("of two token limits the newer name counts", () => {
   expect(settingsOf({ max_tokens: 5, max_completion_tokens: 6 })).toMatchObject({ maxTokens: 6 });
 });
 
-test.each(["temprature", "max_token", "Model", "messages ", "", "x".repeat(300)])("the unknown field %j is refused by its name, not at length", (name) => {
-  const refusal = refusalOf({ [name]: 1 });
+test.each(["temprature", "max_token", "Model", "messages ", "", "x".repeat(300)])(
+  "the unknown field %j is refused by its name, not at length",
+  (name) => {
+    const refusal = refusalOf({ [name]: 1 });
 
-  expect(refusal).toMatchObject({ code: "invalid_request", param: name.slice(0, 64) });
-  expect(refusal.message.length).toBeLessThan(150);
-});
+    expect(refusal).toMatchObject({ code: "invalid_request", param: name.slice(0, 64) });
+    expect(refusal.message.length).toBeLessThan(150);
+  },
+);
 
-test.each(["toString", "valueOf", "hasOwnProperty", "constructor"])("the unknown field %s is refused, though every object has one", (name) => {
-  expect(refusalOf({ [name]: 1 })).toMatchObject({ code: "invalid_request", param: name });
-});
+test.each(["toString", "valueOf", "hasOwnProperty", "constructor"])(
+  "the unknown field %s is refused, though every object has one",
+  (name) => {
+    expect(refusalOf({ [name]: 1 })).toMatchObject({ code: "invalid_request", param: name });
+  },
+);
 
 const tool = { type: "function", function: { name: "f" } };
 const call = { id: "c", type: "function", function: { name: "f", arguments: "{}" } };
@@ -120,9 +131,15 @@ describe("what is wrong is named as deep as it stands", () => {
     [{ messages: [{ role: "user", content: [{ type: "file", file: {} }] }] }, "messages.0.content.0.type"],
     [{ messages: [{ role: "user", content: [{ type: "image_url", image_url: "https://x" }] }] }, "messages.0.content.0.image_url"],
     [{ messages: [{ role: "user", content: [{ type: "image_url", image_url: { url: 1 } }] }] }, "messages.0.content.0.image_url.url"],
-    [{ messages: [{ role: "user", content: [{ type: "image_url", image_url: { url: "u", detail: "huge" } }] }] }, "messages.0.content.0.image_url.detail"],
+    [
+      { messages: [{ role: "user", content: [{ type: "image_url", image_url: { url: "u", detail: "huge" } }] }] },
+      "messages.0.content.0.image_url.detail",
+    ],
     [{ messages: [{ role: "system", content: [{ type: "image_url", image_url: { url: "u" } }] }] }, "messages.0.content.0.type"],
-    [{ messages: [{ role: "assistant", tool_calls: [{ ...call, function: { name: "f" } }] }] }, "messages.0.tool_calls.0.function.arguments"],
+    [
+      { messages: [{ role: "assistant", tool_calls: [{ ...call, function: { name: "f" } }] }] },
+      "messages.0.tool_calls.0.function.arguments",
+    ],
     [{ messages: [{ role: "assistant", tool_calls: [{ ...call, id: "" }] }] }, "messages.0.tool_calls.0.id"],
     [{ messages: [{ role: "tool", content: "42" }] }, "messages.0.tool_call_id"],
     [{ temperature: 2.1 }, "temperature"],
@@ -163,11 +180,16 @@ describe("what is wrong is named as deep as it stands", () => {
   test("stream_options without stream is refused", () => {
     expect(refusalOf({ stream_options: { include_usage: true } })).toMatchObject({ code: "invalid_request", param: "stream_options" });
     expect(refusalOf({ stream: false, stream_options: {} })).toMatchObject({ param: "stream_options" });
-    expect(parseChatRequest({ ...hello, stream: true, stream_options: { include_usage: true } })).toMatchObject({ stream: true, includeUsage: true });
+    expect(parseChatRequest({ ...hello, stream: true, stream_options: { include_usage: true } })).toMatchObject({
+      stream: true,
+      includeUsage: true,
+    });
   });
 
   test.each([[null], [undefined], [[]], [[hello]], ["text"], [7], [true]])("a body of %j is no object", (body) => {
-    expect(() => parseChatRequest(body)).toThrow(expect.objectContaining({ code: "invalid_request", message: "The body must be a JSON object." }));
+    expect(() => parseChatRequest(body)).toThrow(
+      expect.objectContaining({ code: "invalid_request", message: "The body must be a JSON object." }),
+    );
   });
 
   test("where no parameter is at fault, none is named", () => {
@@ -181,7 +203,13 @@ describe("messages", () => {
       ...hello,
       messages: [
         { role: "system", content: "Be brief." },
-        { role: "developer", content: [{ type: "text", text: "Be" }, { type: "text", text: "kind." }] },
+        {
+          role: "developer",
+          content: [
+            { type: "text", text: "Be" },
+            { type: "text", text: "kind." },
+          ],
+        },
         { role: "user", content: "What is in the box?", name: "jane" },
         { role: "assistant", content: null, tool_calls: [{ ...call, function: { name: "open", arguments: '{"box":' } }] },
         { role: "tool", tool_call_id: "c", content: [{ type: "text", text: "a cat" }] },
@@ -236,7 +264,11 @@ describe("tools", () => {
   test("come with their schema as it was sent", () => {
     const { tools } = parseChatRequest({
       ...hello,
-      tools: [tool, { type: "function", function: { name: "get-weather_2", description: "Weather.", parameters, strict: true } }, { type: "function", function: { name: "g", strict: null } }],
+      tools: [
+        tool,
+        { type: "function", function: { name: "get-weather_2", description: "Weather.", parameters, strict: true } },
+        { type: "function", function: { name: "g", strict: null } },
+      ],
     });
 
     expect(tools).toEqual([
@@ -274,8 +306,16 @@ describe("in a session", () => {
   test.each<[string, ChatMessage[], ChatMessage[]]>([
     ["a first message", [user("a")], [user("a")]],
     ["what follows the last reply", [user("a"), assistant("b"), user("c"), user("d")], [user("c"), user("d")]],
-    ["instructions, wherever they stood", [system, user("a"), assistant("b"), { role: "developer", content: "Now." }, user("c")], [system, { role: "developer", content: "Now." }, user("c")]],
-    ["the answers of the client's own tools", [user("a"), assistant("b"), { role: "tool", toolCallId: "c", content: "42" }], [{ role: "tool", toolCallId: "c", content: "42" }]],
+    [
+      "instructions, wherever they stood",
+      [system, user("a"), assistant("b"), { role: "developer", content: "Now." }, user("c")],
+      [system, { role: "developer", content: "Now." }, user("c")],
+    ],
+    [
+      "the answers of the client's own tools",
+      [user("a"), assistant("b"), { role: "tool", toolCallId: "c", content: "42" }],
+      [{ role: "tool", toolCallId: "c", content: "42" }],
+    ],
     ["nothing, where the last word is a reply", [user("a"), assistant("b")], []],
   ])("%s count as new", (_what, messages, expected) => {
     expect(newMessagesOf(messages)).toEqual(expected);
@@ -283,9 +323,25 @@ describe("in a session", () => {
 });
 
 test("no body whatsoever does worse than to be refused", () => {
-  const keys = [...Object.keys(documented), "model", "messages", "stream_options", "role", "content", "type", "tool_calls", "function", "name"];
+  const keys = [
+    ...Object.keys(documented),
+    "model",
+    "messages",
+    "stream_options",
+    "role",
+    "content",
+    "type",
+    "tool_calls",
+    "function",
+    "name",
+  ];
   const value = fc.letrec((tie) => ({
-    any: fc.oneof({ maxDepth: 4 }, fc.constantFrom<unknown>(null, true, 0, -1, 1e300, "", "user", "text", "function", "auto"), fc.array(tie("any"), { maxLength: 3 }), fc.dictionary(fc.constantFrom(...keys), tie("any"), { maxKeys: 4 })),
+    any: fc.oneof(
+      { maxDepth: 4 },
+      fc.constantFrom<unknown>(null, true, 0, -1, 1e300, "", "user", "text", "function", "auto"),
+      fc.array(tie("any"), { maxLength: 3 }),
+      fc.dictionary(fc.constantFrom(...keys), tie("any"), { maxKeys: 4 }),
+    ),
   })).any;
 
   fc.assert(

@@ -36,7 +36,12 @@ test("tool calls and a refusal stand in the message; content is null where there
   expect(choices).toEqual([
     {
       index: 0,
-      message: { role: "assistant", content: null, refusal: "No.", tool_calls: [{ id: "call_1", type: "function", function: { name: "open", arguments: '{"box":1' } }] },
+      message: {
+        role: "assistant",
+        content: null,
+        refusal: "No.",
+        tool_calls: [{ id: "call_1", type: "function", function: { name: "open", arguments: '{"box":1' } }],
+      },
       logprobs: null,
       finish_reason: "tool_calls",
     },

@@ -3,10 +3,23 @@ import { parseTurnId } from "../../domain/turn-id.ts";
 import { errorBody } from "./gateway-stage.ts";
 import { chatBody, chatHeaders, chatStage, done, requestIdOf, scriptedTurns } from "./scripted-turns.ts";
 
-async function chat({ headers = {}, body = {}, sessions = [] }: { headers?: Record<string, string>; body?: object; sessions?: readonly string[] }) {
+async function chat({
+  headers = {},
+  body = {},
+  sessions = [],
+}: {
+  headers?: Record<string, string>;
+  body?: object;
+  sessions?: readonly string[];
+}) {
   const turns = scriptedTurns(async () => done({ content: "Hello." }), sessions);
   const { app } = await chatStage(turns);
-  const answer = await app.inject({ method: "POST", url: "/v1/chat/completions", headers: { ...chatHeaders, ...headers }, payload: chatBody(body) });
+  const answer = await app.inject({
+    method: "POST",
+    url: "/v1/chat/completions",
+    headers: { ...chatHeaders, ...headers },
+    payload: chatBody(body),
+  });
   return { answer, submitted: turns.submitted };
 }
 
@@ -21,11 +34,22 @@ test("a call without a session is stateless: its session is its turn's own, and 
 
   const [{ submission, tenant, idempotency } = { submission: undefined, tenant: undefined, idempotency: undefined }] = submitted;
   const turnId = parseTurnId(submission?.turnId ?? "");
-  expect(submission).toMatchObject({ sessionId: `api:${turnId}:default`, stateless: true, kind: "chat", mode: "agent", request: { model: "m", settings: { maxTokens: 7 } } });
+  expect(submission).toMatchObject({
+    sessionId: `api:${turnId}:default`,
+    stateless: true,
+    kind: "chat",
+    mode: "agent",
+    request: { model: "m", settings: { maxTokens: 7 } },
+  });
   expect(submission?.request.messages).toHaveLength(3);
   expect({ tenant, idempotency }).toEqual({ tenant: "acme", idempotency: undefined });
   expect(answer.headers["x-request-id"]).toBe(turnId);
-  expect(answer.json()).toMatchObject({ id: requestIdOf(turnId), model: "m", choices: [{ message: { content: "Hello." } }], usage: { total_tokens: 15 } });
+  expect(answer.json()).toMatchObject({
+    id: requestIdOf(turnId),
+    model: "m",
+    choices: [{ message: { content: "Hello." } }],
+    usage: { total_tokens: 15 },
+  });
   expect(Math.abs(answer.json().created - Date.now() / 1_000)).toBeLessThan(10);
 });
 
@@ -38,17 +62,24 @@ test("a session continues: only what is new is handed in", async () => {
 
   const { submitted } = await chat({ headers: { "x-openclaw-session": "api:jane:default" }, body: { messages } });
 
-  expect(submitted[0]?.submission).toMatchObject({ sessionId: "api:jane:default", stateless: false, request: { messages: [{ role: "user", content: "c" }] } });
+  expect(submitted[0]?.submission).toMatchObject({
+    sessionId: "api:jane:default",
+    stateless: false,
+    request: { messages: [{ role: "user", content: "c" }] },
+  });
 });
 
 describe("a session id", () => {
-  test.each(["", "jane", "api:jane", "xx:jane:default", "api:ja ne:default", `api:${"a".repeat(201)}:default`])("%j is malformed: 400", async (id) => {
-    const { answer, submitted } = await chat({ headers: { "x-openclaw-session": id } });
+  test.each(["", "jane", "api:jane", "xx:jane:default", "api:ja ne:default", `api:${"a".repeat(201)}:default`])(
+    "%j is malformed: 400",
+    async (id) => {
+      const { answer, submitted } = await chat({ headers: { "x-openclaw-session": id } });
 
-    expect(answer.statusCode).toBe(400);
-    expect(answer.json()).toEqual(errorBody("invalid_session_id", { type: "invalid_request_error" }));
-    expect(submitted).toEqual([]);
-  });
+      expect(answer.statusCode).toBe(400);
+      expect(answer.json()).toEqual(errorBody("invalid_session_id", { type: "invalid_request_error" }));
+      expect(submitted).toEqual([]);
+    },
+  );
 
   test.each(["api:new:default", "web:new:g.room"])("%s is made by its first message", async (id) => {
     expect((await chat({ headers: { "x-openclaw-session": id } })).submitted[0]?.submission.sessionId).toBe(id);
@@ -70,13 +101,20 @@ describe("a session id", () => {
 test("the mode is one of two, and agent by default", async () => {
   expect((await chat({})).submitted[0]?.submission.mode).toBe("agent");
   expect((await chat({ headers: { "x-openclaw-mode": "gateway" } })).submitted[0]?.submission.mode).toBe("gateway");
-  expect((await chat({ headers: { "x-openclaw-mode": "raw" } })).answer.json()).toEqual(errorBody("invalid_request", { param: "X-OpenClaw-Mode" }));
+  expect((await chat({ headers: { "x-openclaw-mode": "raw" } })).answer.json()).toEqual(
+    errorBody("invalid_request", { param: "X-OpenClaw-Mode" }),
+  );
 });
 
 test("an Idempotency-Key goes with the body, the session and the mode that it stands for", async () => {
-  const { submitted } = await chat({ headers: { "idempotency-key": "k-1", "x-openclaw-session": "api:jane:default", "x-openclaw-mode": "gateway" } });
+  const { submitted } = await chat({
+    headers: { "idempotency-key": "k-1", "x-openclaw-session": "api:jane:default", "x-openclaw-mode": "gateway" },
+  });
 
-  expect(submitted[0]?.idempotency).toEqual({ key: "k-1", body: { session: "api:jane:default", mode: "gateway", body: JSON.parse(chatBody()) } });
+  expect(submitted[0]?.idempotency).toEqual({
+    key: "k-1",
+    body: { session: "api:jane:default", mode: "gateway", body: JSON.parse(chatBody()) },
+  });
 });
 
 test.each([

@@ -9,7 +9,10 @@ import { type Script, chatBody, chatHeaders, chatStage, done, requestIdOf, scrip
 
 type Chunk = {
   readonly id: string;
-  readonly choices: readonly { readonly delta: { role?: string; content?: string; refusal?: string; tool_calls?: ToolCallDelta[] }; readonly finish_reason: string | null }[];
+  readonly choices: readonly {
+    readonly delta: { role?: string; content?: string; refusal?: string; tool_calls?: ToolCallDelta[] };
+    readonly finish_reason: string | null;
+  }[];
   readonly usage?: unknown;
   readonly openclaw?: unknown;
   readonly error?: unknown;
@@ -24,13 +27,17 @@ function read(body: string): { readonly chunks: readonly Chunk[]; readonly isCom
   return { chunks: data.filter((text) => text !== "[DONE]").map((text) => JSON.parse(text)), isComplete: data.at(-1) === "[DONE]" };
 }
 
-const textOf = (chunks: readonly Chunk[]): string => chunks.flatMap(({ choices = [] }) => choices.map(({ delta }) => delta.content ?? "")).join("");
-const finishOf = (chunks: readonly Chunk[]) => chunks.flatMap(({ choices = [] }) => choices.map(({ finish_reason }) => finish_reason)).filter((reason) => reason !== null);
+const textOf = (chunks: readonly Chunk[]): string =>
+  chunks.flatMap(({ choices = [] }) => choices.map(({ delta }) => delta.content ?? "")).join("");
+const finishOf = (chunks: readonly Chunk[]) =>
+  chunks.flatMap(({ choices = [] }) => choices.map(({ finish_reason }) => finish_reason)).filter((reason) => reason !== null);
 
 /** Puts the tool calls together as an OpenAI client does: by index, arguments one behind the other. */
 function toolCallsOf(chunks: readonly Chunk[]): { id: string | undefined; name: string | undefined; arguments: string }[] {
   const calls: { id: string | undefined; name: string | undefined; arguments: string }[] = [];
-  for (const { index, id, function: piece } of chunks.flatMap(({ choices = [] }) => choices.flatMap(({ delta }) => delta.tool_calls ?? []))) {
+  for (const { index, id, function: piece } of chunks.flatMap(({ choices = [] }) =>
+    choices.flatMap(({ delta }) => delta.tool_calls ?? []),
+  )) {
     const known = calls[index] ?? { id: undefined, name: undefined, arguments: "" };
     calls[index] = { id: known.id ?? id, name: known.name ?? piece.name, arguments: known.arguments + (piece.arguments ?? "") };
   }
@@ -44,7 +51,12 @@ async function streamed(events: readonly TurnEvent[], end: Script, more: object 
     return await end(emit, submission);
   });
   const { app } = await chatStage(turns);
-  const answer = await app.inject({ method: "POST", url: "/v1/chat/completions", headers: chatHeaders, payload: chatBody({ stream: true, ...more }) });
+  const answer = await app.inject({
+    method: "POST",
+    url: "/v1/chat/completions",
+    headers: chatHeaders,
+    payload: chatBody({ stream: true, ...more }),
+  });
   return { answer, ...(answer.statusCode === 200 ? read(answer.body) : { chunks: [], isComplete: false }), turns };
 }
 
@@ -74,7 +86,12 @@ describe("a streamed answer", () => {
     const turnId = turns.submitted[0]?.submission.turnId;
     expect(answer.headers.get("x-request-id")).toBe(turnId);
     const { chunks, isComplete } = read(body);
-    expect(chunks.map(({ choices }) => choices[0]?.delta)).toEqual([{ role: "assistant", content: "" }, { content: "Hello " }, { content: "world." }, {}]);
+    expect(chunks.map(({ choices }) => choices[0]?.delta)).toEqual([
+      { role: "assistant", content: "" },
+      { content: "Hello " },
+      { content: "world." },
+      {},
+    ]);
     expect(new Set(chunks.map(({ id }) => id))).toEqual(new Set([requestIdOf(turnId as never)]));
     expect(finishOf(chunks)).toEqual(["stop"]);
     expect(isComplete).toBe(true);
@@ -107,7 +124,9 @@ describe("a streamed answer", () => {
 
     const { chunks, isComplete } = await streamed(events, async () => done({ toolCalls, finishReason: "tool_calls" }));
 
-    expect(chunks[1]?.choices[0]?.delta.tool_calls).toEqual([{ index: 0, id: "call_a", type: "function", function: { name: "open", arguments: "" } }]);
+    expect(chunks[1]?.choices[0]?.delta.tool_calls).toEqual([
+      { index: 0, id: "call_a", type: "function", function: { name: "open", arguments: "" } },
+    ]);
     expect(chunks[2]?.choices[0]?.delta.tool_calls).toEqual([{ index: 0, function: { arguments: '{"box"' } }]);
     expect(toolCallsOf(chunks)).toEqual(toolCalls);
     expect(finishOf(chunks)).toEqual(["tool_calls"]);
@@ -117,9 +136,18 @@ describe("a streamed answer", () => {
   test("shows that the tenant's own tools run, in a field that an OpenAI client skips", async () => {
     const run = { id: "call_a", name: "exec", summary: "ls" };
 
-    const { chunks } = await streamed([{ type: "tool", ...run, state: "started" }, { type: "tool", ...run, state: "done" }], async () => done({ content: "Done." }));
+    const { chunks } = await streamed(
+      [
+        { type: "tool", ...run, state: "started" },
+        { type: "tool", ...run, state: "done" },
+      ],
+      async () => done({ content: "Done." }),
+    );
 
-    expect(chunks.flatMap(({ openclaw }) => (openclaw === undefined ? [] : [openclaw]))).toEqual([{ tool: { ...run, state: "started" } }, { tool: { ...run, state: "done" } }]);
+    expect(chunks.flatMap(({ openclaw }) => (openclaw === undefined ? [] : [openclaw]))).toEqual([
+      { tool: { ...run, state: "started" } },
+      { tool: { ...run, state: "done" } },
+    ]);
     expect(textOf(chunks)).toBe("Done.");
   });
 
@@ -154,7 +182,10 @@ describe("a streamed answer", () => {
 });
 
 describe("a turn that fails", () => {
-  const busy: Script = async () => ({ state: "failed", error: { code: "provider_busy", message: "The model provider is busy.", retryAfterSeconds: 9 } });
+  const busy: Script = async () => ({
+    state: "failed",
+    error: { code: "provider_busy", message: "The model provider is busy.", retryAfterSeconds: 9 },
+  });
 
   test("before its first word is an ordinary error, with status and Retry-After", async () => {
     const { answer } = await streamed([], busy);
@@ -170,7 +201,9 @@ describe("a turn that fails", () => {
 
     expect(answer.statusCode).toBe(200);
     expect(textOf(chunks)).toBe("Hel");
-    expect(chunks.at(-1)).toEqual({ error: { message: "The model provider is busy.", type: "unavailable", param: null, code: "provider_busy" } });
+    expect(chunks.at(-1)).toEqual({
+      error: { message: "The model provider is busy.", type: "unavailable", param: null, code: "provider_busy" },
+    });
     expect(finishOf(chunks)).toEqual([]);
     expect(isComplete).toBe(false);
   });
@@ -271,7 +304,10 @@ describe("events on their way", () => {
 
 describe("a client that leaves", () => {
   /** A streamed call over a socket that the client cuts at a moment of the script's choice. */
-  async function cutCall(script: (emit: (event: TurnEvent) => void, cut: () => Promise<void>) => ReturnType<Script>, more: object = { stream: true }) {
+  async function cutCall(
+    script: (emit: (event: TurnEvent) => void, cut: () => Promise<void>) => ReturnType<Script>,
+    more: object = { stream: true },
+  ) {
     const { promise: ended, resolve: end } = Promise.withResolvers<string>();
     const turns = scriptedTurns(async (emit) => {
       const finished = await script(emit, async () => {

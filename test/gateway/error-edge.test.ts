@@ -19,7 +19,12 @@ const echo: FastifyPluginAsync = async (routes) => {
 describe("a body", () => {
   const post = async (payload: string | undefined, headers: Record<string, string> = { "content-type": "application/json" }) => {
     const { app } = await gatewayStage(echo);
-    return await app.inject({ method: "POST", url: "/echo", headers: { ...asAcme, ...headers }, ...(payload === undefined ? {} : { payload }) });
+    return await app.inject({
+      method: "POST",
+      url: "/echo",
+      headers: { ...asAcme, ...headers },
+      ...(payload === undefined ? {} : { payload }),
+    });
   };
   const nested = (depth: number, inner = ""): string => "[".repeat(depth) + inner + "]".repeat(depth);
 
@@ -50,12 +55,15 @@ describe("a body", () => {
     expect((await post(nested(64, "1"))).statusCode).toBe(200);
   });
 
-  test.each(["text/plain", "application/x-www-form-urlencoded", "application/xml", "json", "application/json2"])("of type %s is answered 415", async (type) => {
-    const answer = await post("{}", { "content-type": type });
+  test.each(["text/plain", "application/x-www-form-urlencoded", "application/xml", "json", "application/json2"])(
+    "of type %s is answered 415",
+    async (type) => {
+      const answer = await post("{}", { "content-type": type });
 
-    expect(answer.statusCode).toBe(415);
-    expect(answer.json()).toEqual(errorBody("unsupported_media_type", { type: "invalid_request_error" }));
-  });
+      expect(answer.statusCode).toBe(415);
+      expect(answer.json()).toEqual(errorBody("unsupported_media_type", { type: "invalid_request_error" }));
+    },
+  );
 
   test("may name its charset, begin with a byte order mark, or be absent", async () => {
     expect((await post('{"a":1}', { "content-type": "application/json; charset=utf-8" })).json()).toEqual({ body: { a: 1 } });
@@ -68,7 +76,12 @@ describe("a body", () => {
       routes.post("/size", { config: { access: "tenant" } }, async ({ body }) => ({ characters: (body as string).length }));
     });
     const postBytes = async (bytes: number) =>
-      await app.inject({ method: "POST", url: "/size", headers: { ...asAcme, "content-type": "application/json" }, payload: `"${"a".repeat(bytes - 2)}"` });
+      await app.inject({
+        method: "POST",
+        url: "/size",
+        headers: { ...asAcme, "content-type": "application/json" },
+        payload: `"${"a".repeat(bytes - 2)}"`,
+      });
 
     expect((await postBytes(16 * mebibyte)).json()).toEqual({ characters: 16 * mebibyte - 2 });
     const refused = await postBytes(16 * mebibyte + 1);
@@ -79,7 +92,13 @@ describe("a body", () => {
   test("that is streamed without a length is refused once it grows beyond 16 MiB", async () => {
     const { app } = await gatewayStage(echo);
     const { port } = await listening(app);
-    const call = httpRequest({ port, host: "127.0.0.1", method: "POST", path: "/echo", headers: { ...asAcme, "content-type": "application/json" } });
+    const call = httpRequest({
+      port,
+      host: "127.0.0.1",
+      method: "POST",
+      path: "/echo",
+      headers: { ...asAcme, "content-type": "application/json" },
+    });
     call.on("error", () => undefined); // the rest of the body is not wanted
     const answered = once(call, "response");
     const chunk = Buffer.alloc(mebibyte, " ");
@@ -95,7 +114,9 @@ describe("a body", () => {
     const [answer] = await answered;
 
     expect(answer.statusCode).toBe(413);
-    expect(JSON.parse(Buffer.concat(await Array.fromAsync(answer as AsyncIterable<Buffer>)).toString())).toEqual(errorBody("request_too_large"));
+    expect(JSON.parse(Buffer.concat(await Array.fromAsync(answer as AsyncIterable<Buffer>)).toString())).toEqual(
+      errorBody("request_too_large"),
+    );
     expect(call.getHeader("content-length")).toBeUndefined();
   });
 });
@@ -163,7 +184,12 @@ describe("a failure of our own", () => {
     "an error with a path": () => Object.assign(new Error(`ENOENT: no such file, open '${secret}'`), { code: "ENOENT", path: secret }),
     "an error with a status of its own": () => Object.assign(new Error(secret), { statusCode: 502 }),
     "an error that claims success": () => Object.assign(new Error(secret), { statusCode: 200 }),
-    "an error whose message cannot be read": () => Object.defineProperty(new Error(), "message", { get: () => { throw new Error(secret); } }),
+    "an error whose message cannot be read": () =>
+      Object.defineProperty(new Error(), "message", {
+        get: () => {
+          throw new Error(secret);
+        },
+      }),
     "a string": () => secret,
     "a plain object": () => ({ path: secret }),
     "a symbol": () => Symbol(secret),
@@ -182,7 +208,9 @@ describe("a failure of our own", () => {
     const answer = await app.inject("/fails");
 
     expect(answer.statusCode).toBe(500);
-    expect(answer.json()).toEqual({ error: { message: "Something went wrong here.", type: "internal_error", param: null, code: "internal" } });
+    expect(answer.json()).toEqual({
+      error: { message: "Something went wrong here.", type: "internal_error", param: null, code: "internal" },
+    });
     expect(answer.headers["x-request-id"]).toEqual(requestId);
     expect(answer.body + JSON.stringify(answer.headers)).not.toMatch(/srv|globex|\.ts|node:|\bat /);
     expect(logged).toHaveLength(1);
@@ -215,7 +243,9 @@ describe("an error thrown on purpose", () => {
   };
 
   test("names its parameter and when to come back", async () => {
-    const { answer } = await answerTo(new AppError("rate_limited", { client: { message: "Slow down.", param: "x", retryAfterSeconds: 17 } }));
+    const { answer } = await answerTo(
+      new AppError("rate_limited", { client: { message: "Slow down.", param: "x", retryAfterSeconds: 17 } }),
+    );
 
     expect(answer.statusCode).toBe(429);
     expect(answer.headers["retry-after"]).toBe("17");
@@ -250,7 +280,11 @@ test("every answer has a request id of its own, also one that succeeds", async (
   const { app } = await gatewayStage(echo);
 
   const ids = await Promise.all(
-    Array.from({ length: 20 }, async () => (await app.inject({ url: "/things/1", headers: { "x-request-id": "mine", "request-id": "mine" } })).headers["x-request-id"]),
+    Array.from(
+      { length: 20 },
+      async () =>
+        (await app.inject({ url: "/things/1", headers: { "x-request-id": "mine", "request-id": "mine" } })).headers["x-request-id"],
+    ),
   );
 
   expect(ids).toEqual(ids.map(() => requestId));

@@ -42,7 +42,15 @@ export async function chatStage(turns: TurnService): Promise<GatewayStage> {
 
 export const done = (reply: Partial<TurnReply>): FinishedTurn => ({
   state: "done",
-  reply: { content: null, toolCalls: [], finishReason: "stop", model: "m", usage: { ...noUsage, inputTokens: 10, outputTokens: 5 }, modelCalls: 1, ...reply },
+  reply: {
+    content: null,
+    toolCalls: [],
+    finishReason: "stop",
+    model: "m",
+    usage: { ...noUsage, inputTokens: 10, outputTokens: 5 },
+    modelCalls: 1,
+    ...reply,
+  },
 });
 
 /** The text in pieces, each with its place. */

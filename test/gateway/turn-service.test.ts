@@ -36,7 +36,14 @@ let acme: TenantContext;
 let globex: TenantContext;
 let turns: TurnService;
 
-const serviceOf = (parts: { clientOf?: (real: TenantClient) => TenantClient; wake?: () => Promise<void>; slotsPerTenant?: number; bus?: TurnStack["bus"] } = {}): TurnService =>
+const serviceOf = (
+  parts: {
+    clientOf?: (real: TenantClient) => TenantClient;
+    wake?: () => Promise<void>;
+    slotsPerTenant?: number;
+    bus?: TurnStack["bus"];
+  } = {},
+): TurnService =>
   createTurnService({
     database: stack.database,
     bus: parts.bus ?? stack.bus,
@@ -59,10 +66,14 @@ const stateless = (text: string): TurnSubmission => {
   return { ...turn, sessionId: statelessSessionOf(turn.turnId) };
 };
 const answerOf = async (turn: TurnSubmission, service: TurnService = turns, context: TenantContext = acme, idempotency?: Idempotency) =>
-  await (await service.submit(context, turn, idempotency)).finished;
-const rowsOf = async (sql: string, ...values: readonly unknown[]) => await stack.database.withTenant(acme, async (tx) => await tx.query(sql, values));
+  await (
+    await service.submit(context, turn, idempotency)
+  ).finished;
+const rowsOf = async (sql: string, ...values: readonly unknown[]) =>
+  await stack.database.withTenant(acme, async (tx) => await tx.query(sql, values));
 const stateOf = async ({ turnId }: TurnSubmission) => (await rowsOf("select state from turn where id = $1", turnId))[0]?.["state"];
-const ledgerOf = async ({ turnId }: { readonly turnId: string }) => await rowsOf("select id from control.usage_ledger where id like $1", `${turnId}.%`);
+const ledgerOf = async ({ turnId }: { readonly turnId: string }) =>
+  await rowsOf("select id from control.usage_ledger where id like $1", `${turnId}.%`);
 
 describe("a submitted turn", () => {
   test("shows its words as they come and ends with what its row says", async () => {
@@ -109,7 +120,9 @@ describe("a submitted turn", () => {
     await arrived.promise;
 
     const second = await moving.submit(acme, someTurn("api:moves:default", "carried over"));
-    await expect.poll(async () => (await oneTurnPerRun(acme.tenantId).laneState({ sessionId: "api:moves:default" as SessionId }))?.waiting).toEqual([second.turnId]);
+    await expect
+      .poll(async () => (await oneTurnPerRun(acme.tenantId).laneState({ sessionId: "api:moves:default" as SessionId }))?.waiting)
+      .toEqual([second.turnId]);
     release.resolve();
 
     expect(await first).toMatchObject({ state: "done" });
@@ -203,7 +216,10 @@ describe("an Idempotency-Key", () => {
   test("is the tenant's own: another tenant's same key is another turn", async () => {
     const [mine, theirs] = [stateless("mine"), stateless("theirs")];
 
-    const answers = await Promise.all([answerOf(mine, turns, acme, withKey("shared", { a: 1 })), answerOf(theirs, turns, globex, withKey("shared", { a: 2 }))]);
+    const answers = await Promise.all([
+      answerOf(mine, turns, acme, withKey("shared", { a: 1 })),
+      answerOf(theirs, turns, globex, withKey("shared", { a: 2 })),
+    ]);
 
     expect(answers).toMatchObject([{ reply: { content: "you said mine" } }, { reply: { content: "you said theirs" } }]);
   });
@@ -350,10 +366,13 @@ test("a caller that hangs up changes nothing: the turn goes on, is billed and re
   await gone;
   release.resolve();
 
-  const transcript = async () => await stack.database.withTenant(acme, async (tx) => await readTranscript(tx, "api:hangs-up:default" as SessionId, 10));
+  const transcript = async () =>
+    await stack.database.withTenant(acme, async (tx) => await readTranscript(tx, "api:hangs-up:default" as SessionId, 10));
   await expect.poll(transcript, { timeout: 10_000 }).toEqual([
     { role: "user", content: "hold and hang up" },
     { role: "assistant", content: "you said hold and hang up" },
   ]);
-  expect(await rowsOf("select input_tokens from control.usage_ledger where session_id = 'api:hangs-up:default'")).toEqual([{ input_tokens: 10n }]);
+  expect(await rowsOf("select input_tokens from control.usage_ledger where session_id = 'api:hangs-up:default'")).toEqual([
+    { input_tokens: 10n },
+  ]);
 });

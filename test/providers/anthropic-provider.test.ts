@@ -27,9 +27,20 @@ const anthropic = (over: Partial<AnthropicProviderOptions> = {}) =>
   });
 
 type WireEvent = { readonly type: string; readonly [key: string]: unknown };
-const start = (usage: object = { input_tokens: 25, cache_creation_input_tokens: 3, cache_read_input_tokens: 7, output_tokens: 1 }): WireEvent => ({
+const start = (
+  usage: object = { input_tokens: 25, cache_creation_input_tokens: 3, cache_read_input_tokens: 7, output_tokens: 1 },
+): WireEvent => ({
   type: "message_start",
-  message: { id: "msg_1", type: "message", role: "assistant", content: [], model: "test-model", stop_reason: null, stop_sequence: null, usage },
+  message: {
+    id: "msg_1",
+    type: "message",
+    role: "assistant",
+    content: [],
+    model: "test-model",
+    stop_reason: null,
+    stop_sequence: null,
+    usage,
+  },
 });
 const block = (index: number, contentBlock: object): WireEvent => ({ type: "content_block_start", index, content_block: contentBlock });
 const piece = (index: number, delta: object): WireEvent => ({ type: "content_block_delta", index, delta });
@@ -40,7 +51,13 @@ const stopped = (reason: string, usage: object = { output_tokens: 15 }, more: ob
   usage,
 });
 const end: WireEvent = { type: "message_stop" };
-const helloText = [block(0, { type: "text", text: "" }), { type: "ping" }, piece(0, { type: "text_delta", text: "Hello" }), piece(0, { type: "text_delta", text: " you" }), blockEnd(0)];
+const helloText = [
+  block(0, { type: "text", text: "" }),
+  { type: "ping" },
+  piece(0, { type: "text_delta", text: "Hello" }),
+  piece(0, { type: "text_delta", text: " you" }),
+  blockEnd(0),
+];
 const hello = namedEvents(start(), ...helloText, stopped("end_turn"), end);
 
 test("a call streams its text and ends with the provider's cumulative count", async () => {
@@ -60,7 +77,14 @@ test("a call streams its text and ends with the provider's cumulative count", as
 });
 
 test("an answer is the same wherever the network cuts it", async () => {
-  const text = namedEvents(start(), block(0, { type: "text", text: "" }), piece(0, { type: "text_delta", text: "Grüße, 世界 👩‍👩‍👧" }), blockEnd(0), stopped("end_turn"), end);
+  const text = namedEvents(
+    start(),
+    block(0, { type: "text", text: "" }),
+    piece(0, { type: "text_delta", text: "Grüße, 世界 👩‍👩‍👧" }),
+    blockEnd(0),
+    stopped("end_turn"),
+    end,
+  );
   await fc.assert(
     fc.asyncProperty(fc.array(fc.integer({ min: 1, max: 60 }), { minLength: 1, maxLength: 8 }), async (lengths) => {
       server.answer({ steps: bytePieces(text.replaceAll("\n", "\r\n"), lengths) });
@@ -79,7 +103,14 @@ test("a conversation is put into Anthropic's shape", async () => {
   const messages: ChatMessage[] = [
     { role: "system", content: "You are kind." },
     { role: "user", content: "One" },
-    { role: "user", content: [{ type: "text", text: "Two" }, { type: "image", url: "https://example.com/a.png" }, { type: "image", url: "data:image/jpg;base64,AAAA" }] },
+    {
+      role: "user",
+      content: [
+        { type: "text", text: "Two" },
+        { type: "image", url: "https://example.com/a.png" },
+        { type: "image", url: "data:image/jpg;base64,AAAA" },
+      ],
+    },
     { role: "developer", content: "Be brief." },
     {
       role: "assistant",
@@ -154,7 +185,10 @@ test("settings are sent under Anthropic's names", async () => {
     parallelToolCalls: false,
   };
 
-  await finishCall(anthropic({ baseUrl: `${server.url}/v1/` }), someRequest({ settings, tools: [{ name: "list", description: "Lists", parameters: schema, strict: true }] }));
+  await finishCall(
+    anthropic({ baseUrl: `${server.url}/v1/` }),
+    someRequest({ settings, tools: [{ name: "list", description: "Lists", parameters: schema, strict: true }] }),
+  );
 
   expect(server.requests[0]?.url).toBe("/v1/messages");
   expect(server.requests[0]?.body).toMatchObject({
@@ -255,9 +289,17 @@ test("tool calls stream as JSON text, and one without arguments is an empty obje
 });
 
 test("thinking is a class of its own where it is reported, and part of the output where not", async () => {
-  const thinking = [block(0, { type: "thinking", thinking: "" }), piece(0, { type: "thinking_delta", thinking: "Hmm" }), piece(0, { type: "signature_delta", signature: "x" }), blockEnd(0)];
+  const thinking = [
+    block(0, { type: "thinking", thinking: "" }),
+    piece(0, { type: "thinking_delta", thinking: "Hmm" }),
+    piece(0, { type: "signature_delta", signature: "x" }),
+    blockEnd(0),
+  ];
   const reported = { output_tokens: 15, output_tokens_details: { thinking_tokens: 9 } };
-  server.answer({ steps: [namedEvents(start(), ...thinking, stopped("end_turn", reported), end)] }, { steps: [namedEvents(start(), ...thinking, stopped("end_turn"), end)] });
+  server.answer(
+    { steps: [namedEvents(start(), ...thinking, stopped("end_turn", reported), end)] },
+    { steps: [namedEvents(start(), ...thinking, stopped("end_turn"), end)] },
+  );
 
   const told = await finishCall(anthropic());
   const untold = await finishCall(anthropic());
@@ -284,7 +326,15 @@ test.each([
 });
 
 test("a refusal's explanation is given apart from the content", async () => {
-  server.answer({ steps: [namedEvents(start(), stopped("refusal", { output_tokens: 1 }, { stop_details: { type: "refusal", category: "cyber", explanation: "Not this." } }), end)] });
+  server.answer({
+    steps: [
+      namedEvents(
+        start(),
+        stopped("refusal", { output_tokens: 1 }, { stop_details: { type: "refusal", category: "cyber", explanation: "Not this." } }),
+        end,
+      ),
+    ],
+  });
 
   const { result } = await finishCall(anthropic());
 
@@ -316,7 +366,14 @@ test("counts that cannot be believed are counted here and marked", async () => {
 
   const { result } = await finishCall(anthropic());
 
-  expect(result.usage).toEqual({ inputTokens: 18, cacheReadTokens: 0, cacheWriteTokens: 0, outputTokens: 9, reasoningTokens: 0, estimated: true });
+  expect(result.usage).toEqual({
+    inputTokens: 18,
+    cacheReadTokens: 0,
+    cacheWriteTokens: 0,
+    outputTokens: 9,
+    reasoningTokens: 0,
+    estimated: true,
+  });
 });
 
 test.each<[number, string, string]>([
@@ -397,7 +454,10 @@ test("aborting closes the provider's connection and tells what was used", async 
   const error = await failureOf(drainCall(call));
   await server.requests[0]?.clientLeft;
 
-  expect(error).toMatchObject({ kind: "aborted", usage: { inputTokens: 25, cacheReadTokens: 7, cacheWriteTokens: 3, outputTokens: 5, estimated: true } });
+  expect(error).toMatchObject({
+    kind: "aborted",
+    usage: { inputTokens: 25, cacheReadTokens: 7, cacheWriteTokens: 3, outputTokens: 5, estimated: true },
+  });
 });
 
 test("silence ends the call as unreachable and closes the connection", async () => {

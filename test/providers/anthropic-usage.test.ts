@@ -29,7 +29,12 @@ test("a stream's counts are cumulative: the last one of each field stands, null 
 
   const merged = mergeAnthropicUsage(mergeAnthropicUsage({}, start), delta);
 
-  expect(normaliseAnthropicUsage(merged, most)).toMatchObject({ inputTokens: 25, cacheReadTokens: 7, cacheWriteTokens: 0, outputTokens: 15 });
+  expect(normaliseAnthropicUsage(merged, most)).toMatchObject({
+    inputTokens: 25,
+    cacheReadTokens: 7,
+    cacheWriteTokens: 0,
+    outputTokens: 15,
+  });
 });
 
 test("explicit zeros are a count", () => {
@@ -67,7 +72,9 @@ test("any believable counts give non-negative classes that add up to the provide
         most,
       );
 
-      const parts = [usage?.inputTokens, usage?.cacheReadTokens, usage?.cacheWriteTokens, usage?.outputTokens, usage?.reasoningTokens].map(Number);
+      const parts = [usage?.inputTokens, usage?.cacheReadTokens, usage?.cacheWriteTokens, usage?.outputTokens, usage?.reasoningTokens].map(
+        Number,
+      );
       expect(parts.every((part) => part >= 0)).toBe(true);
       expect(parts.reduce((sum, part) => sum + part, 0)).toBe(input + write + read + output);
       expect(usage?.estimated).toBe(thinking > output);

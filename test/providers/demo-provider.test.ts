@@ -6,10 +6,21 @@ import { assemble, drainCall, failedCall, failureOf, finishCall, someRequest } f
 const demo = createDemoProvider();
 const tool = (name: string, ...properties: readonly string[]): ToolDefinition => ({
   name,
-  parameters: { type: "object", properties: Object.fromEntries(properties.map((property) => [property, { type: "string" }])), required: properties },
+  parameters: {
+    type: "object",
+    properties: Object.fromEntries(properties.map((property) => [property, { type: "string" }])),
+    required: properties,
+  },
 });
-const tools = [tool("exec", "command"), tool("read", "path"), tool("write", "path", "content"), tool("edit", "path", "old_text", "new_text"), tool("list", "path")];
-const ask = (content: string, over: Parameters<typeof someRequest>[0] = {}) => finishCall(demo, someRequest({ messages: [{ role: "user", content }], tools, ...over }));
+const tools = [
+  tool("exec", "command"),
+  tool("read", "path"),
+  tool("write", "path", "content"),
+  tool("edit", "path", "old_text", "new_text"),
+  tool("list", "path"),
+];
+const ask = (content: string, over: Parameters<typeof someRequest>[0] = {}) =>
+  finishCall(demo, someRequest({ messages: [{ role: "user", content }], tools, ...over }));
 const callsOf = async (content: string, over: Parameters<typeof someRequest>[0] = {}) =>
   (await ask(content, over)).result.reply.toolCalls.map(({ name, arguments: args }) => [name, JSON.parse(args)]);
 
@@ -23,7 +34,14 @@ test("it is labelled, echoes, and counts words", async () => {
   });
   expect(assemble(deltas).text).toBe(result.reply.content);
   expect(deltas).toHaveLength(20);
-  expect(result.usage).toEqual({ inputTokens: 2, cacheReadTokens: 0, cacheWriteTokens: 0, outputTokens: 20, reasoningTokens: 0, estimated: false });
+  expect(result.usage).toEqual({
+    inputTokens: 2,
+    cacheReadTokens: 0,
+    cacheWriteTokens: 0,
+    outputTokens: 20,
+    reasoningTokens: 0,
+    estimated: false,
+  });
 });
 
 test("the same request has the same answer", async () => {
@@ -87,7 +105,11 @@ test("without parallel calls it makes one after the other", async () => {
   const second = await finishCall(
     demo,
     someRequest({
-      messages: [question, { role: "assistant", content: null, toolCalls: first.result.reply.toolCalls }, { role: "tool", toolCallId: "x", content: "one" }],
+      messages: [
+        question,
+        { role: "assistant", content: null, toolCalls: first.result.reply.toolCalls },
+        { role: "tool", toolCallId: "x", content: "one" },
+      ],
       tools,
       settings,
     }),

@@ -1,4 +1,10 @@
-import { ModelCallError, type ModelDelta, type ModelProvider, type ModelRequest, type ModelResult } from "../../providers/model-provider.ts";
+import {
+  ModelCallError,
+  type ModelDelta,
+  type ModelProvider,
+  type ModelRequest,
+  type ModelResult,
+} from "../../providers/model-provider.ts";
 
 export const someRequest = (over: Partial<ModelRequest> = {}): ModelRequest => ({
   model: "test-model",
@@ -24,7 +30,11 @@ export async function drainCall(call: AsyncGenerator<ModelDelta, ModelResult, un
 }
 
 /** The error that a call ends with; a call that ends well is an error of the test. */
-export async function failedCall(provider: ModelProvider, request: ModelRequest = someRequest(), signal = new AbortController().signal): Promise<ModelCallError> {
+export async function failedCall(
+  provider: ModelProvider,
+  request: ModelRequest = someRequest(),
+  signal = new AbortController().signal,
+): Promise<ModelCallError> {
   return await failureOf(drainCall(provider.call(request, signal)));
 }
 
@@ -45,7 +55,8 @@ export function assemble(deltas: readonly ModelDelta[]): { text: string; toolCal
     if (delta.type === "text") text += delta.text;
     if (delta.type !== "tool_call") continue;
     const known = toolCalls[delta.index];
-    if (known === undefined) toolCalls[delta.index] = { id: delta.id ?? "no id", name: delta.name ?? "no name", arguments: delta.arguments };
+    if (known === undefined)
+      toolCalls[delta.index] = { id: delta.id ?? "no id", name: delta.name ?? "no name", arguments: delta.arguments };
     else known.arguments += delta.arguments;
   }
   return { text, toolCalls };

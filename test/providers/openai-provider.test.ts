@@ -32,7 +32,12 @@ const chunk = (delta: object, finish: string | null = null, over: object = {}): 
   ...over,
 });
 const usage = { prompt_tokens: 12, completion_tokens: 4, total_tokens: 16 };
-const usageChunk = (counts: object | null = usage): object => ({ id: "chatcmpl-1", object: "chat.completion.chunk", choices: [], usage: counts });
+const usageChunk = (counts: object | null = usage): object => ({
+  id: "chatcmpl-1",
+  object: "chat.completion.chunk",
+  choices: [],
+  usage: counts,
+});
 const helloChunks = [chunk({ role: "assistant", content: "" }), chunk({ content: "Hello" }), chunk({ content: " you" }), chunk({}, "stop")];
 const hello = dataEvents(...helloChunks, usageChunk(), "[DONE]");
 const exactly = (inputTokens: number, outputTokens: number) => ({
@@ -62,7 +67,9 @@ test("a call streams its text and ends with the provider's count", async () => {
 
 test("a delta is given before the provider sends the next", async () => {
   const more = Promise.withResolvers<void>();
-  server.answer({ steps: [dataEvents(chunk({ content: "first" })), more.promise, dataEvents(chunk({ content: "second" }, "stop"), "[DONE]")] });
+  server.answer({
+    steps: [dataEvents(chunk({ content: "first" })), more.promise, dataEvents(chunk({ content: "second" }, "stop"), "[DONE]")],
+  });
   const call = openAi().call(someRequest(), new AbortController().signal);
 
   const first = await call.next();
@@ -81,7 +88,13 @@ test("the request carries every setting under OpenAI's names", async () => {
     someRequest({
       messages: [
         { role: "developer", content: "Be brief" },
-        { role: "user", content: [{ type: "text", text: "See" }, { type: "image", url: "data:image/png;base64,AA==", detail: "low" }] },
+        {
+          role: "user",
+          content: [
+            { type: "text", text: "See" },
+            { type: "image", url: "data:image/png;base64,AA==", detail: "low" },
+          ],
+        },
         { role: "assistant", content: null, toolCalls: [{ id: "call_1", name: "exec", arguments: '{"command":"ls"}' }] },
         { role: "tool", toolCallId: "call_1", content: "a.txt" },
       ],
@@ -111,8 +124,18 @@ test("the request carries every setting under OpenAI's names", async () => {
     stream_options: { include_usage: true },
     messages: [
       { role: "developer", content: "Be brief" },
-      { role: "user", content: [{ type: "text", text: "See" }, { type: "image_url", image_url: { url: "data:image/png;base64,AA==", detail: "low" } }] },
-      { role: "assistant", content: null, tool_calls: [{ id: "call_1", type: "function", function: { name: "exec", arguments: '{"command":"ls"}' } }] },
+      {
+        role: "user",
+        content: [
+          { type: "text", text: "See" },
+          { type: "image_url", image_url: { url: "data:image/png;base64,AA==", detail: "low" } },
+        ],
+      },
+      {
+        role: "assistant",
+        content: null,
+        tool_calls: [{ id: "call_1", type: "function", function: { name: "exec", arguments: '{"command":"ls"}' } }],
+      },
       { role: "tool", tool_call_id: "call_1", content: "a.txt" },
     ],
     tools: [{ type: "function", function: { name: "exec", description: "Runs", parameters: { type: "object" }, strict: true } }],
@@ -132,7 +155,10 @@ test("the request carries every setting under OpenAI's names", async () => {
 
 test("a compatible server gets the older names, and no credential where none is configured", async () => {
   server.answer({ steps: [hello] });
-  const messages = [{ role: "developer" as const, content: "Be brief" }, { role: "user" as const, content: "Hi" }];
+  const messages = [
+    { role: "developer" as const, content: "Be brief" },
+    { role: "user" as const, content: "Hi" },
+  ];
 
   await finishCall(compatible({ apiKey: undefined }), someRequest({ messages, settings: { maxTokens: 50 } }));
 
@@ -144,7 +170,12 @@ test("a compatible server gets the older names, and no credential where none is 
 
 test("no credential or account of our environment is sent", async () => {
   server.answer({ steps: [hello] });
-  const others = { OPENAI_ADMIN_KEY: "sk-admin-of-somebody-else", OPENAI_ORG_ID: "org-else", OPENAI_PROJECT_ID: "proj-else", OPENAI_BASE_URL: "http://127.0.0.1:9" };
+  const others = {
+    OPENAI_ADMIN_KEY: "sk-admin-of-somebody-else",
+    OPENAI_ORG_ID: "org-else",
+    OPENAI_PROJECT_ID: "proj-else",
+    OPENAI_BASE_URL: "http://127.0.0.1:9",
+  };
   Object.assign(process.env, others);
   try {
     await finishCall(openAi());
@@ -157,7 +188,12 @@ test("no credential or account of our environment is sent", async () => {
 });
 
 test("an answer is the same wherever the network cuts it", async () => {
-  const text = dataEvents(chunk({ content: "Grüße, 世界 " }), chunk({ content: "👩‍👩‍👧 \u2028 end" }, "stop"), usageChunk(), "[DONE]").replaceAll("\n", "\r\n");
+  const text = dataEvents(
+    chunk({ content: "Grüße, 世界 " }),
+    chunk({ content: "👩‍👩‍👧 \u2028 end" }, "stop"),
+    usageChunk(),
+    "[DONE]",
+  ).replaceAll("\n", "\r\n");
   await fc.assert(
     fc.asyncProperty(fc.array(fc.integer({ min: 1, max: 40 }), { minLength: 1, maxLength: 8 }), async (lengths) => {
       server.answer({ steps: bytePieces(text, lengths) });
@@ -221,7 +257,9 @@ test.each<[string, object | undefined]>([
 });
 
 test("a count that a context window allows is believed", async () => {
-  server.answer({ steps: [dataEvents(...helloChunks, usageChunk({ prompt_tokens: 100_000, completion_tokens: 2, total_tokens: 100_002 }), "[DONE]")] });
+  server.answer({
+    steps: [dataEvents(...helloChunks, usageChunk({ prompt_tokens: 100_000, completion_tokens: 2, total_tokens: 100_002 }), "[DONE]")],
+  });
 
   const { result } = await finishCall(openAi({ limitsOf: () => ({ contextWindow: 1_001, maxOutputTokens: 100 }) }));
 
@@ -236,7 +274,11 @@ test("a server that answers plain JSON works too", async () => {
       {
         index: 0,
         finish_reason: "tool_calls",
-        message: { role: "assistant", content: "Looking.", tool_calls: [{ id: "c1", type: "function", function: { name: "list", arguments: '{"path":"."}' } }] },
+        message: {
+          role: "assistant",
+          content: "Looking.",
+          tool_calls: [{ id: "c1", type: "function", function: { name: "list", arguments: '{"path":"."}' } }],
+        },
       },
     ],
     usage,
@@ -257,14 +299,39 @@ const piece = (index: number | undefined, id: string | undefined, name: string |
   chunk({ tool_calls: [{ index, id, type: "function", function: { name, arguments: args } }] });
 
 test.each<[string, readonly object[], string]>([
-  ["OpenAI's own", [piece(0, "a", "list", ""), piece(0, undefined, undefined, '{"pa'), piece(0, undefined, undefined, 'th":1}'), piece(1, "b", "exec", "{}")], "ab"],
+  [
+    "OpenAI's own",
+    [
+      piece(0, "a", "list", ""),
+      piece(0, undefined, undefined, '{"pa'),
+      piece(0, undefined, undefined, 'th":1}'),
+      piece(1, "b", "exec", "{}"),
+    ],
+    "ab",
+  ],
   ["all with index 0, whole", [piece(0, "a", "list", '{"path":1}'), piece(0, "b", "exec", "{}")], "ab"],
-  ["without index", [piece(undefined, "a", "list", '{"path"'), piece(undefined, "a", undefined, ":1}"), piece(undefined, "b", "exec", "{}")], "ab"],
-  ["without index and id", [piece(undefined, undefined, "list", '{"path"'), piece(undefined, undefined, undefined, ":1}"), piece(undefined, undefined, "exec", "{}")], ""],
+  [
+    "without index",
+    [piece(undefined, "a", "list", '{"path"'), piece(undefined, "a", undefined, ":1}"), piece(undefined, "b", "exec", "{}")],
+    "ab",
+  ],
+  [
+    "without index and id",
+    [
+      piece(undefined, undefined, "list", '{"path"'),
+      piece(undefined, undefined, undefined, ":1}"),
+      piece(undefined, undefined, "exec", "{}"),
+    ],
+    "",
+  ],
   ["with a new id in every piece", [piece(0, "a", "list", '{"path"'), piece(0, "x", undefined, ":1}"), piece(1, "b", "exec", "{}")], "ab"],
   ["with one id for all", [piece(0, "a", "list", '{"path":1}'), piece(1, "a", "exec", "{}")], "a"],
   ["with objects as arguments", [piece(0, "a", "list", { path: 1 }), piece(1, "b", "exec", {})], "ab"],
-  ["with the name after the id", [piece(0, "a", undefined, '{"path"'), piece(0, undefined, "list", ":1}"), piece(1, "b", "exec", "{}")], "ab"],
+  [
+    "with the name after the id",
+    [piece(0, "a", undefined, '{"path"'), piece(0, undefined, "list", ":1}"), piece(1, "b", "exec", "{}")],
+    "ab",
+  ],
 ])("tool calls are put together from pieces %s", async (_, pieces, ids) => {
   const answer = dataEvents(...pieces, chunk({}, "stop"), "[DONE]");
   server.answer({ steps: [answer] }, { steps: [answer] });
@@ -284,7 +351,16 @@ test.each<[string, readonly object[], string]>([
 });
 
 test("the older function_call is a tool call", async () => {
-  server.answer({ steps: [dataEvents(chunk({ function_call: { name: "list", arguments: "{" } }), chunk({ function_call: { arguments: "}" } }), chunk({}, "function_call"), "[DONE]")] });
+  server.answer({
+    steps: [
+      dataEvents(
+        chunk({ function_call: { name: "list", arguments: "{" } }),
+        chunk({ function_call: { arguments: "}" } }),
+        chunk({}, "function_call"),
+        "[DONE]",
+      ),
+    ],
+  });
 
   const { result } = await finishCall(compatible());
 
@@ -307,7 +383,9 @@ test.each<[string | null, string]>([
 });
 
 test("a refusal is apart from the content", async () => {
-  server.answer({ steps: [dataEvents(chunk({ refusal: "I can" }), chunk({ refusal: "not." }), chunk({}, "stop"), usageChunk(), "[DONE]")] });
+  server.answer({
+    steps: [dataEvents(chunk({ refusal: "I can" }), chunk({ refusal: "not." }), chunk({}, "stop"), usageChunk(), "[DONE]")],
+  });
 
   const { deltas, result } = await finishCall(openAi());
 
@@ -338,7 +416,11 @@ test.each<[number, string]>([
   [500, "unreachable"],
   [503, "unreachable"],
 ])("status %i is %s, and asked once", async (status, kind) => {
-  server.answer({ status, headers: { "content-type": "application/json", "x-request-id": "req_9" }, steps: ['{"error":{"message":"Something about it","type":"x"}}'] });
+  server.answer({
+    status,
+    headers: { "content-type": "application/json", "x-request-id": "req_9" },
+    steps: ['{"error":{"message":"Something about it","type":"x"}}'],
+  });
 
   const error = await failedCall(openAi());
 
@@ -379,7 +461,11 @@ test.each<[string, string, string]>([
   ["vLLM's object", '{"object":"error","message":"too long","code":400}', "too long"],
   ["a web page", "<html><body>secret host name</body></html>", "The model provider refused the request with status 400."],
   ["nothing", "", "The model provider refused the request with status 400."],
-  ["our key in it", JSON.stringify({ error: { message: `bad key ${apiKey}, Bearer abc.def, tk_acme_0123456789abcdef` } }), "bad key [redacted], [redacted], [redacted]"],
+  [
+    "our key in it",
+    JSON.stringify({ error: { message: `bad key ${apiKey}, Bearer abc.def, tk_acme_0123456789abcdef` } }),
+    "bad key [redacted], [redacted], [redacted]",
+  ],
 ])("a refusal with %s is shown clean", async (_, body, expected) => {
   server.answer({ status: 400, headers: { "content-type": "application/json" }, steps: [body] });
 
@@ -400,7 +486,12 @@ test("a long refusal is cut to 1,000 characters", async () => {
 
 test("no error shows the key, however it fails", async () => {
   const leaky = JSON.stringify({ error: { message: `Incorrect API key provided: ${apiKey}`, code: "invalid_api_key" } });
-  server.answer({ status: 401, steps: [leaky] }, { status: 500, steps: [`oops ${apiKey}`] }, { status: 400, steps: [leaky] }, { steps: [dataEvents(leaky)] });
+  server.answer(
+    { status: 401, steps: [leaky] },
+    { status: 500, steps: [`oops ${apiKey}`] },
+    { status: 400, steps: [leaky] },
+    { steps: [dataEvents(leaky)] },
+  );
 
   const errors = [await failedCall(openAi()), await failedCall(openAi()), await failedCall(openAi()), await failedCall(openAi())];
 
@@ -550,7 +641,9 @@ test("a server that takes the request and says nothing is unreachable", async ()
   const silent = createServer((request) => void request.resume()).listen(0, "127.0.0.1");
   await once(silent, "listening");
 
-  const error = await failedCall(openAi({ baseUrl: `http://127.0.0.1:${(silent.address() as AddressInfo).port}`, timeouts: { headersMs: 40 } }));
+  const error = await failedCall(
+    openAi({ baseUrl: `http://127.0.0.1:${(silent.address() as AddressInfo).port}`, timeouts: { headersMs: 40 } }),
+  );
   silent.closeAllConnections();
   silent.close();
 

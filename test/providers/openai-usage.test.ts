@@ -4,7 +4,13 @@ import type { Usage } from "../../domain/usage.ts";
 import { normaliseOpenAiUsage } from "../../providers/openai-usage.ts";
 
 const most = 1_000_000;
-const classes = (inputTokens: number, cacheReadTokens: number, cacheWriteTokens: number, outputTokens: number, reasoningTokens: number): Usage => ({
+const classes = (
+  inputTokens: number,
+  cacheReadTokens: number,
+  cacheWriteTokens: number,
+  outputTokens: number,
+  reasoningTokens: number,
+): Usage => ({
   inputTokens,
   cacheReadTokens,
   cacheWriteTokens,
@@ -28,7 +34,12 @@ test.each<[string, unknown, Usage]>([
   ],
   [
     "OpenAI: written to the cache, inside the prompt",
-    { prompt_tokens: 2006, completion_tokens: 10, total_tokens: 2016, prompt_tokens_details: { cached_tokens: 1000, cache_write_tokens: 900 } },
+    {
+      prompt_tokens: 2006,
+      completion_tokens: 10,
+      total_tokens: 2016,
+      prompt_tokens_details: { cached_tokens: 1000, cache_write_tokens: 900 },
+    },
     classes(106, 1000, 900, 10, 0),
   ],
   ["a server without details", { prompt_tokens: 9, completion_tokens: 12, total_tokens: 21 }, classes(9, 0, 0, 12, 0)],
@@ -45,7 +56,11 @@ test.each<[string, unknown, Usage]>([
     { prompt_tokens: 1200, completion_tokens: 50, total_tokens: 1250, prompt_cache_hit_tokens: 1152, prompt_cache_miss_tokens: 48 },
     classes(48, 1152, 0, 50, 0),
   ],
-  ["Moonshot: cached at the top", { prompt_tokens: 100, completion_tokens: 5, total_tokens: 105, cached_tokens: 64 }, classes(36, 64, 0, 5, 0)],
+  [
+    "Moonshot: cached at the top",
+    { prompt_tokens: 100, completion_tokens: 5, total_tokens: 105, cached_tokens: 64 },
+    classes(36, 64, 0, 5, 0),
+  ],
   [
     "xAI: reasoning on top of the completion",
     { prompt_tokens: 32, completion_tokens: 9, total_tokens: 135, completion_tokens_details: { reasoning_tokens: 94 } },
@@ -53,7 +68,13 @@ test.each<[string, unknown, Usage]>([
   ],
   [
     "xAI: the same with a part of the prompt cached",
-    { prompt_tokens: 32, completion_tokens: 9, total_tokens: 135, prompt_tokens_details: { cached_tokens: 20 }, completion_tokens_details: { reasoning_tokens: 94 } },
+    {
+      prompt_tokens: 32,
+      completion_tokens: 9,
+      total_tokens: 135,
+      prompt_tokens_details: { cached_tokens: 20 },
+      completion_tokens_details: { reasoning_tokens: 94 },
+    },
     classes(12, 20, 0, 9, 94),
   ],
   [
@@ -115,7 +136,10 @@ test("whatever a provider's true classes are, they come back from OpenAI's shape
 
 test("any numbers give non-negative classes that add up to the provider's own total, or no usage", () => {
   const count = fc.oneof(tokens, fc.integer({ min: 0, max: 50 }), fc.constant(null), fc.constant(undefined));
-  const odd = fc.oneof({ weight: 9, arbitrary: count }, { weight: 1, arbitrary: fc.oneof(fc.integer({ min: -9, max: -1 }), fc.double({ noInteger: true }), fc.string()) });
+  const odd = fc.oneof(
+    { weight: 9, arbitrary: count },
+    { weight: 1, arbitrary: fc.oneof(fc.integer({ min: -9, max: -1 }), fc.double({ noInteger: true }), fc.string()) },
+  );
   let split = 0;
   fc.assert(
     fc.property(odd, odd, odd, odd, odd, odd, (prompt, completion, total, cached, written, reasoning) => {

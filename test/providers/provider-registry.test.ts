@@ -30,7 +30,12 @@ test("each configured provider speaks its own protocol with its own key", async 
   for (const provider of providers.values()) await finishCall(provider);
   await server.close();
 
-  expect([...providers].map(([name, provider]) => [name, provider.name])).toEqual([["o", "o"], ["a", "a"], ["local", "local"], ["demo", "demo"]]);
+  expect([...providers].map(([name, provider]) => [name, provider.name])).toEqual([
+    ["o", "o"],
+    ["a", "a"],
+    ["local", "local"],
+    ["demo", "demo"],
+  ]);
   expect(server.requests.map(({ url, headers }) => [url, headers.authorization ?? headers["x-api-key"]])).toEqual([
     ["/v1/chat/completions", "Bearer sk-openai-key"],
     ["/v1/messages", "Bearer sk-ant-key"],

@@ -3,9 +3,17 @@ import { estimatePromptTokens, estimateTokens } from "../../providers/token-esti
 
 // Counted with gpt-tokenizer 4.0.0, o200k_base.
 test.each([
-  ["English", 46, "The quick brown fox jumps over the lazy dog. When in the course of human events it becomes necessary for one people to dissolve the political bands which have connected them with another, a decent respect requires that they should declare the causes."],
+  [
+    "English",
+    46,
+    "The quick brown fox jumps over the lazy dog. When in the course of human events it becomes necessary for one people to dissolve the political bands which have connected them with another, a decent respect requires that they should declare the causes.",
+  ],
   ["digits", 42, "1234567890 3.14159265358979 2026-11-23T04:21:33.123Z 192.168.100.254 0x7fffffff"],
-  ["German", 29, "Wie viele Rechnungen sind überfällig, und welche müssen unverzüglich bezahlt werden? Bitte erstelle eine vollständige Übersicht für die Geschäftsführung."],
+  [
+    "German",
+    29,
+    "Wie viele Rechnungen sind überfällig, und welche müssen unverzüglich bezahlt werden? Bitte erstelle eine vollständige Übersicht für die Geschäftsführung.",
+  ],
   ["Russian", 29, "Сколько счетов просрочено на сегодняшний день и какие из них требуют немедленной оплаты? Пожалуйста, составь список."],
   ["Chinese", 27, "今天有多少张发票逾期,哪些需要立即付款?请为管理层准备一份完整的清单。"],
   ["Japanese", 30, "本日期限を過ぎた請求書は何件ありますか。すぐに支払いが必要なものを一覧にしてください。"],
@@ -32,12 +40,23 @@ test("a prompt counts its messages, tool calls, tools and images", () => {
   const withTool = estimatePromptTokens(perText, { model: "m", messages: [{ role: "user", content: "Hi" }], tools });
   const withImage = estimatePromptTokens(perText, {
     model: "m",
-    messages: [{ role: "user", content: [{ type: "text", text: "Hi" }, { type: "image", url: "https://example.com/a.png" }] }],
+    messages: [
+      {
+        role: "user",
+        content: [
+          { type: "text", text: "Hi" },
+          { type: "image", url: "https://example.com/a.png" },
+        ],
+      },
+    ],
     tools: [],
   });
   const withCall = estimatePromptTokens(perText, {
     model: "m",
-    messages: [{ role: "user", content: "Hi" }, { role: "assistant", content: null, toolCalls: [{ id: "1", name: "exec", arguments: "{}" }] }],
+    messages: [
+      { role: "user", content: "Hi" },
+      { role: "assistant", content: null, toolCalls: [{ id: "1", name: "exec", arguments: "{}" }] },
+    ],
     tools: [],
   });
 

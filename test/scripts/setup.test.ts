@@ -24,9 +24,16 @@ async function newDirectory(): Promise<string> {
 async function newCheckout({ isInstalled = true, programs = ["bwrap", "setpriv", "prlimit"] } = {}) {
   const root = await newDirectory();
   for (const folder of ["scripts", "temporal-dev"]) await cp(join(repository, folder), join(root, folder), { recursive: true });
-  const packages = { "": { dependencies: { local: "file:local" } }, local: { version: "1.0.0" }, "node_modules/local": { resolved: "local", link: true } };
+  const packages = {
+    "": { dependencies: { local: "file:local" } },
+    local: { version: "1.0.0" },
+    "node_modules/local": { resolved: "local", link: true },
+  };
   const lockfile = JSON.stringify({ name: "checkout", lockfileVersion: 3, requires: true, packages });
-  await writeFile(join(root, "package.json"), JSON.stringify({ name: "checkout", private: true, type: "module", dependencies: { local: "file:local" } }));
+  await writeFile(
+    join(root, "package.json"),
+    JSON.stringify({ name: "checkout", private: true, type: "module", dependencies: { local: "file:local" } }),
+  );
   await writeFile(join(root, "package-lock.json"), lockfile);
   await mkdir(join(root, "local"));
   await writeFile(join(root, "local", "package.json"), JSON.stringify({ name: "local", version: "1.0.0" }));
@@ -42,7 +49,13 @@ async function newCheckout({ isInstalled = true, programs = ["bwrap", "setpriv",
   for (const program of programs) await writeProgram(join(bin, program), "exit 0");
 
   const cacheHome = join(root, "cache");
-  const env = { PATH: bin, HOME: root, XDG_CACHE_HOME: cacheHome, DATABASE_URL: "postgres://unused", OPENCLAW_TEMPORAL_DOWNLOAD_URL: nowhere };
+  const env = {
+    PATH: bin,
+    HOME: root,
+    XDG_CACHE_HOME: cacheHome,
+    DATABASE_URL: "postgres://unused",
+    OPENCLAW_TEMPORAL_DOWNLOAD_URL: nowhere,
+  };
   return { root, bin, env, cacheDir: join(cacheHome, "openclaw", "temporal-cli", "1.5.1") };
 }
 
@@ -59,7 +72,11 @@ async function writeProgram(path: string, script: string): Promise<void> {
 type Checkout = Awaited<ReturnType<typeof newCheckout>>;
 
 async function runSetup({ root, env }: Checkout, more: Record<string, string | undefined> = {}, args: readonly string[] = []) {
-  const child = spawn(process.execPath, [join(root, "scripts", "setup.mjs"), ...args], { cwd: root, env: { ...env, ...more }, stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(process.execPath, [join(root, "scripts", "setup.mjs"), ...args], {
+    cwd: root,
+    env: { ...env, ...more },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
   let output = "";
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text: string) => (output += text));
   const [code] = (await once(child, "close")) as [number];
@@ -201,7 +218,9 @@ printf '#!/bin/sh\\necho "${goodVersion}"\\n' > "$GOBIN/temporal"
   const { code, output } = await runSetup(checkout);
 
   expect({ code, output }).toMatchObject({ code: 0, output: expect.stringContaining("✓ Temporal CLI 1.5.1 (built with Go") });
-  expect(await readFile(join(checkout.root, "asked"), "utf8")).toMatch(/^auto install .*github\.com\/temporalio\/cli\/cmd\/temporal@v1\.5\.1$/m);
+  expect(await readFile(join(checkout.root, "asked"), "utf8")).toMatch(
+    /^auto install .*github\.com\/temporalio\/cli\/cmd\/temporal@v1\.5\.1$/m,
+  );
 });
 
 test("a Go that is too old is said to be", async () => {
@@ -256,7 +275,9 @@ test("without bubblewrap it goes on and says that tools are off and what to type
   const { code, lines } = await runSetup(checkout, {}, ["--dev"]);
 
   expect(code).toBe(0);
-  expect(lines.filter((line) => line.startsWith("!"))).toEqual([expect.stringMatching(/bubblewrap is missing: run `(sudo )?dnf install -y bubblewrap`; tools .* are off/)]);
+  expect(lines.filter((line) => line.startsWith("!"))).toEqual([
+    expect.stringMatching(/bubblewrap is missing: run `(sudo )?dnf install -y bubblewrap`; tools .* are off/),
+  ]);
 });
 
 test("a bubblewrap that the kernel refuses is a warning with the kernel's reason", async () => {

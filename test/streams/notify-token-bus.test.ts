@@ -70,7 +70,10 @@ test("events reach the other process in their order; the answer itself is left t
   worker.bus.publish(turnId, { type: "text", offset: 7, text: "world." });
   worker.bus.publish(turnId, { type: "tool_call", index: 0, id: "call_a", name: "open", arguments: '{"box":' });
   worker.bus.publish(turnId, { type: "tool_call", index: 0, arguments: "1}" });
-  worker.bus.publish(turnId, { type: "finished", finished: { state: "failed", error: { code: "provider_error", message: "too large to be sent along" } } });
+  worker.bus.publish(turnId, {
+    type: "finished",
+    finished: { state: "failed", error: { code: "provider_error", message: "too large to be sent along" } },
+  });
 
   expect(await heard).toEqual([
     { type: "tool", ...run, state: "started" },
@@ -96,7 +99,8 @@ test("two turns at once stay apart", async () => {
   const turnIds = Array.from({ length: 10 }, someTurnId);
   const heard = turnIds.map(hear);
 
-  for (let offset = 0; offset < 20; offset++) for (const turnId of turnIds) worker.bus.publish(turnId, { type: "text", offset, text: turnId.charAt(offset) });
+  for (let offset = 0; offset < 20; offset++)
+    for (const turnId of turnIds) worker.bus.publish(turnId, { type: "text", offset, text: turnId.charAt(offset) });
   for (const turnId of turnIds) worker.bus.publish(turnId, { type: "finished" });
 
   expect((await Promise.all(heard)).map(textOf)).toEqual(turnIds.map((turnId) => turnId.slice(0, 20)));
@@ -129,24 +133,28 @@ test.each(Object.entries(bigTexts))("a big text of %s arrives whole, in one piec
   const heard = [hear(atOnce), hear(inWords)];
 
   worker.bus.publish(atOnce, { type: "text", offset: 0, text });
-  for (let offset = 0; offset < text.length; offset += 997) worker.bus.publish(inWords, { type: "text", offset, text: text.slice(offset, offset + 997) });
+  for (let offset = 0; offset < text.length; offset += 997)
+    worker.bus.publish(inWords, { type: "text", offset, text: text.slice(offset, offset + 997) });
   for (const turnId of [atOnce, inWords]) worker.bus.publish(turnId, { type: "finished" });
 
   expect((await Promise.all(heard)).map(textOf)).toEqual([text, text]);
   expect(failures).toEqual([]);
 });
 
-test.each(["surrogate pairs", "surrogate pairs that no even cut meets"])("no piece of %s ends inside a character: a client that is no JavaScript could not put it together", async (what) => {
-  const turnId = someTurnId();
-  const heard = hear(turnId);
+test.each(["surrogate pairs", "surrogate pairs that no even cut meets"])(
+  "no piece of %s ends inside a character: a client that is no JavaScript could not put it together",
+  async (what) => {
+    const turnId = someTurnId();
+    const heard = hear(turnId);
 
-  worker.bus.publish(turnId, { type: "text", offset: 0, text: bigTexts[what] ?? "" });
-  worker.bus.publish(turnId, { type: "finished" });
+    worker.bus.publish(turnId, { type: "text", offset: 0, text: bigTexts[what] ?? "" });
+    worker.bus.publish(turnId, { type: "finished" });
 
-  const pieces = (await heard).flatMap((event) => (event.type === "text" ? [event.text] : []));
-  expect(pieces.length).toBeGreaterThan(1);
-  expect(pieces.filter((piece) => !piece.isWellFormed())).toEqual([]);
-});
+    const pieces = (await heard).flatMap((event) => (event.type === "text" ? [event.text] : []));
+    expect(pieces.length).toBeGreaterThan(1);
+    expect(pieces.filter((piece) => !piece.isWellFormed()).length).toBe(0);
+  },
+);
 
 test("big arguments of a tool call are cut and put together as well, the name once", async () => {
   const turnId = someTurnId();
@@ -165,7 +173,9 @@ test("big arguments of a tool call are cut and put together as well, the name on
 });
 
 test("any text in any pieces arrives as it was", async () => {
-  const anyText = fc.array(fc.string({ unit: fc.nat(0xff_ff).map((unit) => String.fromCharCode(unit)), minLength: 1, maxLength: 3_000 }), { maxLength: 5 });
+  const anyText = fc.array(fc.string({ unit: fc.nat(0xff_ff).map((unit) => String.fromCharCode(unit)), minLength: 1, maxLength: 3_000 }), {
+    maxLength: 5,
+  });
   await fc.assert(
     fc.asyncProperty(anyText, async (texts) => {
       const turnId = someTurnId();

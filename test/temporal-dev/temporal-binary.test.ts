@@ -43,7 +43,9 @@ test("the named one comes before PATH, PATH before the cache, and whatever canno
   ];
   const PATH = `${old}:${onPath}`;
 
-  expect(findTemporalBinary({ env: { PATH, TEMPORAL_CLI_PATH: join(named, "temporal") }, cacheDir: cached })?.source).toBe("TEMPORAL_CLI_PATH");
+  expect(findTemporalBinary({ env: { PATH, TEMPORAL_CLI_PATH: join(named, "temporal") }, cacheDir: cached })?.source).toBe(
+    "TEMPORAL_CLI_PATH",
+  );
   expect(findTemporalBinary({ env: { PATH }, cacheDir: cached })?.path).toBe(join(onPath, "temporal"));
   expect(findTemporalBinary({ env: { PATH: old }, cacheDir: cached })?.source).toBe("cache");
   expect(findTemporalBinary({ env: { PATH: old }, cacheDir: old })).toBeUndefined();

@@ -106,7 +106,14 @@ test("a started server keeps histories for 30 days, finds runs by our search att
   expect((await describeNamespace(server.address)).retentionSeconds).toBe(30 * 24 * 60 * 60);
   await until(async () => (await countOf(client, `TenantId = "acme" AND SessionId = "wa:2:default"`)) === 1, 5000);
   expect(await countOf(client, `TenantId = "other"`)).toBe(0);
-  await until(() => fetch(server.uiUrl).then((page) => page.ok, () => false), 5000);
+  await until(
+    () =>
+      fetch(server.uiUrl).then(
+        (page) => page.ok,
+        () => false,
+      ),
+    5000,
+  );
 });
 
 test("our dynamic configuration is in force: more than ten Updates wait on one workflow at once", async () => {
@@ -159,7 +166,14 @@ test("a killed server is back on the same address with everything it knew", asyn
   await until(() => server.pid !== killed && identifyProcess(killed) === undefined, 5000);
 
   const client = new Client({ connection: await connect(server.address), namespace });
-  await until(() => countOf(client, `TenantId = "acme"`).then((count) => count === 1, () => false), 10_000);
+  await until(
+    () =>
+      countOf(client, `TenantId = "acme"`).then(
+        (count) => count === 1,
+        () => false,
+      ),
+    10_000,
+  );
   expect(await describeNamespace(server.address)).toMatchObject({ retentionSeconds: 30 * 24 * 60 * 60 });
 });
 

@@ -22,25 +22,42 @@ beforeAll(async () => {
 });
 afterAll(async () => await stack.close());
 
-const laneInput = (context: TenantContext) => ({ tenantId: context.tenantId, sessionId: undefined, concurrency: 1, windowMs: 2_000, modelCall: "remote" as const });
+const laneInput = (context: TenantContext) => ({
+  tenantId: context.tenantId,
+  sessionId: undefined,
+  concurrency: 1,
+  windowMs: 2_000,
+  modelCall: "remote" as const,
+});
 
 /** A client that is bound to acme, and tries globex's names. */
 function guarded() {
-  return new Client({ connection: stack.connection.native, namespace: "default", interceptors: { workflow: [tenantGuard(acme.tenantId)] } }).workflow;
+  return new Client({ connection: stack.connection.native, namespace: "default", interceptors: { workflow: [tenantGuard(acme.tenantId)] } })
+    .workflow;
 }
 const globexLane = () => `turn:${globex.tenantId}:api:jane:default`;
 
 const start = (workflowId: string, taskQueue: string) => ({ workflowId, taskQueue, args: [laneInput(acme)] as const });
 
 const crossings: Record<string, () => Promise<unknown>> = {
-  "starting the other's workflow id": async () => await guarded().start("turn", { ...start(globexLane(), taskQueueOf(acme.tenantId)), args: [laneInput(acme)] }),
+  "starting the other's workflow id": async () =>
+    await guarded().start("turn", { ...start(globexLane(), taskQueueOf(acme.tenantId)), args: [laneInput(acme)] }),
   "starting on the other's queue": async () =>
     await guarded().start("turn", { ...start(`turn:${acme.tenantId}:x`, taskQueueOf(globex.tenantId)), args: [laneInput(acme)] }),
-  "executing the other's workflow id": async () => await guarded().execute("turn", { ...start(globexLane(), taskQueueOf(acme.tenantId)), args: [laneInput(acme)] }),
+  "executing the other's workflow id": async () =>
+    await guarded().execute("turn", { ...start(globexLane(), taskQueueOf(acme.tenantId)), args: [laneInput(acme)] }),
   "signalling the other": async () => await guarded().getHandle(globexLane()).signal(turnArrived, someTurn("api:jane:default", "hi")),
   "signal-with-start of the other": async () =>
-    await guarded().signalWithStart("turn", { ...start(globexLane(), taskQueueOf(acme.tenantId)), args: [laneInput(acme)], signal: turnArrived, signalArgs: [someTurn("api:jane:default", "hi")] }),
-  "an Update of the other": async () => await guarded().getHandle(globexLane()).executeUpdate(submitTurn, { args: [someTurn("api:jane:default", "hi")] }),
+    await guarded().signalWithStart("turn", {
+      ...start(globexLane(), taskQueueOf(acme.tenantId)),
+      args: [laneInput(acme)],
+      signal: turnArrived,
+      signalArgs: [someTurn("api:jane:default", "hi")],
+    }),
+  "an Update of the other": async () =>
+    await guarded()
+      .getHandle(globexLane())
+      .executeUpdate(submitTurn, { args: [someTurn("api:jane:default", "hi")] }),
   "update-with-start of the other": async () =>
     await guarded().executeUpdateWithStart(submitTurn, {
       args: [someTurn("api:jane:default", "hi")],
@@ -70,7 +87,11 @@ for (const [crossing, attempt] of Object.entries(crossings)) {
 
 test("a worker refuses a workflow that carries the other tenant's id on its queue", async () => {
   const workflowId = `turn:${globex.tenantId}:api:forged:default`;
-  const handle = await stack.connection.client.workflow.start("turn", { workflowId, taskQueue: taskQueueOf(acme.tenantId), args: [laneInput(globex)] });
+  const handle = await stack.connection.client.workflow.start("turn", {
+    workflowId,
+    taskQueue: taskQueueOf(acme.tenantId),
+    args: [laneInput(globex)],
+  });
 
   const failure = await handle.result().then(
     () => undefined,

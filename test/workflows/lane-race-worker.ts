@@ -14,7 +14,11 @@ const log = new pg.Pool({ connectionString: ownerUrl, max: 4 });
 
 const provider = scriptedProvider(async ({ callId, messages }) => {
   const session = JSON.parse(messages.at(-1)?.content as string).session as string;
-  const { rows } = await log.query<{ id: string }>("insert into race_call (call_id, session, pid) values ($1, $2, $3) returning id", [callId, session, process.pid]);
+  const { rows } = await log.query<{ id: string }>("insert into race_call (call_id, session, pid) values ($1, $2, $3) returning id", [
+    callId,
+    session,
+    process.pid,
+  ]);
   await new Promise((resolve) => setTimeout(resolve, Math.random() * 15));
   await log.query("update race_call set ended_at = clock_timestamp() where id = $1", [rows[0]?.id]);
   return { text: `answer to ${callId}` };

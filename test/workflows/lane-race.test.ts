@@ -93,7 +93,10 @@ test("2,000 turns at random moments over lanes that close and move, a tenth sent
     }
   })();
   const errors: unknown[] = [];
-  await Promise.all([killing, ...sent.map(async ({ turn, how, atMs }) => (await sleep(atMs), await send(turn, how).catch((error: unknown) => errors.push(error))))]);
+  await Promise.all([
+    killing,
+    ...sent.map(async ({ turn, how, atMs }) => (await sleep(atMs), await send(turn, how).catch((error: unknown) => errors.push(error)))),
+  ]);
   await allEnded(turns.length);
 
   expect(errors).toEqual([]);
@@ -117,7 +120,8 @@ test("2,000 turns at random moments over lanes that close and move, a tenth sent
 }, 300_000);
 
 const schema = (): string => `tenant_${tenant.tenantId.replaceAll("-", "_")}`;
-const rows = async (sql: string): Promise<Record<string, unknown>[]> => (await runSql(stack.ownerUrl, sql)).rows as Record<string, unknown>[];
+const rows = async (sql: string): Promise<Record<string, unknown>[]> =>
+  (await runSql(stack.ownerUrl, sql)).rows as Record<string, unknown>[];
 
 async function allEnded(count: number): Promise<void> {
   for (const endMs = Date.now() + 120_000; Date.now() < endMs; await sleep(500)) {

@@ -32,7 +32,11 @@ afterAll(async () => await stack.close());
 
 async function replay(history: unknown, workflowId: string): Promise<void> {
   const { codePath } = await workflowBundle(inject("bundleDirectory"));
-  await Worker.runReplayHistory({ workflowBundle: { codePath }, replayName: "replay", taskQueue: `tenant:${workflowId.split(":")[1] ?? ""}` } as never, history, workflowId);
+  await Worker.runReplayHistory(
+    { workflowBundle: { codePath }, replayName: "replay", taskQueue: `tenant:${workflowId.split(":")[1] ?? ""}` } as never,
+    history,
+    workflowId,
+  );
 }
 
 /** As the Temporal command line shows it: the form that operators and other tools exchange. */

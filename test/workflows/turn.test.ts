@@ -25,7 +25,11 @@ const provider = scriptedProvider(async ({ messages }, signal) => {
     waiting.arrived.resolve();
     const aborted = new Promise<never>((_resolve, reject) => {
       signal.addEventListener("abort", () => {
-        reject(new ModelCallError("aborted", "aborted", { usage: { inputTokens: 7, cacheReadTokens: 0, cacheWriteTokens: 0, outputTokens: 1, reasoningTokens: 0, estimated: true } }));
+        reject(
+          new ModelCallError("aborted", "aborted", {
+            usage: { inputTokens: 7, cacheReadTokens: 0, cacheWriteTokens: 0, outputTokens: 1, reasoningTokens: 0, estimated: true },
+          }),
+        );
       });
     });
     await Promise.race([waiting.release.promise, aborted]);
@@ -76,9 +80,13 @@ const ledgerOf = async ({ turnId }: TurnSubmission) =>
   await stack.database.withTenant(
     acme,
     async (tx) =>
-      await tx.query("select id, input_tokens, output_tokens, cost_nano_usd, estimated from control.usage_ledger where id like $1 order by id", [`${turnId}.%`]),
+      await tx.query(
+        "select id, input_tokens, output_tokens, cost_nano_usd, estimated from control.usage_ledger where id like $1 order by id",
+        [`${turnId}.%`],
+      ),
   );
-const transcriptOf = async ({ sessionId }: TurnSubmission) => await stack.database.withTenant(acme, async (tx) => await readTranscript(tx, sessionId, 50));
+const transcriptOf = async ({ sessionId }: TurnSubmission) =>
+  await stack.database.withTenant(acme, async (tx) => await readTranscript(tx, sessionId, 50));
 
 test("a turn is answered, stored, billed and remembered by its session", async () => {
   const turn = someTurn("api:jane:default", "hello");
@@ -91,7 +99,9 @@ test("a turn is answered, stored, billed and remembered by its session", async (
     { role: "user", content: "hello" },
     { role: "assistant", content: 'you said "hello"' },
   ]);
-  expect(await ledgerOf(turn)).toEqual([{ id: `${turn.turnId}.0`, input_tokens: 10n, output_tokens: 5n, cost_nano_usd: 20_000n, estimated: false }]);
+  expect(await ledgerOf(turn)).toEqual([
+    { id: `${turn.turnId}.0`, input_tokens: 10n, output_tokens: 5n, cost_nano_usd: 20_000n, estimated: false },
+  ]);
 });
 
 test("tools run between the model calls, and each call has its own row", async () => {
@@ -130,7 +140,9 @@ test("a repeat that comes after its lane has closed finds the row", async () => 
   const turn = someTurn("api:late:default", "only once");
   await submit(turn);
   const client = stack.clientOf(acme.tenantId);
-  await expect.poll(async () => await client.laneState(sessionLane(turn)).then((state) => state?.served ?? "closed"), { timeout: 20_000 }).toBe(1);
+  await expect
+    .poll(async () => await client.laneState(sessionLane(turn)).then((state) => state?.served ?? "closed"), { timeout: 20_000 })
+    .toBe(1);
   await stack.connection.client.workflow.getHandle(`turn:${acme.tenantId}:${turn.sessionId}`).result(); // the window passes and the run ends
   const callsBefore = provider.calls.length;
 
@@ -155,7 +167,12 @@ test("two turns of a session run one after the other; those of other sessions do
   await Promise.all([both, next]);
 
   expect(callsOfSecond).toBe(0);
-  expect((await transcriptOf(first)).map(({ content }) => content)).toEqual(["hold the first", 'you said "hold the first"', "second", 'you said "second"']);
+  expect((await transcriptOf(first)).map(({ content }) => content)).toEqual([
+    "hold the first",
+    'you said "hold the first"',
+    "second",
+    'you said "second"',
+  ]);
 });
 
 test("an abort ends one turn, bills what the provider had counted, and the session goes on", async () => {
@@ -223,7 +240,9 @@ test("stateless turns share a lane of the pool and run at once", async () => {
   for (const { release } of holds) release.resolve();
 
   expect(await Promise.all(submitted)).toEqual([{ state: "done" }, { state: "done" }, { state: "done" }]);
-  expect(await stack.database.withTenant(acme, async (tx) => await tx.query("select id from session where id like 'api:trn_%'"))).toEqual([]);
+  expect(await stack.database.withTenant(acme, async (tx) => await tx.query("select id from session where id like 'api:trn_%'"))).toEqual(
+    [],
+  );
 });
 
 test("a run is found by its tenant, session and turn, and says in words what it does", async () => {
