@@ -198,7 +198,7 @@ export const createModelCall = (deps: CallDeps) => {
       kind,
       status,
       message,
-      cause: cause === undefined ? undefined : String(cause),
+      cause: cause instanceof Error ? cause.message : cause,
     });
     const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
     const { usage, providerRequestId } = error;
