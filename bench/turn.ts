@@ -1,5 +1,5 @@
 // What a turn costs beside Temporal's own hello-world on the same server, in one run (issue 3, design.md §5).
-// node bench/turn.ts [--seconds 6] [--rounds 3] [--model-call remote|local] [--json] [--profile DIRECTORY]
+// node bench/turn.ts [--seconds 5] [--rounds 3] [--model-call remote|local] [--json] [--profile DIRECTORY]
 //
 // The product runs as `app/main.ts start`, twice: with the model call as an ordinary activity and as a local one. Its provider is a
 // server of ours that answers at once, or after 200 ms. Cases take turns, so that all see the same machine. `--seconds` is the
@@ -20,7 +20,7 @@ import { type ModelCallKind, type RunningProduct, startProduct } from "./turn-pr
 
 const { values: options } = parseArgs({
   options: {
-    seconds: { type: "string", default: "6" },
+    seconds: { type: "string", default: "5" },
     rounds: { type: "string", default: "3" },
     "model-call": { type: "string" },
     json: { type: "boolean", default: false },

@@ -26,7 +26,7 @@ export function registerAccess(app: FastifyInstance, { authenticate }: AccessDep
     if (config?.access === undefined) throw new Error(`route ${String(method)} ${url} does not declare its access`);
   });
   app.addHook("onRequest", async (request) => {
-    if (request.is404) return;
+    if (request.is404) throw new AppError("not_found"); // before its body is read
     const access = request.routeOptions.config.access;
     if (access === undefined || access === "public") return;
     const principal = await authenticate(request.headers.authorization).catch((error: unknown) => {

@@ -104,12 +104,13 @@ const isUnsupported = (key: string): boolean => (unsupported as readonly string[
  * @throws {AppError} `unsupported_parameter` or `invalid_request`, with `param`
  */
 export function parseChatRequest(raw: unknown): ChatRequest {
-  if (raw === null || typeof raw !== "object" || Array.isArray(raw)) throw refusal("The body must be a JSON object.", "");
+  if (raw === null || typeof raw !== "object" || Array.isArray(raw))
+    throw new AppError("invalid_request", { client: { message: "The body must be a JSON object." } });
   for (const [key, value] of Object.entries(raw)) {
     if (isUnsupported(key) && value !== null && !(key === "store" && value === false)) {
       throw new AppError("unsupported_parameter", { client: { message: `The parameter '${key}' is not supported here.`, param: key } });
     }
-    if (!isUnsupported(key) && !(key in fields))
+    if (!isUnsupported(key) && !Object.hasOwn(fields, key))
       throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
   }
   const parsed = body.safeParse(raw);

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import type { FastifyPluginAsync, FastifyRequest } from "fastify";
 import { AppError, fromStoredError } from "../domain/app-error.ts";
+import type { ChatMessage } from "../domain/conversation.ts";
 import { parseSessionId, sessionPartsOf, statelessSessionOf, type SessionId } from "../domain/session-id.ts";
 import type { TenantContext } from "../domain/tenant.ts";
 import { mintTurnId, turnTimeMs } from "../domain/turn-id.ts";
@@ -39,7 +40,7 @@ export const createChatRoutes =
           stateless: session === undefined,
           request: {
             model,
-            messages: session === undefined ? chat.messages : newMessagesOf(chat.messages),
+            messages: inputOf(chat.messages, session),
             tools: chat.tools,
             settings: chat.settings,
           },
@@ -62,7 +63,7 @@ export const createChatRoutes =
     async function sessionOf(request: FastifyRequest, context: TenantContext): Promise<SessionId | undefined> {
       const header = headerOf(request, "x-openclaw-session");
       if (header === undefined) return undefined;
-      const sessionId = parseSessionId(header);
+      const sessionId = parseSessionHeader(header);
       const { prefix } = sessionPartsOf(sessionId);
       const mayBeCreated = prefix === "api" || prefix === "web";
       if (!mayBeCreated && !(await turns.hasSession(context, sessionId))) {
@@ -71,6 +72,25 @@ export const createChatRoutes =
       return sessionId;
     }
   };
+
+function parseSessionHeader(header: string): SessionId {
+  try {
+    return parseSessionId(header);
+  } catch (error) {
+    if (!(error instanceof AppError)) throw error;
+    throw new AppError(error.code, { client: { ...error.client, message: error.message, param: "X-OpenClaw-Session" } });
+  }
+}
+
+/** In a session the messages that are new. @throws {AppError} `invalid_request` when there is nothing to answer */
+function inputOf(messages: readonly ChatMessage[], session: SessionId | undefined): readonly ChatMessage[] {
+  if (session === undefined) return messages;
+  const input = newMessagesOf(messages);
+  if (input.some(({ role }) => role === "user" || role === "tool")) return input;
+  throw new AppError("invalid_request", {
+    client: { message: "There is no new message: in a session the last one must be the user's or a tool's.", param: "messages" },
+  });
+}
 
 function headerOf(request: FastifyRequest, name: string): string | undefined {
   const value = request.headers[name];

@@ -13,7 +13,7 @@ import type { RunningTurn } from "./turn-service.ts";
 export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: AnswerHead, includeUsage: boolean): Promise<void> {
   const stream = createEventStream(reply);
   let sentText = "";
-  let sentToolCalls = 0;
+  const sentToolCalls = new Map<number, { readonly id: string | undefined; readonly arguments: string }>();
   const send = (delta: ChunkDelta, finishReason: string | null = null, more: object = {}): void => {
     if (!stream.isOpen()) stream.send(toChunk(head, includeUsage, { role: "assistant", content: "" }));
     stream.send(toChunk(head, includeUsage, delta, finishReason, more));
@@ -24,7 +24,9 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
       sentText += event.text;
       send({ content: event.text });
     } else if (event.type === "tool_call") {
-      sentToolCalls = Math.max(sentToolCalls, event.index + 1);
+      const sent = sentToolCalls.get(event.index);
+      if (sent === undefined && event.id === undefined) return; // its beginning was lost: it is sent whole at the end
+      sentToolCalls.set(event.index, { id: sent?.id ?? event.id, arguments: (sent?.arguments ?? "") + event.arguments });
       send({ tool_calls: [toolCallDelta(event)] });
     } else if (event.type === "tool")
       send({}, null, { openclaw: { tool: { id: event.id, name: event.name, summary: event.summary, state: event.state } } });
@@ -39,9 +41,14 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
     const rest = text.slice(sentText.length);
     if (rest !== "" || !stream.isOpen()) send(rest === "" ? {} : { content: rest });
     if (finished.reply.refusal !== undefined) send({ refusal: finished.reply.refusal });
-    finished.reply.toolCalls.slice(sentToolCalls).forEach(({ id, name, arguments: json }, place) => {
-      send({ tool_calls: [toolCallDelta({ index: sentToolCalls + place, id, name, arguments: json })] });
-    });
+    for (const [index, { id, name, arguments: json }] of finished.reply.toolCalls.entries()) {
+      const sent = sentToolCalls.get(index);
+      if (sent === undefined) send({ tool_calls: [toolCallDelta({ index, id, name, arguments: json })] });
+      else if (sent.id !== id || !json.startsWith(sent.arguments))
+        throw new AppError("provider_error", { why: "a repeated call asked otherwise than what was sent" });
+      else if (json.length > sent.arguments.length)
+        send({ tool_calls: [toolCallDelta({ index, arguments: json.slice(sent.arguments.length) })] });
+    }
     send({}, finished.reply.finishReason);
     if (includeUsage) stream.send(toUsageChunk(head, finished.reply.usage));
     stream.end(true);

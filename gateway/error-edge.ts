@@ -1,4 +1,5 @@
 import type { IncomingMessage } from "node:http";
+import type { Socket } from "node:net";
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { ZodError } from "zod";
 import { AppError, type ErrorCode } from "../domain/app-error.ts";
@@ -29,11 +30,40 @@ async function answerError(thrown: unknown, request: FastifyRequest, reply: Fast
   const error = toAppError(thrown);
   if (error.code === "request_too_large") await discardBody(request.raw);
   const { http } = errorCatalogue[error.code];
-  if (http >= 500) request.log.error({ err: thrown, details: error.details, requestId: request.id }, "a request failed");
+  if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id); // no hook runs for framework errors
+  if (http >= 500) logFailure(request, thrown, error);
   if (http === 401) void reply.header("www-authenticate", "Bearer");
   if (error.client.retryAfterSeconds !== undefined) void reply.header("retry-after", error.client.retryAfterSeconds);
   else if (http === 503) void reply.header("retry-after", 5);
   return await reply.code(http).send(errorBodyOf(error));
+}
+
+/** A thrown thing whose properties cannot be read must not turn the answer into Fastify's own. */
+function logFailure(request: FastifyRequest, thrown: unknown, error: AppError): void {
+  const fields = { details: error.details, requestId: request.id };
+  try {
+    request.log.error({ err: thrown, ...fields }, "a request failed");
+  } catch {
+    request.log.error(fields, "a request failed with something that cannot be logged");
+  }
+}
+
+const clientErrors: Readonly<Record<string, string>> = {
+  HPE_HEADER_OVERFLOW: "431 Request Header Fields Too Large",
+  ERR_HTTP_REQUEST_TIMEOUT: "408 Request Timeout",
+};
+
+/** For bytes that are no HTTP request: there is no Fastify request to answer. */
+export function answerClientError(error: NodeJS.ErrnoException, socket: Socket): void {
+  if (error.code === "ECONNRESET" || !socket.writable) return void socket.destroy();
+  const body = JSON.stringify(errorBodyOf(new AppError("invalid_request")));
+  const head = [
+    `HTTP/1.1 ${clientErrors[error.code ?? ""] ?? "400 Bad Request"}`,
+    "content-type: application/json; charset=utf-8",
+    `content-length: ${Buffer.byteLength(body)}`,
+    "connection: close",
+  ];
+  socket.end(`${head.join("\r\n")}\r\n\r\n${body}`);
 }
 
 const discardedBytes = 64 * 1024 * 1024;
@@ -70,11 +100,16 @@ function toAppError(thrown: unknown): AppError {
     const [issue] = thrown.issues;
     return new AppError(
       "invalid_request",
-      { client: { message: issue?.message ?? "The request is not valid.", param: issue?.path.join(".") ?? "" } },
+      {
+        client: {
+          message: issue?.message ?? "The request is not valid.",
+          ...(issue === undefined || issue.path.length === 0 ? {} : { param: issue.path.join(".") }),
+        },
+      },
       { cause: thrown },
     );
   }
-  const { code, statusCode } = thrown as Partial<FastifyError>;
+  const { code, statusCode } = (thrown ?? {}) as Partial<FastifyError>;
   const known = code === undefined ? undefined : fastifyCodes[code];
   if (known !== undefined) return new AppError(known, {}, { cause: thrown });
   if (statusCode === 400 && thrown instanceof SyntaxError) return new AppError("invalid_json", {}, { cause: thrown });

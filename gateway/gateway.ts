@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
 import { type AccessDeps, registerAccess } from "./access.ts";
-import { answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
+import { answerClientError, answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
 import type { GatewayLogger } from "./gateway-logger.ts";
 
 export type GatewayOptions = AccessDeps & {
@@ -28,6 +28,7 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
     requestIdHeader: false,
     forceCloseConnections: "idle",
     frameworkErrors: answerFrameworkError,
+    clientErrorHandler: answerClientError,
   });
   app.removeContentTypeParser("text/plain");
   registerErrorEdge(app);
@@ -44,11 +45,13 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
   return app;
 }
 
-/** Levels of nesting of a JSON value, counted no further than one beyond `limit`. */
+/** Objects and arrays inside one another in a JSON value, counted no further than one beyond `limit`. */
 function depthOf(root: unknown, limit: number): number {
-  let level: readonly unknown[] = [root];
+  let level = [root].filter(isContainer);
   for (let depth = 0; ; depth++) {
-    level = level.flatMap((value) => (value !== null && typeof value === "object" ? Object.values(value) : []));
-    if (level.length === 0 || depth > limit) return depth + 1;
+    if (level.length === 0 || depth > limit) return depth;
+    level = level.flatMap((container) => Object.values(container)).filter(isContainer);
   }
 }
+
+const isContainer = (value: unknown): value is object => value !== null && typeof value === "object";

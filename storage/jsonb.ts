@@ -10,3 +10,6 @@ export function toJsonb(value: unknown): string {
 function wellFormed(_key: string, value: unknown): unknown {
   return typeof value === "string" ? value.toWellFormed().replaceAll("\0", "\uFFFD") : value;
 }
+
+/** `text` for a text binding, which refuses NUL as jsonb does. */
+export const toStorableText = (text: string | undefined): string | undefined => text?.toWellFormed().replaceAll("\0", "\uFFFD");

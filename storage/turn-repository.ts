@@ -6,7 +6,7 @@ import type { FinishedTurn, TurnKind, TurnMode, TurnReply, TurnRequest, TurnStat
 import type { CountedUsage } from "../domain/usage.ts";
 import type { UsageRow } from "../domain/usage-row.ts";
 import type { TenantTx } from "./database.ts";
-import { toJsonb } from "./jsonb.ts";
+import { toJsonb, toStorableText } from "./jsonb.ts";
 
 /** The turns of one tenant: their rows, the journal of their model calls and tool runs, and the transcript that they leave. */
 
@@ -178,7 +178,7 @@ export async function closeCall(tx: TenantTx, { callId, attempt, reply, usage, p
   const closed = await tx.execute(
     `UPDATE model_call SET state = 'done', finished_at = now(), reply = $3, usage = $4, provider_request_id = $5
      WHERE id = $1 AND state = 'started' AND attempt = $2`,
-    [callId, attempt, reply === undefined ? null : toJsonb(reply), toJsonb(usage), providerRequestId],
+    [callId, attempt, reply === undefined ? null : toJsonb(reply), toJsonb(usage), toStorableText(providerRequestId)],
   );
   return closed === 1;
 }
@@ -193,7 +193,7 @@ export async function recordUsage(tx: TenantTx, row: UsageRow): Promise<void> {
      VALUES ($1, $2, to_timestamp($3::float8 / 1000), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
     [
       row.id,
-      row.providerRequestId,
+      toStorableText(row.providerRequestId),
       row.atMs,
       tx.tenantId,
       row.sessionId,

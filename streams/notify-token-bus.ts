@@ -86,10 +86,16 @@ function inPieces(event: TurnEvent): readonly TurnEvent[] {
   return [event];
 }
 
+/** Cuts of a text, never inside a surrogate pair: half a character is no valid JSON text to clients that are no JavaScript. */
 function pieces(whole: string): readonly { start: number; text: string }[] {
-  const count = Math.max(1, Math.ceil(whole.length / textPerNotification));
-  return Array.from({ length: count }, (_, place) => {
-    const start = place * textPerNotification;
-    return { start, text: whole.slice(start, start + textPerNotification) };
-  });
+  const cuts = [{ start: 0, text: whole.slice(0, endOfPiece(whole, 0)) }];
+  for (let start = endOfPiece(whole, 0); start < whole.length; start = endOfPiece(whole, start))
+    cuts.push({ start, text: whole.slice(start, endOfPiece(whole, start)) });
+  return cuts;
+}
+
+function endOfPiece(whole: string, start: number): number {
+  const end = start + textPerNotification;
+  if (end >= whole.length) return whole.length;
+  return (whole.codePointAt(end - 1) ?? 0) > 0xff_ff ? end - 1 : end;
 }

@@ -75,18 +75,18 @@ describe("a body", () => {
     const { app } = await gatewayStage(async (routes) => {
       routes.post("/size", { config: { access: "tenant" } }, async ({ body }) => ({ characters: (body as string).length }));
     });
+    const { url } = await listening(app);
     const postBytes = async (bytes: number) =>
-      await app.inject({
+      await fetch(`${url}/size`, {
         method: "POST",
-        url: "/size",
         headers: { ...asAcme, "content-type": "application/json" },
-        payload: `"${"a".repeat(bytes - 2)}"`,
+        body: `"${"a".repeat(bytes - 2)}"`,
       });
 
-    expect((await postBytes(16 * mebibyte)).json()).toEqual({ characters: 16 * mebibyte - 2 });
+    expect(await (await postBytes(16 * mebibyte)).json()).toEqual({ characters: 16 * mebibyte - 2 });
     const refused = await postBytes(16 * mebibyte + 1);
-    expect(refused.statusCode).toBe(413);
-    expect(refused.json()).toEqual(errorBody("request_too_large", { type: "invalid_request_error" }));
+    expect(refused.status).toBe(413);
+    expect(await refused.json()).toEqual(errorBody("request_too_large", { type: "invalid_request_error" }));
   });
 
   test("that is streamed without a length is refused once it grows beyond 16 MiB", async () => {
@@ -104,10 +104,8 @@ describe("a body", () => {
     const chunk = Buffer.alloc(mebibyte, " ");
     let sent = 0;
     const more = (): void => {
-      while (sent < 40 && !call.destroyed) {
-        sent++;
-        if (!call.write(chunk)) return void call.once("drain", more);
-      }
+      while (sent++ < 20) if (!call.write(chunk)) return void call.once("drain", more);
+      call.end();
     };
 
     more();

@@ -276,6 +276,36 @@ describe("while Temporal is away or silent", () => {
     expect(await answerOf(stateless("second try"), turns, acme, key)).toMatchObject({ reply: { content: "you said second try" } });
   });
 
+  test.concurrent("a turn that runs is never taken back, however long nobody can ask about it", async () => {
+    const { arrived, release } = hold("hold through the outage");
+    const turn = stateless("hold through the outage");
+    const service = serviceOf({
+      clientOf: (real) => ({
+        ...real,
+        async offerTurn(lane, ticket) {
+          await real.sendTurn(lane, ticket);
+          await away();
+        },
+      }),
+    });
+    const running = await service.submit(acme, turn);
+    await arrived.promise;
+    const told = await Promise.race([running.finished, new Promise((resolve) => setTimeout(resolve, 12_000, "nothing yet"))]); // beyond the 10 s of the hand-over
+    release.resolve();
+
+    expect(told).toBe("nothing yet");
+    expect(await running.finished).toMatchObject({ state: "done", reply: { content: "you said hold through the outage" } });
+    expect(callsOf(turn)).toHaveLength(1);
+  });
+
+  test.concurrent("and no worker can be started, it is the same", async () => {
+    const turn = stateless("nobody there");
+    const service = serviceOf({ wake: async () => await Promise.reject(new Error("the server is draining")) });
+
+    await expect(answerOf(turn, service)).rejects.toMatchObject({ code: "unavailable" });
+    expect(await stateOf(turn)).toBe("void");
+  });
+
   test("a turn is handed over as soon as it is back", async () => {
     let failures = 3;
     const service = serviceOf({
@@ -306,36 +336,6 @@ describe("while Temporal is away or silent", () => {
     expect(await answerOf(turn, service)).toMatchObject({ state: "done", reply: { content: "you said twice sent" } });
     expect(callsOf(turn)).toHaveLength(1);
     expect(await ledgerOf(turn)).toHaveLength(1);
-  });
-
-  test.concurrent("a turn that runs is never taken back, however long nobody can ask about it", async () => {
-    const { arrived, release } = hold("hold through the outage");
-    const turn = stateless("hold through the outage");
-    const service = serviceOf({
-      clientOf: (real) => ({
-        ...real,
-        async offerTurn(lane, ticket) {
-          await real.sendTurn(lane, ticket);
-          await away();
-        },
-      }),
-    });
-    const running = await service.submit(acme, turn);
-    await arrived.promise;
-    const told = await Promise.race([running.finished, new Promise((resolve) => setTimeout(resolve, 12_000, "nothing yet"))]); // beyond the 10 s of the hand-over
-    release.resolve();
-
-    expect(told).toBe("nothing yet");
-    expect(await running.finished).toMatchObject({ state: "done", reply: { content: "you said hold through the outage" } });
-    expect(callsOf(turn)).toHaveLength(1);
-  });
-
-  test.concurrent("and no worker can be started, it is the same", async () => {
-    const turn = stateless("nobody there");
-    const service = serviceOf({ wake: async () => await Promise.reject(new Error("the server is draining")) });
-
-    await expect(answerOf(turn, service)).rejects.toMatchObject({ code: "unavailable" });
-    expect(await stateOf(turn)).toBe("void");
   });
 });
 

@@ -1,0 +1,221 @@
+import { afterAll, beforeAll, expect, test } from "vitest";
+import type { TenantContext } from "../../domain/tenant.ts";
+import type { TurnSubmission } from "../../domain/turn.ts";
+import { noUsage } from "../../domain/usage.ts";
+import {
+  type ModelDelta,
+  ModelCallError,
+  type ModelProvider,
+  type ModelRequest,
+  type ModelResult,
+} from "../../providers/model-provider.ts";
+import type { Tool } from "../../sandbox/tool.ts";
+import { insertTurn, readFinishedTurn } from "../../storage/turn-repository.ts";
+import type { TurnEvent } from "../../streams/token-bus.ts";
+import { type TurnStack, someTurn, startTurnStack } from "../turn-stack.ts";
+
+type Attempt = (request: ModelRequest, attempt: number) => AsyncGenerator<ModelDelta, ModelResult, undefined>;
+
+/** What the model does, by the text of the question; `calls` holds every request that reached it. */
+const scripts = new Map<string, Attempt>();
+const calls: ModelRequest[] = [];
+const callsOf = ({ turnId }: TurnSubmission) => calls.filter(({ callId }) => callId.startsWith(turnId));
+const provider: ModelProvider = {
+  name: "scripted",
+  async *call(request) {
+    calls.push(request);
+    const question = String(request.messages.findLast(({ role }) => role === "user")?.content);
+    const attempt = calls.filter(({ callId }) => callId === request.callId).length;
+    return yield* (scripts.get(question) ?? answering("Hello."))(request, attempt);
+  },
+};
+const usage = { ...noUsage, inputTokens: 10, outputTokens: 5, estimated: false };
+
+const answering = (...words: readonly string[]): Attempt =>
+  async function* () {
+    for (const text of words) yield { type: "text", text };
+    return { reply: { content: words.join(""), toolCalls: [], finishReason: "stop" }, usage, providerRequestId: undefined };
+  };
+const failing = (
+  kind: ModelCallError["kind"],
+  facts: ConstructorParameters<typeof ModelCallError>[2] = {},
+  ...words: readonly string[]
+): Attempt =>
+  async function* () {
+    for (const text of words) yield { type: "text", text };
+    throw new ModelCallError(kind, `the provider at /srv says ${kind}`, facts);
+  };
+/** Fails so often, then answers. */
+const failingTimes =
+  (times: number, failure: Attempt): Attempt =>
+  (request, attempt) =>
+    (attempt <= times ? failure : answering("Hello."))(request, attempt);
+
+const list: Tool = { definition: { name: "list" }, idempotent: true, run: async () => ({ content: "a.txt", failed: false, facts: {} }) };
+
+let stack: TurnStack;
+let acme: TenantContext;
+
+beforeAll(async () => {
+  stack = await startTurnStack({ provider, tools: [list] });
+  acme = await stack.addTenant("acme");
+  await stack.pool.wake(acme.tenantId);
+});
+afterAll(async () => await stack.close());
+
+/** Runs one turn whose question is its script's name. */
+async function run(script: Attempt, more: Partial<TurnSubmission> = {}) {
+  const question = `question ${scripts.size}`;
+  scripts.set(question, script);
+  const turn = someTurn(`api:call-${scripts.size}:default`, question, more);
+  const events: TurnEvent[] = [];
+  stack.bus.subscribe(turn.turnId, (event) => events.push(event));
+  await stack.database.withTenant(acme, async (tx) => await insertTurn(tx, turn, turn.sessionId));
+  await stack.clientOf(acme.tenantId).submitTurn({ sessionId: turn.sessionId }, turn);
+  const [finished, ledger] = await stack.database.withTenant(acme, async (tx) => [
+    await readFinishedTurn(tx, turn.turnId),
+    await tx.query("select input_tokens, output_tokens, estimated from control.usage_ledger where id like $1 order by id", [
+      `${turn.turnId}.%`,
+    ]),
+  ]);
+  const text = events.flatMap((event) => (event.type === "text" ? [event.text] : [])).join("");
+  return { turn, finished, ledger, text, events };
+}
+
+test.each(["busy", "unreachable"] as const)(
+  "a provider that is %s before its first word is asked again, and the call is billed once",
+  async (kind) => {
+    const { turn, finished, ledger } = await run(failingTimes(2, failing(kind, { retryAfterMs: 1 })));
+
+    expect(finished).toMatchObject({ state: "done", reply: { content: "Hello." } });
+    expect(callsOf(turn)).toHaveLength(3);
+    expect(new Set(callsOf(turn).map(({ callId }) => callId)).size).toBe(1); // the provider sees one idempotency key
+    expect(ledger).toEqual([{ input_tokens: 10n, output_tokens: 5n, estimated: false }]);
+  },
+);
+
+test("it is asked three times at most, and the caller learns when to come back", async () => {
+  const { turn, finished, ledger } = await run(failing("busy", { retryAfterMs: 1 }));
+
+  expect(finished).toMatchObject({ state: "failed", error: { code: "provider_busy", retryAfterSeconds: 1 } });
+  expect(callsOf(turn)).toHaveLength(3);
+  expect(ledger).toEqual([]);
+});
+
+test("it is not waited for beyond ten seconds: the caller is told how long it asked for", async () => {
+  const { turn, finished } = await run(failing("busy", { retryAfterMs: 42_000 }));
+
+  expect(finished).toMatchObject({ state: "failed", error: { code: "provider_busy", retryAfterSeconds: 42 } });
+  expect(callsOf(turn)).toHaveLength(1);
+});
+
+test("after its first word a call is not made again; what the provider had counted is billed", async () => {
+  const { turn, finished, ledger, text } = await run(
+    failing("unreachable", { usage: { ...usage, outputTokens: 1, estimated: true } }, "Hel"),
+  );
+
+  expect(finished).toMatchObject({ state: "failed", error: { code: "provider_error" } });
+  expect(callsOf(turn)).toHaveLength(1);
+  expect(text).toBe("Hel");
+  expect(ledger).toEqual([{ input_tokens: 10n, output_tokens: 1n, estimated: true }]);
+});
+
+test("a failure for which the provider counted tokens is not tried again, though nothing was said", async () => {
+  const { turn, ledger } = await run(failing("unreachable", { usage }));
+
+  expect(callsOf(turn)).toHaveLength(1);
+  expect(ledger).toHaveLength(1);
+});
+
+test.each([
+  ["refused", "provider_refused", /says refused/], // the caller's fault: in the provider's own words
+  ["rejected", "provider_error", /^The model provider did not answer\.$/], // our credential: nobody else's business
+  ["garbage", "provider_error", /^The model provider did not answer\.$/],
+] as const)("an answer that is %s ends the turn at once as %s", async (kind, code, message) => {
+  const { turn, finished, ledger } = await run(failing(kind));
+
+  expect(finished).toEqual({ state: "failed", error: { code, message: expect.stringMatching(message) } });
+  expect(callsOf(turn)).toHaveLength(1);
+  expect(ledger).toEqual([]);
+});
+
+test("a model without a price is not called", async () => {
+  const { turn, finished } = await run(answering("never"), {
+    request: { model: "free", messages: [{ role: "user", content: "hi" }], tools: [], settings: {} },
+  });
+
+  expect(finished).toMatchObject({ state: "failed", error: { code: "model_not_priced" } });
+  expect(callsOf(turn)).toEqual([]);
+});
+
+test("the text that is shown while tools run is the text of the answer, place by place", async () => {
+  const { finished, events, text, ledger } = await run(async function* ({ messages }) {
+    const isFirst = !messages.some(({ role }) => role === "tool");
+    const words = isFirst ? ["Let me ", "look."] : ["There is ", "a.txt."];
+    for (const word of words) yield { type: "text", text: word };
+    const toolCalls = isFirst ? [{ id: "call_a", name: "list", arguments: "{}" }] : [];
+    return {
+      reply: { content: words.join(""), toolCalls, finishReason: isFirst ? "tool_calls" : "stop" },
+      usage,
+      providerRequestId: undefined,
+    };
+  });
+
+  expect(finished).toMatchObject({
+    state: "done",
+    reply: { content: text, toolCalls: [], modelCalls: 2, usage: { inputTokens: 20, outputTokens: 10 } },
+  });
+  let length = 0;
+  for (const event of events) {
+    if (event.type !== "text") continue;
+    expect(event.offset).toBe(length);
+    length += event.text.length;
+  }
+  expect(events.filter(({ type }) => type === "tool")).toMatchObject([
+    { name: "list", state: "started" },
+    { name: "list", state: "done" },
+  ]);
+  expect(events.at(-1)).toEqual({ type: "finished", finished });
+  expect(ledger).toHaveLength(2);
+});
+
+test.each<[string, Partial<TurnSubmission>]>([
+  [
+    "the client's own tools",
+    { request: { model: "test-model", messages: [{ role: "user", content: "ask" }], tools: [{ name: "mine" }], settings: {} } },
+  ],
+  [
+    "any tool in mode gateway",
+    { mode: "gateway", request: { model: "test-model", messages: [{ role: "user", content: "ask" }], tools: [], settings: {} } },
+  ],
+])("%s are left to the client", async (_what, more) => {
+  scripts.set("ask", async function* () {
+    yield { type: "tool_call", index: 0, id: "call_a", name: "list", arguments: "{}" };
+    return {
+      reply: { content: null, toolCalls: [{ id: "call_a", name: "list", arguments: "{}" }], finishReason: "tool_calls" },
+      usage,
+      providerRequestId: undefined,
+    };
+  });
+
+  const { turn, finished, events } = await run(answering("never"), more);
+
+  expect(finished).toMatchObject({
+    state: "done",
+    reply: { content: null, finishReason: "tool_calls", toolCalls: [{ id: "call_a", name: "list" }], modelCalls: 1 },
+  });
+  expect(events.map(({ type }) => type)).toEqual(["tool_call", "finished"]);
+  expect(callsOf(turn)[0]?.tools.map(({ name }) => name)).toEqual(more.request?.tools.map(({ name }) => name));
+});
+
+test("a call is sent the client's limit, and without one the model's", async () => {
+  const messages = [{ role: "user", content: "limits" }] as const;
+  const [limited, unlimited] = [{ maxTokens: 7, temperature: 0 }, {}].map((settings) => ({
+    request: { model: "test-model", messages, tools: [], settings },
+  }));
+
+  const [{ turn: one }, { turn: other }] = [await run(answering(), limited), await run(answering(), unlimited)];
+
+  expect(callsOf(one)[0]?.settings).toEqual({ maxTokens: 7, temperature: 0 });
+  expect(callsOf(other)[0]?.settings).toEqual({ maxTokens: 4_000 });
+});
