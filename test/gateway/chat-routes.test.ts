@@ -76,7 +76,7 @@ describe("a session id", () => {
       const { answer, submitted } = await chat({ headers: { "x-openclaw-session": id } });
 
       expect(answer.statusCode).toBe(400);
-      expect(answer.json()).toEqual(errorBody("invalid_session_id", { type: "invalid_request_error" }));
+      expect(answer.json()).toEqual(errorBody("invalid_session_id", { type: "invalid_request_error", param: "X-OpenClaw-Session" }));
       expect(submitted).toEqual([]);
     },
   );
