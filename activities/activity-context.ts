@@ -2,6 +2,7 @@ import { ApplicationFailure, CancelledFailure, Context } from "@temporalio/activ
 import { AppError } from "../domain/app-error.ts";
 import { errorCatalogue } from "../domain/error-catalogue.ts";
 import { type TenantContext, tenantOfName } from "../domain/tenant.ts";
+import type { StopReason } from "./joined-attempts.ts";
 
 const heartbeatIntervalMs = 1_000;
 
@@ -19,7 +20,8 @@ export async function asActivity<T>(body: (context: TenantContext, signal: Abort
   const stop = new AbortController();
   const onCancel = (): void => {
     const details = activity.cancellationDetails;
-    if (details?.cancelRequested === true || details?.workerShutdown === true || details === undefined) stop.abort();
+    if (details?.workerShutdown === true) stop.abort("shutdown" satisfies StopReason);
+    else if (details?.cancelRequested === true || details === undefined) stop.abort("abort" satisfies StopReason);
   };
   activity.cancellationSignal.addEventListener("abort", onCancel, { once: true });
   const heartbeats = activity.info.isLocal ? undefined : setInterval(() => activity.heartbeat(), heartbeatIntervalMs);
@@ -34,12 +36,12 @@ export async function asActivity<T>(body: (context: TenantContext, signal: Abort
   }
 }
 
-/** Whether the running activity was asked to stop because its worker goes down: another attempt follows. */
-export const isWorkerShutdown = (): boolean => Context.current().cancellationDetails?.workerShutdown === true;
-
 const toError = (error: unknown): Error => (error instanceof Error ? error : new Error(String(error)));
 
+/** Only what is known to pass is tried again: a fault of our own would come back for ever, and hold up its session. */
 function toActivityFailure(error: unknown): unknown {
-  if (!(error instanceof AppError)) return error;
-  return ApplicationFailure.create({ message: error.message, type: error.code, nonRetryable: !errorCatalogue[error.code].retryable });
+  if (error instanceof AppError)
+    return ApplicationFailure.create({ message: error.message, type: error.code, nonRetryable: !errorCatalogue[error.code].retryable });
+  if (error instanceof ApplicationFailure || error instanceof CancelledFailure) return error;
+  return ApplicationFailure.create({ message: toError(error).message, type: "internal", nonRetryable: true, cause: toError(error) });
 }

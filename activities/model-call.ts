@@ -26,7 +26,8 @@ import {
   voidCall,
 } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
-import { asActivity, isWorkerShutdown } from "./activity-context.ts";
+import { asActivity } from "./activity-context.ts";
+import { createJoinedAttempts } from "./joined-attempts.ts";
 import { composeMessages, transcriptOf } from "./turn-conversation.ts";
 import { verdictOf } from "./turn-end.ts";
 
@@ -59,6 +60,13 @@ export type CallOutcome =
 const retriesPerCall = 2;
 const retryWindowMs = 10_000;
 const transcriptMessages = 200;
+/** Attempts of one call over worker deaths; each may have reached the provider. */
+const attemptsPerCall = 10;
+
+/** What one reply may ask for: more is no use to a turn, and its history holds an event per call. */
+const toolCallsPerReply = 64;
+const toolNameCharacters = 64;
+const toolArgumentCharacters = 1_000_000;
 
 type CallPrice = { readonly rates: Rates; readonly rateCardHash: RateCardHash; readonly markupPpm: MarkupPpm };
 
@@ -79,8 +87,7 @@ type OpenedCall = {
 
 export const createModelCall = (deps: CallDeps) => {
   const { database, bus, tools, modelOf, pricing, now, log } = deps;
-  // A heartbeat that came too late makes Temporal start a second attempt while the first still runs: it joins the first.
-  const running = new Map<string, { readonly outcome: Promise<CallOutcome>; readonly stop: AbortController }>();
+  const joinAttempt = createJoinedAttempts<CallOutcome>();
 
   async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
     const { rateCard, markupPpm } = await pricing(context.tenantId);
@@ -95,6 +102,7 @@ export const createModelCall = (deps: CallDeps) => {
       const opened = await openCall(tx, { turnId, step, model: model.id });
       if ("voided" in opened) return await standingVerdict(tx, turn);
       if ("finished" in opened) return toolsAskedBy(turn, opened.finished.reply) ?? (await standingVerdict(tx, turn));
+      if (opened.attempt > attemptsPerCall) return await giveUp(tx, turn, callIdOf(turnId, step), opened.attempt);
       const earlier = step === 0 ? [] : await readCalls(tx, turnId);
       const toolRuns = step === 0 ? [] : await readToolRuns(tx, turnId);
       const transcript = turn.stateless ? [] : await readTranscript(tx, turn.sessionId, transcriptMessages);
@@ -124,6 +132,14 @@ export const createModelCall = (deps: CallDeps) => {
     return { state: "tools", tools: reply.toolCalls.map(({ name }, n) => ({ n, name })) };
   }
 
+  /** A call that took process after process with it, or could never be settled, ends its turn instead of holding up its session. */
+  async function giveUp(tx: TenantTx, turn: TurnRow, callId: CallId, attempt: number): Promise<CallOutcome> {
+    log("a model call was given up", { callId, attempt });
+    await voidCall(tx, callId, attempt);
+    await finishTurn(tx, turn, { state: "failed", error: toStoredError(new AppError("internal")) }, []);
+    return await standingVerdict(tx, turn);
+  }
+
   /** Calls the provider, again where the contract allows it; every delta goes to the bus as it comes. */
   async function callProvider(call: OpenedCall, signal: AbortSignal): Promise<ModelResult> {
     const { settings } = call.turn.request;
@@ -142,7 +158,7 @@ export const createModelCall = (deps: CallDeps) => {
         const deltas = call.model.provider.call(request, signal);
         for (;;) {
           const { done, value } = await deltas.next();
-          if (done === true) return value;
+          if (done === true) return checkedResult(value);
           isSilent = false;
           publish(value);
         }
@@ -179,13 +195,18 @@ export const createModelCall = (deps: CallDeps) => {
     const finished = toolsAsked === undefined ? doneTurn(call, reply, usage) : undefined;
     const row = usageRow(call, usage, providerRequestId, reply.toolCalls.length);
     const standing = await database.withTenant(call.context, async (tx) => {
-      if (!(await closeCall(tx, { ...call, reply, usage, providerRequestId }))) return await readFinishedTurn(tx, call.turn.turnId);
-      if (finished !== undefined) await finishTurn(tx, call.turn, finished, transcriptOf({ ...call, reply }));
+      if (!(await closeCall(tx, { ...call, reply, usage, providerRequestId }))) return await standingOutcome(tx, call);
+      const isEnded = finished === undefined || (await finishTurn(tx, call.turn, finished, transcriptOf({ ...call, reply })));
       await recordUsage(tx, row);
-      return finished;
+      return isEnded ? (toolsAsked ?? finished) : await readFinishedTurn(tx, call.turn.turnId);
     });
-    if (toolsAsked !== undefined) return toolsAsked;
     return announce(call.turn.turnId, standing);
+  }
+
+  /** What another attempt, or a commit of ours whose answer was lost, made of the call: its tools or its turn's end. */
+  async function standingOutcome(tx: TenantTx, { turn, step }: OpenedCall): Promise<CallOutcome | FinishedTurn | undefined> {
+    const stored = (await readCalls(tx, turn.turnId)).find((journaled) => journaled.step === step);
+    return (stored === undefined ? undefined : toolsAskedBy(turn, stored.reply)) ?? (await readFinishedTurn(tx, turn.turnId));
   }
 
   /** A call that failed for good ends its turn; what the provider had counted by then is billed. */
@@ -203,9 +224,11 @@ export const createModelCall = (deps: CallDeps) => {
     const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
     const { usage, providerRequestId } = error;
     const standing = await database.withTenant(call.context, async (tx) => {
-      if (usage === undefined) await voidCall(tx, call.callId, call.attempt);
-      else if (!(await closeCall(tx, { ...call, reply: undefined, usage, providerRequestId })))
-        return await readFinishedTurn(tx, call.turn.turnId);
+      const isOurs =
+        usage === undefined
+          ? await voidCall(tx, call.callId, call.attempt)
+          : await closeCall(tx, { ...call, reply: undefined, usage, providerRequestId });
+      if (!isOurs) return await standingOutcome(tx, call);
       const isEnded = await finishTurn(tx, call.turn, finished, []);
       if (usage !== undefined) await recordUsage(tx, usageRow(call, usage, providerRequestId, 0));
       return isEnded ? finished : await readFinishedTurn(tx, call.turn.turnId);
@@ -214,10 +237,28 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** Tells the waiting gateways; a turn without an end here is another attempt's, which will tell. */
-  function announce(turnId: TurnId, finished: FinishedTurn | undefined): CallOutcome {
-    if (finished === undefined) throw new AppError("unavailable", { turnId, why: "another attempt holds the call" });
-    bus.publish(turnId, { type: "finished", finished });
-    return verdictOf(finished);
+  function announce(turnId: TurnId, outcome: CallOutcome | FinishedTurn | undefined): CallOutcome {
+    if (outcome === undefined) throw new AppError("unavailable", { turnId, why: "another attempt holds the call" });
+    if (!("reply" in outcome || "error" in outcome)) return outcome;
+    bus.publish(turnId, { type: "finished", finished: outcome });
+    return verdictOf(outcome);
+  }
+
+  /**
+   * Stores what a call came to, again until the database takes it: an answer that was paid for is never thrown away for a lock that
+   * was held too long or a server that restarts. Safe to repeat, also after a commit whose answer was lost.
+   */
+  async function persist(signal: AbortSignal, settle: () => Promise<CallOutcome>): Promise<CallOutcome> {
+    for (let waitMs = 200; ; waitMs = Math.min(2 * waitMs, 5_000)) {
+      try {
+        return await settle();
+      } catch (error) {
+        const isPassing = error instanceof AppError && error.code === "unavailable" && error.details["why"] === undefined;
+        if (!isPassing || signal.reason === "shutdown") throw error;
+        log("a model call is not stored yet", { error: error.message, details: error.details });
+        await new Promise((resolve) => setTimeout(resolve, waitMs));
+      }
+    }
   }
 
   async function run(context: TenantContext, turnId: TurnId, step: number, signal: AbortSignal): Promise<CallOutcome> {
@@ -228,18 +269,10 @@ export const createModelCall = (deps: CallDeps) => {
       result = await callProvider(call, signal);
     } catch (error) {
       if (!(error instanceof ModelCallError)) throw error;
-      if (error.kind === "aborted" && isWorkerShutdown()) throw new AppError("unavailable", { turnId, why: "worker shutdown" });
-      return await settleFailure(call, error);
+      if (error.kind === "aborted" && signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });
+      return await persist(signal, async () => await settleFailure(call, error));
     }
-    return await settleAnswer(call, result);
-  }
-
-  function begin(key: string, context: TenantContext, turnId: TurnId, step: number) {
-    const stop = new AbortController();
-    const outcome = run(context, turnId, step, stop.signal).finally(() => running.delete(key));
-    const inFlight = { outcome, stop };
-    running.set(key, inFlight);
-    return inFlight;
+    return await persist(signal, async () => await settleAnswer(call, result));
   }
 
   return {
@@ -250,15 +283,23 @@ export const createModelCall = (deps: CallDeps) => {
     async callModel({ turnId, step }: { turnId: TurnId; step: number }): Promise<CallOutcome> {
       return await asActivity(async (context, signal) => {
         const key = `${context.tenantId}/${callIdOf(turnId, step)}`;
-        const inFlight = running.get(key) ?? begin(key, context, turnId, step);
-        const stop = (): void => inFlight.stop.abort();
-        signal.addEventListener("abort", stop, { once: true });
-        if (signal.aborted) stop();
-        return await inFlight.outcome;
+        return await joinAttempt(key, signal, async (shared) => await run(context, turnId, step, shared));
       });
     },
   };
 };
+
+/** @throws {ModelCallError} `garbage` with the usage, for a reply that asks for more than a turn can carry */
+function checkedResult(result: ModelResult): ModelResult {
+  const { toolCalls } = result.reply;
+  const isTooMuch =
+    toolCalls.length > toolCallsPerReply ||
+    toolCalls.some(({ name }) => name.length > toolNameCharacters) ||
+    toolCalls.reduce((sum, { arguments: json }) => sum + json.length, 0) > toolArgumentCharacters;
+  if (!isTooMuch) return result;
+  const { usage, providerRequestId } = result;
+  throw new ModelCallError("garbage", "the reply asks for too many, too large or too oddly named tool calls", { usage, providerRequestId });
+}
 
 async function standingVerdict(tx: TenantTx, { turnId }: TurnRow): Promise<CallOutcome> {
   const finished = await readFinishedTurn(tx, turnId);
@@ -296,7 +337,8 @@ function publisherOf(bus: TokenBus, call: OpenedCall): (delta: ModelDelta) => vo
   let offset = before.length;
   return (delta) => {
     if (delta.type === "text" && delta.text !== "") {
-      const text = offset === before.length && before !== "" ? stepSeparator + delta.text : delta.text;
+      const shown = delta.text.replaceAll("\0", "\uFFFD"); // as the row will hold it
+      const text = offset === before.length && before !== "" ? stepSeparator + shown : shown;
       bus.publish(turnId, { type: "text", offset, text });
       offset += text.length;
     } else if (delta.type === "tool_call" && clientRunsTools) bus.publish(turnId, delta);

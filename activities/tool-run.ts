@@ -1,10 +1,11 @@
 import { AppError } from "../domain/app-error.ts";
-import type { TenantId } from "../domain/tenant.ts";
+import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { Tool, ToolOutcome, ToolPlace } from "../sandbox/tool.ts";
 import type { Database } from "../storage/database.ts";
 import { type ToolRunKey, openToolRun, readCalls, settleToolRun } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { asActivity } from "./activity-context.ts";
+import { createJoinedAttempts } from "./joined-attempts.ts";
 
 export type ToolRunDeps = {
   readonly database: Database;
@@ -14,39 +15,48 @@ export type ToolRunDeps = {
   readonly placeOf: (tenantId: TenantId) => Promise<ToolPlace>;
 };
 
-export const createToolRun = ({ database, bus, tools, placeOf }: ToolRunDeps) => ({
-  /**
-   * Runs the `n`-th tool call of a model call in the tenant's sandbox and stores its outcome. A retry after a crash returns the
-   * stored outcome; one that finds the run begun and not ended runs an idempotent tool again and tells the model of the others
-   * that it is unknown whether they took effect.
-   */
-  async runTool(key: ToolRunKey): Promise<{ state: "done" | "failed" }> {
-    return await asActivity(async (context, signal) => {
-      const opened = await database.withTenant(context, async (tx) => {
-        const call = (await readCalls(tx, key.turnId)).find(({ step }) => step === key.step)?.reply.toolCalls[key.n];
-        if (call === undefined) throw new AppError("not_found", { ...key });
-        return { call, ...(await openToolRun(tx, key, call)) };
-      });
-      if (opened.state !== "started") return { state: opened.state };
+export const createToolRun = ({ database, bus, tools, placeOf }: ToolRunDeps) => {
+  const joinAttempt = createJoinedAttempts<{ state: "done" | "failed" }>();
 
-      const { call, attempt } = opened;
-      const tool = tools.get(call.name);
-      const shown = { type: "tool", id: call.id, name: call.name, summary: summaryOf(call.arguments) } as const;
-      bus.publish(key.turnId, { ...shown, state: "started" });
-      const outcome = await runOnce(
-        tool,
-        call.name,
-        attempt,
-        async (known) => await known.run(await placeOf(context.tenantId), call.arguments, signal),
-      );
-      if (signal.aborted) throw new AppError("unavailable", { ...key, why: "stopped while the tool ran" });
-      await database.withTenant(context, async (tx) => await settleToolRun(tx, key, outcome));
-      const state = outcome.failed ? "failed" : "done";
-      bus.publish(key.turnId, { ...shown, state });
-      return { state };
+  async function run(context: TenantContext, key: ToolRunKey, signal: AbortSignal): Promise<{ state: "done" | "failed" }> {
+    const opened = await database.withTenant(context, async (tx) => {
+      const call = (await readCalls(tx, key.turnId)).find(({ step }) => step === key.step)?.reply.toolCalls[key.n];
+      if (call === undefined) throw new AppError("not_found", { ...key });
+      return { call, ...(await openToolRun(tx, key, call)) };
     });
-  },
-});
+    if (opened.state !== "started") return { state: opened.state };
+
+    const { call, attempt } = opened;
+    const tool = tools.get(call.name);
+    const shown = { type: "tool", id: call.id, name: call.name, summary: summaryOf(call.arguments) } as const;
+    bus.publish(key.turnId, { ...shown, state: "started" });
+    const outcome = await runOnce(
+      tool,
+      call.name,
+      attempt,
+      async (known) => await known.run(await placeOf(context.tenantId), call.arguments, signal),
+    );
+    if (signal.aborted) throw new AppError("unavailable", { ...key, why: "stopped while the tool ran" });
+    await database.withTenant(context, async (tx) => await settleToolRun(tx, key, outcome));
+    const state = outcome.failed ? "failed" : "done";
+    bus.publish(key.turnId, { ...shown, state });
+    return { state };
+  }
+
+  return {
+    /**
+     * Runs the `n`-th tool call of a model call in the tenant's sandbox and stores its outcome. A retry after a crash returns the
+     * stored outcome; one that finds the run begun and not ended runs an idempotent tool again and tells the model of the others
+     * that it is unknown whether they took effect.
+     */
+    async runTool(key: ToolRunKey): Promise<{ state: "done" | "failed" }> {
+      return await asActivity(async (context, signal) => {
+        const name = `${context.tenantId}/${key.turnId}.${key.step}.${key.n}`;
+        return await joinAttempt(name, signal, async (shared) => await run(context, key, shared));
+      });
+    },
+  };
+};
 
 const summaryLength = 80;
 

@@ -23,7 +23,7 @@ export const createTurnEnd = ({ database, bus }: TurnEndDeps) => ({
         context,
         async (tx) => {
           const turn = await claimTurn(tx, turnId);
-          if (turn === undefined) throw new AppError("not_found", { turnId });
+          if (turn === undefined) return finished; // there is no such turn (any more): nothing to end
           await voidOpenCalls(tx, turnId);
           if (await finishTurn(tx, turn, finished, [])) return finished;
           return await readFinishedTurn(tx, turnId);

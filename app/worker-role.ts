@@ -16,6 +16,7 @@ import type { Resources } from "./resources.ts";
 
 /** How long a tenant's row (markup, uid) is believed without another look. */
 const tenantMemoryMs = 5_000;
+const rememberedTenants = 1_000;
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
@@ -79,6 +80,8 @@ function rememberTenants(read: (tenantId: TenantId) => Promise<Tenant>): (tenant
     const known = remembered.get(tenantId);
     if (known !== undefined && known.untilMs > performance.now()) return await known.tenant;
     const tenant = read(tenantId);
+    const oldest = remembered.size >= rememberedTenants ? remembered.keys().next().value : undefined;
+    if (oldest !== undefined) remembered.delete(oldest);
     remembered.set(tenantId, { tenant, untilMs: performance.now() + tenantMemoryMs });
     tenant.catch(() => remembered.delete(tenantId));
     return await tenant;

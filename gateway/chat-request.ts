@@ -64,7 +64,7 @@ const tool = z.strictObject({
 
 const fields = {
   model: text.min(1).max(256),
-  messages: z.array(message).min(1),
+  messages: z.array(z.unknown()).min(1),
   stream: z.boolean().nullish(),
   stream_options: z.strictObject({ include_usage: z.boolean().optional(), include_obfuscation: z.literal(false).optional() }).nullish(),
   max_tokens: z.int().min(1).nullish(),
@@ -113,17 +113,17 @@ export function parseChatRequest(raw: unknown): ChatRequest {
     if (!isUnsupported(key) && !Object.hasOwn(fields, key))
       throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
   }
-  const parsed = body.safeParse(raw);
-  if (!parsed.success) {
-    const issue = deepest(parsed.error.issues);
-    throw refusal(`Invalid value for '${issue.path}': ${issue.message}`, issue.path);
-  }
-  const request = parsed.data;
+  const request = parse(body, raw, []);
+  // One by one: a schema collects every fault of what it is given, and a body of many bad messages would take it a minute.
+  const messages = request.messages.map((raw_, place) => toMessage(parse(message, raw_, ["messages", place])));
+  const forcesTool = request.tool_choice != null && request.tool_choice !== "auto" && request.tool_choice !== "none";
+  if (forcesTool && (request.tools ?? []).length === 0)
+    throw refusal("'tool_choice' is only allowed when 'tools' are specified.", "tool_choice");
   if (request.stream_options != null && request.stream !== true)
     throw refusal("'stream_options' is only allowed when 'stream' is true.", "stream_options");
   return {
     model: request.model,
-    messages: request.messages.map(toMessage),
+    messages,
     tools: (request.tools ?? []).map(({ function: { name: toolName, description, parameters, strict } }) => ({
       name: toolName,
       description,
@@ -134,6 +134,14 @@ export function parseChatRequest(raw: unknown): ChatRequest {
     stream: request.stream === true,
     includeUsage: request.stream_options?.include_usage === true,
   };
+}
+
+/** @throws {AppError} `invalid_request` naming the deepest field at fault */
+function parse<T>(schema: z.ZodType<T>, raw: unknown, prefix: readonly PropertyKey[]): T {
+  const parsed = schema.safeParse(raw);
+  if (parsed.success) return parsed.data;
+  const issue = deepest(parsed.error.issues, prefix);
+  throw refusal(`Invalid value for '${issue.path}': ${issue.message}`, issue.path);
 }
 
 function settingsOf(request: z.infer<typeof body>): SamplingSettings {

@@ -14,6 +14,8 @@ export type GatewayOptions = AccessDeps & {
 /** Contract §3: JSON bodies up to 16 MiB and 64 levels deep. */
 const bodyLimitBytes = 16 * 1024 * 1024;
 const jsonDepth = 64;
+/** Entries of one object or array: no honest request comes near, and validating millions of them would stop everybody's turns. */
+const jsonEntries = 10_000;
 
 /** The HTTP side, not yet listening. Every route is authenticated before its body is read, and answers errors in one shape. */
 export async function createGateway({ authenticate, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
@@ -37,21 +39,27 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
   });
   app.addHook("preValidation", async (request) => {
-    if (request.body !== undefined && depthOf(request.body, jsonDepth) > jsonDepth) {
-      throw new AppError("invalid_json", { client: { message: `The body is nested deeper than ${jsonDepth} levels.` } });
-    }
+    const fault = request.body === undefined ? undefined : shapeFault(request.body);
+    if (fault !== undefined) throw new AppError("invalid_json", { client: { message: fault } });
   });
   for (const route of routes) await app.register(route);
   return app;
 }
 
-/** Objects and arrays inside one another in a JSON value, counted no further than one beyond `limit`. */
-function depthOf(root: unknown, limit: number): number {
+/** What is wrong with the size of a JSON value, in a sentence; undefined for one that may be looked at. */
+function shapeFault(root: unknown): string | undefined {
   let level = [root].filter(isContainer);
-  for (let depth = 0; ; depth++) {
-    if (level.length === 0 || depth > limit) return depth;
-    level = level.flatMap((container) => Object.values(container)).filter(isContainer);
+  for (let depth = 0; level.length > 0; depth++) {
+    if (depth >= jsonDepth) return `The body is nested deeper than ${jsonDepth} levels.`;
+    const inner: object[] = [];
+    for (const container of level) {
+      const entries = Object.values(container);
+      if (entries.length > jsonEntries) return `An object or array of the body has more than ${jsonEntries} entries.`;
+      for (const entry of entries) if (isContainer(entry)) inner.push(entry);
+    }
+    level = inner;
   }
+  return undefined;
 }
 
 const isContainer = (value: unknown): value is object => value !== null && typeof value === "object";

@@ -12,7 +12,7 @@ const commandForms: readonly CommandForm[] = [
   { pattern: /^\/read\s+(\S+)$/i, command: ([, path]) => ({ tool: "read", arguments: { path } }) },
   { pattern: /^\/list(?:\s+(\S+))?$/i, command: ([, path = "."]) => ({ tool: "list", arguments: { path } }) },
   {
-    pattern: /^\/edit\s+(\S+)\s+(.+?)\s+=>\s+(.*)$/is,
+    pattern: /^\/edit\s+(\S+)\s+(\S.*?) => (.*)$/is, // single blanks around the arrow: a run of them would be tried in every way
     command: ([, path, old_text, new_text]) => ({ tool: "edit", arguments: { path, old_text, new_text } }),
   },
   { pattern: /^\/call\s+(\S+)(?:\s+(\{.*\}))?$/is, command: ([, tool = "", json = "{}"]) => ({ tool, arguments: parseObject(json) }) },

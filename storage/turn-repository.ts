@@ -64,7 +64,8 @@ export async function claimIdempotencyKey(
   claim: IdempotencyClaim,
 ): Promise<{ turnId: TurnId; matches: boolean }> {
   const [row] = await tx.query<{ turn_id: TurnId; matches: boolean }>(
-    `INSERT INTO idempotency_key AS existing (key_hash, fingerprint, turn_id, expires_at) VALUES ($1, $2, $3, to_timestamp($4::float8 / 1000))
+    `WITH expired AS (DELETE FROM idempotency_key WHERE expires_at < now() AND key_hash <> $1)
+     INSERT INTO idempotency_key AS existing (key_hash, fingerprint, turn_id, expires_at) VALUES ($1, $2, $3, to_timestamp($4::float8 / 1000))
      ON CONFLICT (key_hash) DO UPDATE SET
        fingerprint = CASE WHEN existing.expires_at < now() THEN excluded.fingerprint ELSE existing.fingerprint END,
        turn_id = CASE WHEN existing.expires_at < now() THEN excluded.turn_id ELSE existing.turn_id END,
@@ -214,12 +215,13 @@ export async function recordUsage(tx: TenantTx, row: UsageRow): Promise<void> {
   );
 }
 
-/** Ends a journal row for which the provider counted nothing. */
-export async function voidCall(tx: TenantTx, callId: CallId, attempt: number): Promise<void> {
-  await tx.execute("UPDATE model_call SET state = 'void', finished_at = now() WHERE id = $1 AND state = 'started' AND attempt = $2", [
-    callId,
-    attempt,
-  ]);
+/** Ends a journal row for which the provider counted nothing. @returns false when another attempt has begun or ended the call */
+export async function voidCall(tx: TenantTx, callId: CallId, attempt: number): Promise<boolean> {
+  const voided = await tx.execute(
+    "UPDATE model_call SET state = 'void', finished_at = now() WHERE id = $1 AND state = 'started' AND attempt = $2",
+    [callId, attempt],
+  );
+  return voided === 1;
 }
 
 /** Ends a turn, once: its row, its line in the outbox and, in a session, the messages it adds to the transcript. */

@@ -11,6 +11,8 @@ export const dynamicConfig: Readonly<Record<string, string | number | boolean>> 
   "history.maxInFlightUpdates": 100,
   // Default 2000 in one run; lanes and tenant workflows continue-as-new when the server suggests it, which is earlier.
   "history.maxTotalUpdates": 10_000,
+  // Default false: an activity would always travel through its task queue, though its worker asked to run it at once.
+  "system.enableActivityEagerExecution": true,
   // Default false: fairness keys are accepted and ignored.
   "matching.enableFairness": true,
   // Default 1200 long polls for each method and namespace: about 600 live tenant workers.

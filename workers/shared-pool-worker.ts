@@ -13,13 +13,17 @@ export class SharedPoolWorker extends Worker {
   protected static override async getOrCreateBundle(
     ...options: Parameters<typeof Worker.getOrCreateBundle>
   ): ReturnType<typeof Worker.getOrCreateBundle> {
-    return await (SharedPoolWorker.bundle ??= super.getOrCreateBundle(...options));
+    SharedPoolWorker.bundle ??= super.getOrCreateBundle(...options);
+    SharedPoolWorker.bundle.catch(() => (SharedPoolWorker.bundle = undefined)); // the next Worker tries again
+    return await SharedPoolWorker.bundle;
   }
 
   protected static override async createWorkflowCreator(
     ...options: Parameters<typeof Worker.createWorkflowCreator>
   ): Promise<WorkflowCreator> {
-    const pool = await (SharedPoolWorker.pool ??= super.createWorkflowCreator(...options));
+    SharedPoolWorker.pool ??= super.createWorkflowCreator(...options);
+    SharedPoolWorker.pool.catch(() => (SharedPoolWorker.pool = undefined));
+    const pool = await SharedPoolWorker.pool;
     // The pool outlives each Worker: the process's end takes it down.
     return { createWorkflow: async (workflow) => await pool.createWorkflow(workflow), destroy: async () => {} };
   }

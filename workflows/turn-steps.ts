@@ -55,7 +55,7 @@ export async function runTurn(ticket: TurnTicket, { modelCall, scope, isAborted 
     if (isAborted()) return await endTurn(ticket, "turn_aborted");
     return await scope.run(() => runSteps(ticket, modelCall));
   } catch (error) {
-    return await endTurn(ticket, isCancellation(error) ? "turn_aborted" : codeOf(error));
+    return await endTurn(ticket, isAborted() || isCancellation(error) ? "turn_aborted" : codeOf(error));
   }
 }
 
@@ -72,7 +72,7 @@ async function runSteps(ticket: TurnTicket, modelCall: "remote" | "local"): Prom
     if (outcome.state !== "tools") return outcome;
     for (const { n, name } of outcome.tools) {
       await remote.runTool.executeWithOptions(
-        { ...effects, summary: `tool ${name} of ${turnId}`, activityId: `tool-${callIdOf(turnId, step)}.${n}` },
+        { ...effects, summary: `tool ${name.replaceAll(/\s+/g, " ")} of ${turnId}`, activityId: `tool-${callIdOf(turnId, step)}.${n}` },
         [{ turnId, step, n }],
       );
     }

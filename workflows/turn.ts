@@ -4,6 +4,7 @@ import {
   allHandlersFinished,
   condition,
   continueAsNew,
+  isCancellation,
   setCurrentDetails,
   setHandler,
   sleep,
@@ -43,6 +44,8 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
   const waiting: LaneTurn[] = [];
   const running = new Set<LaneTurn>();
   const known = new Map<TurnId, LaneTurn>();
+  /** Aborts that came before their turn did. */
+  const earlyAborts = new Set<TurnId>();
   let served = 0;
   let moving = false;
   let windowIsOver = false;
@@ -51,7 +54,8 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
   const accept = (ticket: TurnTicket, aborted = false): LaneTurn => {
     const repeat = known.get(ticket.turnId);
     if (repeat !== undefined) return repeat;
-    const laneTurn: LaneTurn = { ticket, scope: new CancellationScope(), begun: false, aborted, verdict: undefined };
+    const isAborted = earlyAborts.delete(ticket.turnId) || aborted;
+    const laneTurn: LaneTurn = { ticket, scope: new CancellationScope(), begun: false, aborted: isAborted, verdict: undefined };
     known.set(ticket.turnId, laneTurn);
     waiting.push(laneTurn);
     lastBusyMs = Date.now();
@@ -62,14 +66,15 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
     laneTurn.begun = true;
     running.add(laneTurn);
     announce(laneTurn.ticket);
-    void runTurn(laneTurn.ticket, { modelCall: input.modelCall, scope: laneTurn.scope, isAborted: () => laneTurn.aborted }).then(
-      (verdict) => {
-        laneTurn.verdict = verdict;
-        running.delete(laneTurn);
-        served++;
-        lastBusyMs = Date.now();
-        forgetOldest();
-      },
+    const end = (verdict: TurnVerdict): void => {
+      laneTurn.verdict = verdict;
+      running.delete(laneTurn);
+      served++;
+      lastBusyMs = Date.now();
+      forgetOldest();
+    };
+    runTurn(laneTurn.ticket, { modelCall: input.modelCall, scope: laneTurn.scope, isAborted: () => laneTurn.aborted }).then(end, () =>
+      end({ state: "failed", code: "internal" }),
     );
   };
 
@@ -83,11 +88,17 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
   // The start carried the first turn's ids; later ones are added at most once a second, since each upsert costs a visibility write.
   const newestTurnIds: string[] = [];
   const newestSessionIds: string[] = [];
+  let isUnannounced = false;
   let lastUpsertMs = input.carried === undefined ? Date.now() : 0;
   const announce = ({ turnId, sessionId }: TurnTicket): void => {
     remember(newestTurnIds, turnId);
     remember(newestSessionIds, sessionId);
-    if (Date.now() - lastUpsertMs < upsertIntervalMs) return;
+    isUnannounced = true;
+    if (Date.now() - lastUpsertMs >= upsertIntervalMs) flushAnnouncements();
+  };
+  const flushAnnouncements = (): void => {
+    if (!isUnannounced) return;
+    isUnannounced = false;
     lastUpsertMs = Date.now();
     upsertSearchAttributes([
       { key: turnIdKey, value: [...newestTurnIds] },
@@ -112,6 +123,7 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
   );
   setHandler(abortTurn, (turnId) => {
     const laneTurn = known.get(turnId);
+    if (laneTurn === undefined && earlyAborts.size < rememberedTurns) earlyAborts.add(turnId);
     if (laneTurn === undefined || laneTurn.verdict !== undefined) return;
     laneTurn.aborted = true;
     laneTurn.scope.cancel();
@@ -128,36 +140,56 @@ export async function turn(input: LaneInput): Promise<{ served: number }> {
   const watchWindow = async (): Promise<void> => {
     for (let restMs = input.windowMs; restMs > 0;) {
       await sleep(restMs, { summary: "closes when idle" });
+      flushAnnouncements();
       const isBusy = running.size > 0 || waiting.length > 0;
       restMs = isBusy ? input.windowMs : input.windowMs - (Date.now() - lastBusyMs);
     }
     windowIsOver = true;
   };
-  void watchWindow();
+  const startWindow = (): void => {
+    windowIsOver = false;
+    watchWindow().catch(() => {}); // cancelled with the run, which the loop below meets too
+  };
+  startWindow();
 
-  for (;;) {
-    while (!moving && running.size < input.concurrency) {
-      const next = waiting.shift();
-      if (next === undefined) break;
-      begin(next);
+  const serve = async (): Promise<{ served: number }> => {
+    for (;;) {
+      while (!moving && running.size < input.concurrency) {
+        const next = waiting.shift();
+        if (next === undefined) break;
+        begin(next);
+      }
+      describe();
+      if (moving && running.size === 0) {
+        await sleep(1, { summary: "moves to a new run" }); // a task of its own: the markers of the last turn are safe now
+        await condition(allHandlersFinished);
+        flushAnnouncements();
+        await continueAsNew<typeof turn>({
+          ...input,
+          carried: waiting.map(({ ticket, aborted }) => ({ ...ticket, aborted })),
+        });
+      }
+      if (windowIsOver) {
+        if (waiting.length === 0 && running.size === 0 && allHandlersFinished()) return { served };
+        startWindow();
+      }
+      const servedBefore = served;
+      await condition(() => windowIsOver || served !== servedBefore || (!moving && waiting.length > 0 && running.size < input.concurrency));
+      moving ||= served >= (input.turnsPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
     }
-    describe();
-    if (moving && running.size === 0) {
-      await sleep(1, { summary: "moves to a new run" }); // a task of its own: the markers of the last turn are safe now
-      await condition(allHandlersFinished);
-      await continueAsNew<typeof turn>({
-        ...input,
-        carried: waiting.map(({ ticket, aborted }) => ({ ...ticket, aborted })),
+  };
+
+  try {
+    return await serve();
+  } catch (error) {
+    // An operator cancelled the run: its turns end as aborted first; those that wait stand in their rows, and the relay sends them again.
+    if (isCancellation(error)) {
+      await CancellationScope.nonCancellable(async () => {
+        moving = true;
+        await condition(() => running.size === 0 && allHandlersFinished());
       });
     }
-    if (windowIsOver) {
-      if (waiting.length === 0 && running.size === 0 && allHandlersFinished()) return { served };
-      windowIsOver = false;
-      void watchWindow();
-    }
-    const servedBefore = served;
-    await condition(() => windowIsOver || served !== servedBefore || (!moving && waiting.length > 0 && running.size < input.concurrency));
-    moving ||= served >= (input.turnsPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
+    throw error;
   }
 }
 
