@@ -1,9 +1,10 @@
+import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdir, readFile, readdir, rename, writeFile } from "node:fs/promises";
+import { readFile, readdir } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { join } from "node:path";
-import { bundleWorkflowCode } from "@temporalio/worker";
+import { promisify } from "node:util";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 
@@ -20,14 +21,8 @@ export async function workflowBundle(cacheDirectory: string): Promise<{ codePath
     () => false,
   );
   if (!isBuilt) {
-    const { code } = await bundleWorkflowCode({
-      workflowsPath: join(root, "workflows/index.ts"),
-      workflowInterceptorModules: [join(root, "workflows/tenant-guard.ts")],
-      logger: quiet,
-    });
-    await mkdir(cacheDirectory, { recursive: true });
-    await writeFile(`${codePath}.${process.pid}`, code);
-    await rename(`${codePath}.${process.pid}`, codePath);
+    // In a process of its own: the bundler's 100 MB would stay with ours for its whole life.
+    await promisify(execFile)(process.execPath, [fileURLToPath(new URL("build-workflow-bundle.ts", import.meta.url)), codePath]);
   }
   return { codePath, buildId };
 }
@@ -42,6 +37,3 @@ async function sourceDigest(): Promise<string> {
   }
   return hash.digest("hex").slice(0, 16);
 }
-
-const ignore = (): void => {};
-const quiet = { log: ignore, trace: ignore, debug: ignore, info: ignore, warn: ignore, error: ignore };

@@ -131,6 +131,12 @@ test("a forced tool is called, a forbidden one is not", async () => {
   expect(await callsOf("/exec ls", { settings: { toolChoice: "none" } })).toEqual([]);
 });
 
+test("a line of many blanks costs no time", async () => {
+  const { result } = await ask(`/edit a${" ".repeat(20_000)}b`);
+
+  expect(result.reply.content).toContain("You said");
+});
+
 test("help explains itself", async () => {
   const { result } = await ask("help");
 
