@@ -1,7 +1,7 @@
 import { ApplicationFailure, CancelledFailure, Context } from "@temporalio/activity";
 import { AppError } from "../domain/app-error.ts";
 import { errorCatalogue } from "../domain/error-catalogue.ts";
-import { type TenantContext, tenantOfName } from "../domain/tenant.ts";
+import { type Owner, type TenantContext, ownerOfTaskQueue, tenantOfName } from "../domain/tenant.ts";
 import type { StopReason } from "./joined-attempts.ts";
 
 const heartbeatIntervalMs = 1_000;
@@ -11,11 +11,21 @@ function tenantContextOf({ info }: Context): TenantContext {
   return { tenantId: tenantOfName(info.taskQueue), requestId: `${info.workflowExecution?.workflowId ?? info.activityId}` };
 }
 
+/** Whether it is a tenant or the system itself that the running activity acts for. */
+const ownerOf = ({ info }: Context): Owner => ownerOfTaskQueue(info.taskQueue);
+
+/** As `asActivity`, for work that a tenant's queue and the system's share: the owner is the queue's. */
+export const asOwnActivity = async <T>(body: (owner: Owner, signal: AbortSignal) => Promise<T>): Promise<T> => await runBody(ownerOf, body);
+
+/** As `asOwnActivity`, for work of tenants only. @throws {ApplicationFailure} `tenant_violation` on any other queue. */
+export const asActivity = async <T>(body: (context: TenantContext, signal: AbortSignal) => Promise<T>): Promise<T> =>
+  await runBody(tenantContextOf, body);
+
 /**
  * Runs an activity's body with heartbeats, a signal that fires when the activity is really to stop (an abort of the turn or this
  * worker's shutdown, not a late heartbeat), and errors translated to what Temporal retries or not.
  */
-export async function asActivity<T>(body: (context: TenantContext, signal: AbortSignal) => Promise<T>): Promise<T> {
+async function runBody<Whom, T>(whomOf: (activity: Context) => Whom, body: (whom: Whom, signal: AbortSignal) => Promise<T>): Promise<T> {
   const activity = Context.current();
   const stop = new AbortController();
   const onCancel = (): void => {
@@ -26,7 +36,7 @@ export async function asActivity<T>(body: (context: TenantContext, signal: Abort
   activity.cancellationSignal.addEventListener("abort", onCancel, { once: true });
   const heartbeats = activity.info.isLocal ? undefined : setInterval(() => activity.heartbeat(), heartbeatIntervalMs);
   try {
-    return await body(tenantContextOf(activity), stop.signal);
+    return await body(whomOf(activity), stop.signal);
   } catch (error) {
     if (activity.cancellationDetails?.cancelRequested === true) throw new CancelledFailure("the turn was aborted", [], toError(error));
     throw toActivityFailure(error);

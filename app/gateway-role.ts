@@ -2,35 +2,43 @@ import type { AddressInfo } from "node:net";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
 import { resolveModel } from "../control-plane/admin-config.ts";
+import { startAuditRelay } from "../control-plane/audit-relay.ts";
+import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
 import { createBillingReports } from "../control-plane/billing-reports.ts";
+import { createChanges } from "../control-plane/changes.ts";
 import { defaultPort } from "../control-plane/environment.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
-import type { TenantId } from "../domain/tenant.ts";
+import { type Owner, systemOwner } from "../domain/tenant.ts";
+import { createAdminKeyRoutes } from "../gateway/admin-key-routes.ts";
 import { createAdminRoutes, createUsageRoutes } from "../gateway/admin-routes.ts";
+import { createAuditRoutes } from "../gateway/audit-routes.ts";
 import { createChatRoutes } from "../gateway/chat-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
+import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
+import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
 import { createTurnSlots } from "../gateway/turn-slots.ts";
+import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
 export type GatewayParts = ProductParts & {
   readonly logger: Logger;
   readonly tenants: Tenants;
-  /** Makes sure that a worker polls the tenant's queue. */
-  readonly wake: (tenantId: TenantId) => Promise<void>;
+  /** Makes sure that a worker polls the owner's queue. */
+  readonly wake: (owner: Owner) => Promise<void>;
 };
 
 export type StartedGateway = { readonly url: string; readonly warnings: readonly string[] };
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment } = parts;
+  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
@@ -43,6 +51,15 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     log,
     slots: createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant }),
   });
+  const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());
+  const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
+  const system = forSystem(temporal);
+  const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
+  const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
+  const stateOf = async (owner: Owner) => {
+    await wake(owner);
+    return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
+  };
   const app = await createGateway({
     authenticate: authentication.authenticate,
     logger,
@@ -52,19 +69,25 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
         temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
       }),
-      createChatRoutes({ turns, resolveModel: (name) => resolveModel(config, name).id }),
+      createChatRoutes({ turns, tokens, resolveModel: (name) => resolveModel(config, name).id }),
       createModelRoutes({
         models: () => [...config.models.values()].filter(({ id }) => config.rateCard.rates.has(id)),
         startedAtMs: Date.now(),
       }),
       createAdminRoutes({ tenants, reports, database }),
       createUsageRoutes({ reports }),
+      createTenantStateRoutes({ tenants, changes }),
+      createAdminKeyRoutes({ database, changes }),
+      createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
       createPageRoutes(),
     ],
   });
   resources.add(app, closeGateway);
   return await listen(app, environment.host, environment.port);
 }
+
+/** How long `audit verify` waits for one workflow to tell its end. */
+const stateQueryMs = 5_000;
 
 /** How long answers that are on their way may take before their connections are cut. */
 const drainMs = 1_000;

@@ -7,7 +7,7 @@ import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../contro
 import { storeRateCard } from "../control-plane/rate-cards.ts";
 import { createTenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
-import { type TenantId, parseTenantId } from "../domain/tenant.ts";
+import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
 import { createHome } from "../storage/tenant-paths.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
@@ -78,7 +78,7 @@ export async function startProduct(environment: Environment, { role, variables }
     const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
     const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, clientOf, log };
 
-    let wake = async (tenantId: TenantId): Promise<void> => await database.notify(wakeChannel, tenantId);
+    let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
     if (role !== "gateway") {
       const workers = await startWorkers(parts, backends.bundle, resources);
       wake = workers.wake;
@@ -86,7 +86,7 @@ export async function startProduct(environment: Environment, { role, variables }
         const stopListening = await database.listen(
           wakeChannel,
           (payload) =>
-            void workers.wake(parseTenantId(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })),
+            void workers.wake(parseOwner(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })),
         );
         resources.add(stopListening, (close) => close());
       }
@@ -94,7 +94,7 @@ export async function startProduct(environment: Environment, { role, variables }
     const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
     const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
     const gateway =
-      role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database, home }) }, resources);
+      role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database }) }, resources);
     if (gateway !== undefined) recordGateway(home, gateway.url, backends);
     if (role === "all") void warmUp(database, wake).catch((error: unknown) => log("no worker was started ahead", { error: String(error) }));
     log("ready", { role, url: gateway?.url });
@@ -135,10 +135,11 @@ function rememberClients(make: (tenantId: TenantId) => TenantClient): (tenantId:
 }
 
 /** The first Worker of a process boots the workflow thread, which costs half a second: better now than in somebody's first turn. */
-async function warmUp(database: Database, wake: (tenantId: TenantId) => Promise<void>): Promise<void> {
+async function warmUp(database: Database, wake: (owner: Owner) => Promise<void>): Promise<void> {
   const [tenant] = await database.withControl(
     async (tx) => await tx.query<{ id: string }>("select id from tenant where state = 'active' order by created_at desc limit 1"),
   );
+  await wake(systemOwner);
   if (tenant !== undefined) await wake(parseTenantId(tenant.id));
 }
 

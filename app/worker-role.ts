@@ -1,3 +1,4 @@
+import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { type Tenant, createTenants } from "../control-plane/tenants.ts";
@@ -24,12 +25,12 @@ export async function startWorkers(
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
-  const tenantOf = rememberTenants(createTenants({ database, home }).get);
+  const tenantOf = rememberTenants(createTenants({ database }).get);
   const driver = createBwrapDriver();
   const missing = await driver.probe();
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
-  const activities = createTurnActivities({
+  const turnActivities = createTurnActivities({
     database,
     bus,
     tools: missing === undefined ? createBuiltinTools({ driver, limits: defaultToolLimits }) : new Map(),
@@ -45,6 +46,7 @@ export async function startWorkers(
     now: () => Date.now(),
     log,
   });
+  const activities = { ...turnActivities, ...createAuditActivities({ database, home, log }) };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
   return pool;

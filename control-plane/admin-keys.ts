@@ -2,7 +2,10 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import type { Database } from "../storage/database.ts";
-import { mintAdminKey, parseAdminKey } from "./credentials.ts";
+import { systemOwner } from "../domain/tenant.ts";
+import { changeOffline } from "./audit-chain.ts";
+import type { CommandDeps } from "./commands.ts";
+import { mintAdminKey, parseAdminKey, type ParsedAdminKey } from "./credentials.ts";
 import { createPrivateFile } from "./private-file.ts";
 
 export const adminKeyPath = (home: string): string => join(home, "admin-key");
@@ -18,13 +21,8 @@ export type BootstrapOutcome = { readonly path: string; readonly state: "created
  * first, so a crash in between is mended by the next start; a key that exists is never printed or replaced.
  * @throws {AppError} `invalid_configuration` when the file holds something else.
  */
-export async function bootstrapAdminKey({
-  database,
-  home,
-}: {
-  readonly database: Pick<Database, "withControl">;
-  readonly home: string;
-}): Promise<BootstrapOutcome> {
+export async function bootstrapAdminKey(deps: CommandDeps): Promise<BootstrapOutcome> {
+  const { database, home } = deps;
   const path = adminKeyPath(home);
   let created = false;
   if (readKeyFile(path) === undefined) {
@@ -41,18 +39,53 @@ export async function bootstrapAdminKey({
       client: { message: `${path} does not hold an admin key (ak_<key id>_<32 hex>): put the key back or remove the file.` },
     });
   }
-  return database.withControl(async (tx) => {
-    await tx.execute("insert into control.admin_key (id, hash, scopes) values ($1, $2, '{all}') on conflict (id) do nothing", [
-      key.keyId,
-      key.hash,
-    ]);
-    const [row] = await tx.query<{ live: boolean }>(
-      "select hash = $2 and revoked_at is null as live from control.admin_key where id = $1",
-      [key.keyId, key.hash],
-    );
-    if (row?.live !== true) return { path, state: "stale" };
-    return { path, state: created ? "created" : "existing" };
-  });
+  const state = await stateOf(database, key);
+  if (state !== "absent") return { path, state: state === "live" ? (created ? "created" : "existing") : "stale" };
+  try {
+    await changeOffline(deps, systemOwner, {
+      opId: `bootstrap:${key.keyId}`,
+      command: { type: "admin-key.create", keyId: key.keyId, keyHash: key.hash.toString("hex"), scopes: ["all"] },
+      actor: { type: "system", id: "start" },
+      requestId: "start",
+    });
+  } catch (error) {
+    if (!(error instanceof AppError) || error.code !== "conflict") throw error; // another start was first
+  }
+  return { path, state: (await stateOf(database, key)) !== "live" ? "stale" : created ? "created" : "existing" };
+}
+
+async function stateOf(database: CommandDeps["database"], { keyId, hash }: ParsedAdminKey): Promise<"live" | "absent" | "other"> {
+  const [row] = await database.withControl(
+    (tx) =>
+      tx.query<{ live: boolean }>("select hash = $2 and revoked_at is null as live from control.admin_key where id = $1", [keyId, hash]),
+    { readOnly: true },
+  );
+  if (row === undefined) return "absent";
+  return row.live ? "live" : "other";
+}
+
+/** An admin key as it may be shown. */
+export type AdminKeyFacts = {
+  readonly id: string;
+  readonly scopes: readonly string[];
+  readonly createdAtMs: number;
+  readonly lastUsedAtMs: number | undefined;
+  readonly revokedAtMs: number | undefined;
+};
+
+export async function listAdminKeys(database: Pick<Database, "withControl">): Promise<readonly AdminKeyFacts[]> {
+  type Row = { id: string; scopes: string[]; created_at: Date; last_used_at: Date | null; revoked_at: Date | null };
+  const rows = await database.withControl(
+    (tx) => tx.query<Row>('select id, scopes, created_at, last_used_at, revoked_at from control.admin_key order by id collate "C"'),
+    { readOnly: true },
+  );
+  return rows.map(({ id, scopes, created_at, last_used_at, revoked_at }) => ({
+    id,
+    scopes,
+    createdAtMs: created_at.getTime(),
+    lastUsedAtMs: last_used_at?.getTime(),
+    revokedAtMs: revoked_at?.getTime(),
+  }));
 }
 
 function readKeyFile(path: string): string | undefined {

@@ -4,7 +4,7 @@ import type { TenantId } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import { bearerOf, hashPrefixOf, parseAdminKey, parseCredential, type ParsedAdminKey, type ParsedToken } from "./credentials.ts";
 
-const adminScopes = ["read", "tenants", "billing", "all"] as const;
+export const adminScopes = ["read", "tenants", "billing", "all"] as const;
 export type AdminScope = (typeof adminScopes)[number];
 
 export type TenantPrincipal = {

@@ -1,11 +1,12 @@
 import { readFileSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
-import { parseTenantId, type TenantId } from "../domain/tenant.ts";
+import { parseTenantId, systemOwner, type TenantId } from "../domain/tenant.ts";
 import type { AdminConfig } from "./admin-config.ts";
-import { mintTenantToken, parseTenantToken } from "./credentials.ts";
+import { changeOffline } from "./audit-chain.ts";
+import type { CommandDeps } from "./commands.ts";
+import { hashPrefixOf, mintTenantToken, parseTenantToken } from "./credentials.ts";
 import { createPrivateFile } from "./private-file.ts";
-import { createWithToken, type TenantsDeps } from "./tenants.ts";
 
 export const demoTokenPath = (home: string): string => join(home, "demo-token");
 
@@ -16,7 +17,7 @@ export type DemoTenant = { readonly tenantId: TenantId; readonly token: string; 
  * returned by later starts until its token is rotated, which also removes `<home>/demo-token`.
  * @returns undefined where there is none
  */
-export async function ensureDemoTenant(deps: TenantsDeps & { readonly config: AdminConfig }): Promise<DemoTenant | undefined> {
+export async function ensureDemoTenant(deps: CommandDeps & { readonly config: AdminConfig }): Promise<DemoTenant | undefined> {
   const path = demoTokenPath(deps.home);
   const kept = readToken(path);
   if (kept !== undefined && (await isLive(deps, kept))) return { tenantId: kept.tenantId, token: kept.token, state: "existing" };
@@ -33,7 +34,12 @@ export async function ensureDemoTenant(deps: TenantsDeps & { readonly config: Ad
   if (token === undefined)
     throw new AppError("invalid_configuration", { client: { message: `${path} does not hold a tenant token: remove it.` } });
   try {
-    await createWithToken(deps, { id: token.tenantId, displayName: "Demo" }, token);
+    await changeOffline(deps, systemOwner, {
+      opId: `demo:${hashPrefixOf(token.hash)}`,
+      command: { type: "tenant.create", tenantId, displayName: "Demo", markup: null, tokenHash: token.hash.toString("hex") },
+      actor: { type: "system", id: "start" },
+      requestId: "start",
+    });
     return { tenantId: token.tenantId, token: token.token, state: "created" };
   } catch (error) {
     if (error instanceof AppError && error.code === "conflict" && (await isLive(deps, token)))
@@ -55,7 +61,7 @@ function readToken(path: string): KeptToken | undefined {
   }
 }
 
-async function isLive({ database }: TenantsDeps, { tenantId, hash }: KeptToken): Promise<boolean> {
+async function isLive({ database }: CommandDeps, { tenantId, hash }: KeptToken): Promise<boolean> {
   const rows = await database.withControl(
     (tx) =>
       tx.query(
@@ -68,6 +74,6 @@ async function isLive({ database }: TenantsDeps, { tenantId, hash }: KeptToken):
   return rows.length > 0;
 }
 
-async function hasTenants({ database }: TenantsDeps): Promise<boolean> {
+async function hasTenants({ database }: CommandDeps): Promise<boolean> {
   return (await database.withControl((tx) => tx.query("select from control.tenant limit 1"), { readOnly: true })).length > 0;
 }

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import { parseRates, type RateCard, type RateCardHash, type RateCardText } from "../domain/rate-card.ts";
 import type { ControlTx } from "../storage/database.ts";
-import { canonicalJson } from "./canonical-json.ts";
+import { canonicalJson } from "../domain/canonical-json.ts";
 
 /**
  * The rate card of a configuration's text, named by its own content.

@@ -159,6 +159,12 @@ export const errorCatalogue = {
     retryable: false,
     says: "The model provider is busy.",
   },
+  chain_broken: {
+    type: "unavailable",
+    http: 503,
+    retryable: false,
+    says: "The audit chain does not continue where it ended: changes are refused until an operator has looked (openclaw audit verify).",
+  },
   unavailable: {
     type: "unavailable",
     http: 503,

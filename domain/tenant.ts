@@ -17,8 +17,18 @@ export function parseTenantId(raw: string): TenantId {
 /** The tenant's Postgres schema and role; slugs hold no `_`, so two tenants never share one. */
 export const tenantSchemaOf = (tenantId: TenantId): string => `tenant_${tenantId.replaceAll("-", "_")}`;
 
-/** The one task queue on which a tenant's workflow and activity tasks run. */
-export const taskQueueOf = (tenantId: TenantId): string => `tenant:${tenantId}`;
+/** The part of the product that belongs to no tenant: `_` is in no slug, so no tenant can be taken for it. */
+export const systemOwner = "_system";
+const systemTaskQueue = "system";
+
+/** Whose workflows, queues and audit chain: a tenant's, or the system's. */
+export type Owner = TenantId | typeof systemOwner;
+
+/** @throws {AppError} `invalid_tenant_id` for anything but `_system` and a slug. */
+export const parseOwner = (raw: string): Owner => (raw === systemOwner ? systemOwner : parseTenantId(raw));
+
+/** The one task queue on which an owner's workflow and activity tasks run. */
+export const taskQueueOf = (owner: Owner): string => (owner === systemOwner ? systemTaskQueue : `tenant:${owner}`);
 
 /**
  * The tenant of a workflow id (`<kind>:<tenant>:<rest>`) or of a task queue (`tenant:<tenant>`).
@@ -29,3 +39,16 @@ export function tenantOfName(name: string): TenantId {
   if (!tenantIdPattern.test(tenant)) throw new AppError("tenant_violation", { name: name.slice(0, 128) });
   return tenant as TenantId;
 }
+
+/**
+ * Whose task queue this is. Only the exact name `system` is the system's.
+ * @throws {AppError} `tenant_violation` when it is nobody's.
+ */
+export const ownerOfTaskQueue = (taskQueue: string): Owner => (taskQueue === systemTaskQueue ? systemOwner : tenantOfName(taskQueue));
+
+/**
+ * Whose workflow this is: `<kind>:_system…` is the system's.
+ * @throws {AppError} `tenant_violation` when it is nobody's.
+ */
+export const ownerOfWorkflowId = (workflowId: string): Owner =>
+  /^[a-z-]+:_system(?::|$)/.test(workflowId) ? systemOwner : tenantOfName(workflowId);

@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from "fastify";
 import { createFailedAuthenticationLimiter } from "./failed-authentication-limiter.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantContext } from "../domain/tenant.ts";
-import { type AdminScope, type Principal, requireAdmin, requireTenant } from "../control-plane/authentication.ts";
+import { type AdminScope, type Principal, type TenantPrincipal, requireAdmin, requireTenant } from "../control-plane/authentication.ts";
 
 /** Who may call a route; every route declares it, or the gateway does not start. */
 export type Access = "public" | "tenant" | `admin:${AdminScope}` | `tenant-or-admin:${AdminScope}`;
@@ -40,7 +40,13 @@ export function registerAccess(app: FastifyInstance, { authenticate }: AccessDep
 }
 
 /** The tenant of a route with access `tenant`: from its token, never from the path, the query or the body. */
-export function tenantOf(request: FastifyRequest): TenantContext {
-  if (request.principal === undefined) throw new AppError("invalid_api_key");
-  return { tenantId: requireTenant(request.principal).tenantId, requestId: request.id };
+export const tenantOf = (request: FastifyRequest): TenantContext => ({
+  tenantId: tenantPrincipalOf(request).tenantId,
+  requestId: request.id,
+});
+
+/** The same with the token's epoch, for connections that outlive a request. */
+export function tenantPrincipalOf({ principal }: FastifyRequest): TenantPrincipal {
+  if (principal === undefined) throw new AppError("invalid_api_key");
+  return requireTenant(principal);
 }

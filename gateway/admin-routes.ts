@@ -11,11 +11,6 @@ import { AppError } from "../domain/app-error.ts";
 
 export type AdminDeps = { readonly tenants: Tenants; readonly reports: BillingReports; readonly database: Database };
 
-const newTenant = z.strictObject({
-  id: z.string(),
-  display_name: z.string().optional(),
-  markup: z.union([z.string(), z.number().transform(String)]).optional(),
-});
 const tenantParams = z.object({ tenant: z.string() });
 const rowParams = z.object({ id: z.string() });
 const reportQuery = z.strictObject({
@@ -25,7 +20,8 @@ const reportQuery = z.strictObject({
   detail: z.enum(["true", "false", "1", "0", ""]).optional(),
 });
 
-const toJson = ({ id, displayName, state, markupPpm, createdAtMs }: Tenant) => ({
+/** A tenant as the admin API shows it. */
+export const tenantJson = ({ id, displayName, state, markupPpm, createdAtMs }: Tenant) => ({
   id,
   display_name: displayName ?? null,
   state,
@@ -33,24 +29,18 @@ const toJson = ({ id, displayName, state, markupPpm, createdAtMs }: Tenant) => (
   created_at: new Date(createdAtMs).toISOString(),
 });
 
-/** The administrator's side: tenants and bills. */
+/** What administrators read: tenants and bills. */
 export const createAdminRoutes =
   ({ tenants, reports, database }: AdminDeps): FastifyPluginAsync =>
   async (app) => {
-    app.post("/v1/tenants", { config: { access: "admin:tenants" } }, async (request, reply) => {
-      const { id, display_name, markup } = newTenant.parse(request.body);
-      const created = await tenants.create({ id, displayName: display_name, markup });
-      return await reply.code(201).header("cache-control", "no-store").send({ tenant: created.tenant.id, token: created.token });
-    });
-
     app.get("/v1/tenants", { config: { access: "admin:read" } }, async () => ({
       object: "list",
-      data: (await tenants.list()).map(toJson),
+      data: (await tenants.list()).map(tenantJson),
     }));
 
     app.get("/v1/tenants/:tenant", { config: { access: "admin:read" } }, async (request) => {
       const { tenant } = tenantParams.parse(request.params);
-      return toJson(await tenants.get(parseTenantId(tenant)));
+      return tenantJson(await tenants.get(parseTenantId(tenant)));
     });
 
     app.get("/v1/billing/report", { config: { access: "admin:billing" } }, async (request, reply) => {

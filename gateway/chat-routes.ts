@@ -6,20 +6,22 @@ import { parseSessionId, sessionPartsOf, statelessSessionOf, type SessionId } fr
 import type { TenantContext } from "../domain/tenant.ts";
 import { mintTurnId, turnTimeMs } from "../domain/turn-id.ts";
 import type { TurnMode } from "../domain/turn.ts";
-import { tenantOf } from "./access.ts";
+import { tenantOf, tenantPrincipalOf } from "./access.ts";
 import { newMessagesOf, parseChatRequest } from "./chat-request.ts";
 import { toChatCompletion } from "./chat-response.ts";
 import { streamChat } from "./chat-stream.ts";
+import type { TokenWatch } from "./token-watch.ts";
 import type { TurnService } from "./turn-service.ts";
 
 export type ChatDeps = {
   readonly turns: TurnService;
+  readonly tokens: TokenWatch;
   /** The configured, priced model that a request's name means. @throws {AppError} `model_not_found`, `model_not_priced` */
   readonly resolveModel: (name: string) => string;
 };
 
 export const createChatRoutes =
-  ({ turns, resolveModel }: ChatDeps): FastifyPluginAsync =>
+  ({ turns, tokens, resolveModel }: ChatDeps): FastifyPluginAsync =>
   async (app) => {
     app.post("/v1/chat/completions", { config: { access: "tenant" } }, async (request, reply) => {
       const context = tenantOf(request);
@@ -50,7 +52,13 @@ export const createChatRoutes =
       const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
       void reply.header("x-request-id", turn.turnId);
       if (chat.stream) {
-        await streamChat(reply, turn, head, chat.includeUsage);
+        // A rotation ends the stream, not the turn: that one completes and is billed.
+        const token = tokens.watch(tenantPrincipalOf(request));
+        try {
+          await streamChat(reply, { ...turn, finished: Promise.race([turn.finished, token.ended]) }, head, chat.includeUsage);
+        } finally {
+          token.stop();
+        }
         return reply;
       }
       turn.onEvent(() => {});

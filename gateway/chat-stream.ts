@@ -56,6 +56,8 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
     if (!stream.isOpen()) throw error;
     stream.send(errorBodyOf(error));
     stream.end(false);
+  } finally {
+    turn.onEvent(() => {}); // a turn that outlives its stream (a token that was rotated) has nobody to tell
   }
 }
 
@@ -70,7 +72,7 @@ function createEventStream(reply: FastifyReply) {
   let isOpen = false;
   const { raw } = reply;
   const write = (text: string): void => {
-    if (!raw.destroyed) raw.write(text);
+    if (!raw.destroyed && !raw.writableEnded) raw.write(text);
   };
   return {
     isOpen: () => isOpen,

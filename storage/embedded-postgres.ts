@@ -6,7 +6,7 @@ import { promisify } from "node:util";
 import { endOrphans } from "./postgres-orphans.ts";
 import { holdPlace, readState, writeState, type Log, type Place, type State } from "./postgres-place.ts";
 import { embeddedPlatform, postgresMajor, preparePostgresServer, type PostgresServerFiles } from "./postgres-server-files.ts";
-import { ownerName, Supervisor } from "./postgres-supervisor.ts";
+import { ownerName, ownerUrlOf, Supervisor } from "./postgres-supervisor.ts";
 import { asServerUser, findOrMakeSystemUser, serverEnvironment } from "./postgres-user.ts";
 import { runsAsRoot, traversableDirectory } from "./traversable-directory.ts";
 
@@ -61,6 +61,9 @@ export async function startEmbeddedPostgres({ dataDir, port, log }: EmbeddedPost
     throw error;
   }
 }
+
+/** The owner's URL of a server that another process of ours runs on `dataDir`. @throws {Error} when there is none. */
+export const embeddedOwnerUrl = (dataDir: string): string => ownerUrlOf(readState(join(dataDir, "state.json")));
 
 function refuseOtherMajor({ data }: Place): void {
   if (!existsSync(join(data, "PG_VERSION"))) return;

@@ -14,6 +14,9 @@ import { asServerUser, serverEnvironment } from "./postgres-user.ts";
 /** The superuser that owns the database. */
 export const ownerName = "openclaw";
 const databaseName = "openclaw";
+
+export const ownerUrlOf = ({ port, password }: State, database = databaseName): string =>
+  `postgres://${ownerName}:${password}@127.0.0.1:${port}/${database}`;
 const logSizeLimitBytes = 10 * 1024 * 1024;
 
 /** Rewritten at each start, outside the data directory: our settings follow our version, a user's go into `tuning.conf`. */
@@ -106,7 +109,7 @@ export class Supervisor {
   }
 
   #urlOf(database: string): string {
-    return `postgres://${ownerName}:${this.#parts.state.password}@127.0.0.1:${this.#port}/${database}`;
+    return ownerUrlOf({ port: this.#port, password: this.#parts.state.password }, database);
   }
 
   async start(): Promise<void> {

@@ -1,8 +1,8 @@
 import { ApplicationFailure, type Context } from "@temporalio/activity";
 import type { ActivityInterceptorsFactory } from "@temporalio/worker";
-import { tenantOfName } from "../domain/tenant.ts";
+import { ownerOfTaskQueue, ownerOfWorkflowId } from "../domain/tenant.ts";
 
-/** An activity runs only for a workflow of the tenant whose task queue it came by. */
+/** An activity runs only for a workflow of the tenant (or of the system) whose task queue it came by. */
 export const activityTenantGuard: ActivityInterceptorsFactory = ({ info }: Context) => ({
   inbound: {
     async execute(input, next) {
@@ -17,7 +17,7 @@ export const activityTenantGuard: ActivityInterceptorsFactory = ({ info }: Conte
 
 function belongTogether(taskQueue: string, workflowId: string): boolean {
   try {
-    return tenantOfName(taskQueue) === tenantOfName(workflowId);
+    return ownerOfTaskQueue(taskQueue) === ownerOfWorkflowId(workflowId);
   } catch {
     return false;
   }

@@ -1,17 +1,11 @@
-import {
-  Client,
-  WithStartWorkflowOperation,
-  type WorkflowClientInterceptor,
-  WorkflowNotFoundError,
-  WorkflowUpdateStage,
-} from "@temporalio/client";
+import { WithStartWorkflowOperation, WorkflowNotFoundError, WorkflowUpdateStage } from "@temporalio/client";
 import { WorkflowIdConflictPolicy, WorkflowIdReusePolicy, defineSearchAttributeKey } from "@temporalio/common";
-import { AppError } from "../domain/app-error.ts";
 import { channelPrefixes, sessionPartsOf, type SessionId } from "../domain/session-id.ts";
-import { type TenantContext, type TenantId, taskQueueOf, tenantOfName } from "../domain/tenant.ts";
+import { type TenantContext, taskQueueOf } from "../domain/tenant.ts";
 import type { TurnId } from "../domain/turn-id.ts";
 import type { TurnTicket, TurnVerdict } from "../domain/turn.ts";
 import { type LaneInput, type LaneState, abortTurn, laneState, submitTurn, turnArrived } from "../workflows/turn-messages.ts";
+import { type ChainClient, chainClient, guardedClient } from "./chain-client.ts";
 import type { TemporalConnection } from "./temporal-connection.ts";
 
 /** The lane a turn runs in: its session's, or the `k`-th of the tenant's stateless pool. */
@@ -50,6 +44,8 @@ export interface TenantClient {
   endStuckLane(lane: Lane): Promise<boolean>;
   /** Undefined when the lane is not open. */
   laneState(lane: Lane): Promise<LaneState | undefined>;
+  /** The tenant's state changes. */
+  readonly chain: ChainClient;
 }
 
 const keys = {
@@ -66,11 +62,7 @@ export function forTenant(
   connection: TemporalConnection,
   settings: LaneSettings,
 ): TenantClient {
-  const client = new Client({
-    connection: connection.native,
-    namespace: connection.namespace,
-    interceptors: { workflow: [tenantGuard(tenantId)] },
-  });
+  const client = guardedClient(tenantId, connection);
   const workflowIdOf = (lane: Lane): string => `turn:${tenantId}:${laneNameOf(lane)}`;
   const input = (lane: Lane): LaneInput => ({
     tenantId,
@@ -96,6 +88,7 @@ export function forTenant(
   });
 
   return {
+    chain: chainClient(tenantId, client),
     async offerTurn(lane, ticket) {
       await client.withDeadline(Date.now() + acceptanceMs, async () => {
         await client.workflow.startUpdateWithStart(submitTurn, {
@@ -151,27 +144,4 @@ async function orUndefinedWhenNotOpen<T>(answer: Promise<T>): Promise<T | undefi
     if (error instanceof WorkflowNotFoundError) return undefined;
     throw error;
   }
-}
-
-/** Refuses every call that names a workflow or a queue of another tenant, whoever built the name. */
-export function tenantGuard(tenantId: TenantId): WorkflowClientInterceptor {
-  const check = (name: string): void => {
-    if (tenantOfName(name) !== tenantId) throw new AppError("tenant_violation", { tenantId, name });
-  };
-  const checkStart = ({ workflowId, taskQueue }: { workflowId: string; taskQueue: string }): void => {
-    check(workflowId);
-    check(taskQueue);
-  };
-  return {
-    start: async (input, next) => (checkStart(input.options), await next(input)),
-    startWithDetails: async (input, next) => (checkStart(input.options), await next(input)),
-    startUpdate: async (input, next) => (check(input.workflowExecution.workflowId ?? ""), await next(input)),
-    startUpdateWithStart: async (input, next) => (checkStart(input.workflowStartOptions), await next(input)),
-    signal: async (input, next) => (check(input.workflowExecution.workflowId ?? ""), await next(input)),
-    signalWithStart: async (input, next) => (checkStart(input.options), await next(input)),
-    query: async (input, next) => (check(input.workflowExecution.workflowId ?? ""), await next(input)),
-    terminate: async (input, next) => (check(input.workflowExecution.workflowId ?? ""), await next(input)),
-    cancel: async (input, next) => (check(input.workflowExecution.workflowId ?? ""), await next(input)),
-    describe: async (input, next) => (check(input.workflowExecution.workflowId ?? ""), await next(input)),
-  };
 }

@@ -35,6 +35,8 @@ export type ProductOptions = {
   readonly role?: "all" | "gateway" | "worker";
   /** An existing home, shared with another process of the product. */
   readonly home?: string;
+  /** The key of another gateway on the same database: a home of its own makes none. */
+  readonly adminKey?: string;
 };
 
 /** `config.yaml` of a product whose only provider is an OpenAI-compatible server of the test's. */
@@ -50,7 +52,7 @@ billing:
     test-model: { input: 15, output: 75, cache_read: 1.50, reasoning: 75 }
 ${more}`;
 
-export async function startProduct({ config, env = {}, role = "all", home: shared }: ProductOptions = {}): Promise<RunningProduct> {
+export async function startProduct({ config, env = {}, role = "all", home: shared, adminKey: givenKey }: ProductOptions = {}): Promise<RunningProduct> {
   const home = shared ?? mkdtempSync(join(tmpdir(), "openclaw-product-"));
   chmodSync(home, 0o711);
   if (config !== undefined) writeFileSync(join(home, "config.yaml"), config, { mode: 0o600 });
@@ -58,7 +60,7 @@ export async function startProduct({ config, env = {}, role = "all", home: share
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   let child = await launch(home, port, role, env);
-  const adminKey = readFileSync(join(home, "admin-key"), "utf8").trim();
+  const adminKey = givenKey ?? readFileSync(join(home, "admin-key"), "utf8").trim();
   const demoTokenPath = join(home, "demo-token");
 
   return {

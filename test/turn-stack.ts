@@ -1,6 +1,10 @@
 import { DefaultLogger, Runtime } from "@temporalio/worker";
 import { randomBytes } from "node:crypto";
+import { chmodSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { inject } from "vitest";
+import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { noMarkup } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
@@ -24,6 +28,7 @@ export const quiet = (): void => undefined;
 /** Everything between a submitted turn and its row, against the run's Postgres and Temporal. */
 export type TurnStack = {
   readonly ownerUrl: string;
+  readonly home: string;
   readonly database: Database;
   readonly connection: TemporalConnection;
   readonly pool: TenantWorkerPool;
@@ -40,6 +45,8 @@ export type TurnStackOptions = {
   /** An existing database instead of a fresh one. */
   readonly ownerUrl?: string;
   readonly temporalAddress?: string;
+  /** Default: the one that all tests share, whose chain `system` is nobody's to use. */
+  readonly namespace?: string;
   readonly bundleDirectory?: string;
 };
 
@@ -57,23 +64,32 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
   }
   const ownerUrl = place.ownerUrl ?? (await freshDatabase());
   const database = await openDatabase({ ownerUrl, log: quiet });
-  const connection = await connectTemporal({ address: place.temporalAddress ?? inject("temporalAddress"), namespace: "default" });
-  const bus = createInProcessTokenBus();
-  const activities = createTurnActivities({
-    database,
-    bus,
-    tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
-    placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
-    modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
-    pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
-    now: () => Date.now(),
-    log: quiet,
+  const connection = await connectTemporal({
+    address: place.temporalAddress ?? inject("temporalAddress"),
+    namespace: place.namespace ?? "default",
   });
+  const bus = createInProcessTokenBus();
+  const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
+  chmodSync(home, 0o711);
+  const activities = {
+    ...createAuditActivities({ database, home, log: quiet }),
+    ...createTurnActivities({
+      database,
+      bus,
+      tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
+      placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
+      modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
+      pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
+      now: () => Date.now(),
+      log: quiet,
+    }),
+  };
   const bundle = await workflowBundle(place.bundleDirectory ?? inject("bundleDirectory"));
   const pool = createTenantWorkerPool({ connection, bundle, activities, log: quiet });
   let uidIndex = 0;
   return {
     ownerUrl,
+    home,
     database,
     connection,
     pool,
@@ -91,6 +107,7 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
       await pool.close();
       await connection.close();
       await database.close();
+      rmSync(home, { recursive: true, force: true });
     },
   };
 }

@@ -1,5 +1,5 @@
 import { Worker, type WorkerOptions } from "@temporalio/worker";
-import { type TenantId, taskQueueOf } from "../domain/tenant.ts";
+import { type Owner, taskQueueOf } from "../domain/tenant.ts";
 import { activityTenantGuard } from "../temporal/activity-guard.ts";
 import type { TemporalConnection } from "../temporal/temporal-connection.ts";
 import { SharedPoolWorker } from "./shared-pool-worker.ts";
@@ -16,8 +16,8 @@ export type TenantWorkerPoolOptions = {
 };
 
 export interface TenantWorkerPool {
-  /** Makes sure that the tenant's queue is polled; cheap when it is. */
-  wake(tenantId: TenantId): Promise<void>;
+  /** Makes sure that the owner's queue is polled; cheap when it is. */
+  wake(owner: Owner): Promise<void>;
   live(): number;
   /** Stops all workers; running activities get a second to end. */
   close(): Promise<void>;
@@ -31,27 +31,27 @@ const slots = { workflowTasks: 20, activities: 100, localActivities: 100 };
 /** One Worker per tenant queue, started at the tenant's first turn and stopped when it has been idle. */
 export function createTenantWorkerPool(options: TenantWorkerPoolOptions): TenantWorkerPool {
   const { connection, bundle, activities, log, idleStopMs = 600_000, liveWorkers = 400 } = options;
-  const workers = new Map<TenantId, Promise<LiveWorker>>();
+  const workers = new Map<Owner, Promise<LiveWorker>>();
   const missing = SharedPoolWorker.missingHooks();
   if (missing !== undefined) log("workers cannot share a thread pool: each tenant costs a thread of its own", { missing });
   const WorkerClass = missing === undefined ? SharedPoolWorker : Worker;
 
-  const start = async (tenantId: TenantId): Promise<LiveWorker> => {
-    const worker = await WorkerClass.create(workerOptions(tenantId));
+  const start = async (owner: Owner): Promise<LiveWorker> => {
+    const worker = await WorkerClass.create(workerOptions(owner));
     const stopped = worker.run().then(
-      () => void workers.delete(tenantId),
+      () => void workers.delete(owner),
       (error: unknown) => {
-        workers.delete(tenantId);
-        log("a tenant's worker failed", { tenantId, error: String(error) });
+        workers.delete(owner);
+        log("a worker failed", { owner, error: String(error) });
       },
     );
     return { worker, stopped, lastWokenMs: performance.now() };
   };
 
-  const workerOptions = (tenantId: TenantId): WorkerOptions => ({
+  const workerOptions = (owner: Owner): WorkerOptions => ({
     connection: connection.native,
     namespace: connection.namespace,
-    taskQueue: taskQueueOf(tenantId),
+    taskQueue: taskQueueOf(owner),
     workflowBundle: { codePath: bundle.codePath },
     buildId: bundle.buildId,
     activities,
@@ -72,14 +72,14 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     workflowThreadPoolSize: 1,
   });
 
-  const stop = async (tenantId: TenantId, { worker, stopped }: LiveWorker): Promise<void> => {
+  const stop = async (owner: Owner, { worker, stopped }: LiveWorker): Promise<void> => {
     if (worker.getState() === "RUNNING") worker.shutdown();
     await stopped;
-    log("worker stopped", { tenantId });
+    log("worker stopped", { owner });
   };
 
   const stopIdle = async (): Promise<void> => {
-    const live = await Promise.all([...workers].map(async ([tenantId, starting]) => ({ tenantId, live: await starting })));
+    const live = await Promise.all([...workers].map(async ([owner, starting]) => ({ owner, live: await starting })));
     live.sort((a, b) => a.live.lastWokenMs - b.live.lastWokenMs);
     const surplus = live.length - liveWorkers;
     await Promise.all(
@@ -87,7 +87,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
         .filter(
           ({ live: { worker, lastWokenMs } }, place) => isIdle(worker) && (place < surplus || performance.now() - lastWokenMs > idleStopMs),
         )
-        .map(async ({ tenantId, live: idle }) => await stop(tenantId, idle)),
+        .map(async ({ owner, live: idle }) => await stop(owner, idle)),
     );
   };
   const sweep = setInterval(
@@ -97,13 +97,13 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
   sweep.unref();
 
   return {
-    async wake(tenantId) {
+    async wake(owner) {
       for (;;) {
-        let starting = workers.get(tenantId);
+        let starting = workers.get(owner);
         if (starting === undefined) {
-          starting = start(tenantId);
-          workers.set(tenantId, starting);
-          starting.catch(() => workers.delete(tenantId));
+          starting = start(owner);
+          workers.set(owner, starting);
+          starting.catch(() => workers.delete(owner));
         }
         const live = await starting;
         live.lastWokenMs = performance.now();
@@ -114,7 +114,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     live: () => workers.size,
     async close() {
       clearInterval(sweep);
-      await Promise.allSettled([...workers].map(async ([tenantId, starting]) => await stop(tenantId, await starting)));
+      await Promise.allSettled([...workers].map(async ([owner, starting]) => await stop(owner, await starting)));
     },
   };
 }

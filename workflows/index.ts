@@ -1,1 +1,2 @@
+export { tenant } from "./tenant.ts";
 export { turn } from "./turn.ts";

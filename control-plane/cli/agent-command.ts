@@ -5,7 +5,7 @@ import type { CliContext } from "./cli-context.ts";
 import { CliError, exitCodes, type ExitCode } from "./exit-code.ts";
 import { GatewayClient, environmentOf, findCredential, gatewayUrlOf, type FoundCredential, type GatewayRequest } from "./gateway-client.ts";
 import { eventData } from "./server-sent-events.ts";
-import { tenantArgument } from "./tenant-commands.ts";
+import { tenantArgument } from "./tenant-argument.ts";
 import { jsonText, type Terminal } from "./terminal.ts";
 
 const chunkSchema = z.looseObject({

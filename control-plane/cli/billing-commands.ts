@@ -4,7 +4,7 @@ import { parsePeriod } from "../billing-period.ts";
 import type { CliContext } from "./cli-context.ts";
 import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
-import { tenantArgument } from "./tenant-commands.ts";
+import { tenantArgument } from "./tenant-argument.ts";
 import { jsonText, paint, tableText, type Column } from "./terminal.ts";
 
 const dayRowSchema = z.looseObject({

@@ -1,5 +1,7 @@
 import { Command, CommanderError } from "commander";
+import { addAdminKeyCommands } from "./admin-key-commands.ts";
 import { addAgentCommand } from "./agent-command.ts";
+import { addAuditCommands } from "./audit-commands.ts";
 import { addBillingCommands } from "./billing-commands.ts";
 import type { CliContext } from "./cli-context.ts";
 import { addCompletionCommand } from "./completion-command.ts";
@@ -32,6 +34,8 @@ function createProgram(context: CliContext, version: string): Command {
     });
   addProcessCommands(program, context);
   addTenantCommands(program, context);
+  addAdminKeyCommands(program, context);
+  addAuditCommands(program, context);
   addBillingCommands(program, context);
   addAgentCommand(program, context);
   addDoctorCommand(program, context);

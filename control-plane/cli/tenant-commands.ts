@@ -1,10 +1,10 @@
 import type { Command } from "commander";
 import { z } from "zod";
-import { parseTenantId } from "../../domain/tenant.ts";
 import type { CliContext } from "./cli-context.ts";
-import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
 import { jsonText, paint, tableText } from "./terminal.ts";
+import { tenantArgument } from "./tenant-argument.ts";
+import { addTokenCommands } from "./token-commands.ts";
 
 const tenantSchema = z.looseObject({
   id: z.string(),
@@ -18,17 +18,9 @@ const createdSchema = z.looseObject({ tenant: z.string(), token: z.string() });
 
 type JsonFlag = { readonly json?: boolean };
 
-/** A tenant id as it was typed. @throws {CliError} usage */
-export function tenantArgument(raw: string): string {
-  try {
-    return parseTenantId(raw);
-  } catch (error) {
-    throw new CliError(exitCodes.usage, `"${raw}" is not a tenant id: ${(error as Error).message}`, { cause: error });
-  }
-}
-
-export function addTenantCommands(program: Command, { variables, terminal }: CliContext): void {
-  const tenants = program.command("tenants").description("make and look at tenants");
+export function addTenantCommands(program: Command, context: CliContext): void {
+  const { variables, terminal } = context;
+  const tenants = program.command("tenants").description("make, look at, suspend and resume tenants");
 
   tenants
     .command("create")
@@ -92,4 +84,24 @@ export function addTenantCommands(program: Command, { variables, terminal }: Cli
       ] as const;
       return terminal.write(facts.map(([name, value]) => `${paint(terminal, "dim", name.padEnd(8))} ${value}\n`).join(""));
     });
+
+  const changes = [
+    ["suspend", "refuse every call of a tenant until it is resumed"],
+    ["resume", "serve a suspended tenant again"],
+  ] as const;
+  for (const [name, description] of changes) {
+    tenants
+      .command(name)
+      .description(description)
+      .argument("<tenant>", "its id")
+      .option("--json", "print JSON")
+      .action(async (raw: string, { json }: JsonFlag) => {
+        const tenant = await connectGateway(variables).json(tenantSchema, {
+          method: "POST",
+          path: `/v1/tenants/${tenantArgument(raw)}/${name}`,
+        });
+        return json ? terminal.write(jsonText(tenant)) : terminal.note(`Tenant ${tenant.id} is ${tenant.state}.`);
+      });
+  }
+  addTokenCommands(tenants, context);
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import OpenAI from "openai";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { freshNamespace } from "../fresh-namespace.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 import { freshDatabase } from "../storage/fresh-database.ts";
 import { type ModelServer, startModelServer } from "./model-server.ts";
@@ -13,7 +14,11 @@ let client: OpenAI;
 
 beforeAll(async () => {
   model = await startModelServer();
-  const env = { DATABASE_URL: await freshDatabase(), TEMPORAL_ADDRESS: inject("temporalAddress") };
+  const env = {
+    DATABASE_URL: await freshDatabase(),
+    TEMPORAL_ADDRESS: inject("temporalAddress"),
+    TEMPORAL_NAMESPACE: await freshNamespace(inject("temporalAddress")),
+  };
   gateway = await startProduct({ config: configWithProvider(model.url), env, role: "gateway" });
   worker = await startProduct({ env, role: "worker", home: gateway.home });
   client = new OpenAI({

@@ -158,7 +158,10 @@ test.each([
   [["agent", "--tenant", "acme", "--message", "hi", "--session", "xx:y:z"]],
   [["start", "--role", "king"]],
   [["completion", "fish"]],
-  [["tenants", "suspend", "acme"]],
+  [["tenants", "suspend", "a_b"]],
+  [["tenants", "token", "rotate"]],
+  [["admin-keys", "create", "ops"]],
+  [["audit"]],
   [["--frobnicate"]],
   [[]],
 ])("%j is a usage error", async (words) => {

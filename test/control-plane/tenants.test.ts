@@ -5,9 +5,8 @@ import { parseAdminConfig } from "../../control-plane/admin-config.ts";
 import { createAuthentication } from "../../control-plane/authentication.ts";
 import { defaultConfigText } from "../../control-plane/default-config.ts";
 import { demoTokenPath, ensureDemoTenant } from "../../control-plane/demo-tenant.ts";
-import { createTenants } from "../../control-plane/tenants.ts";
 import { quiet, runSql } from "../storage/fresh-database.ts";
-import { controlStage, someTenantId, type ControlStage } from "./control-stage.ts";
+import { controlStage, someTenantId, testTenants, type ControlStage } from "./control-stage.ts";
 
 const demoConfig = parseAdminConfig(defaultConfigText({}));
 const realConfig = parseAdminConfig(defaultConfigText({ OPENAI_API_KEY: "sk-1" }));
@@ -68,7 +67,7 @@ test("what a crash left behind is taken over by the next attempt", async () => {
   await expect(tenants.create({ id })).rejects.toThrow();
   expect(await tenants.list()).toEqual([]);
 
-  const other = createTenants({ database, home: join(home, "second-home") });
+  const other = testTenants({ database, home: join(home, "second-home") });
   await expect(other.create({ id })).resolves.toMatchObject({ tenant: { id, osUidIndex: 0 } });
 });
 

@@ -4,12 +4,12 @@ import { beforeAll, afterAll, describe, expect, test } from "vitest";
 import pino from "pino";
 import { type AdminScope, createAuthentication } from "../../control-plane/authentication.ts";
 import { type MintedAdminKey, mintAdminKey, mintTenantToken } from "../../control-plane/credentials.ts";
-import { createTenants } from "../../control-plane/tenants.ts";
 import { type TenantId, parseTenantId } from "../../domain/tenant.ts";
 import { type Access, tenantOf } from "../../gateway/access.ts";
 import { createGateway } from "../../gateway/gateway.ts";
 import { openDatabase } from "../../storage/database.ts";
 import { freshDatabase, quiet, temporaryHome } from "../storage/fresh-database.ts";
+import { testTenants } from "../control-plane/control-stage.ts";
 import { errorBody, gatewayStage } from "./gateway-stage.ts";
 
 describe("credentials at the door", () => {
@@ -23,7 +23,7 @@ describe("credentials at the door", () => {
   beforeAll(async () => {
     const database = await openDatabase({ ownerUrl: await freshDatabase(), log: quiet });
     const { home, remove } = temporaryHome();
-    const tenants = createTenants({ database, home });
+    const tenants = testTenants({ database, home });
     const named = async (name: string) => {
       const { tenant, token } = await tenants.create({ id: `${name}-${randomBytes(4).toString("hex")}` });
       return { id: tenant.id, token };

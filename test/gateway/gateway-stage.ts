@@ -6,6 +6,7 @@ import type { Principal } from "../../control-plane/authentication.ts";
 import { AppError } from "../../domain/app-error.ts";
 import { parseTenantId } from "../../domain/tenant.ts";
 import { createGateway } from "../../gateway/gateway.ts";
+import type { TokenWatch } from "../../gateway/token-watch.ts";
 
 export type GatewayStage = { readonly app: FastifyInstance; readonly logged: Record<string, unknown>[] };
 
@@ -41,3 +42,6 @@ export async function listening(app: FastifyInstance): Promise<{ readonly url: s
 export const errorBody = (code: string, more: { type?: string; param?: string | null; message?: unknown } = {}) => ({
   error: { message: expect.stringMatching(/\S/), type: expect.any(String), param: null, code, ...more },
 });
+
+/** Tokens that nobody rotates. */
+export const steadyTokens: TokenWatch = { watch: () => ({ ended: new Promise<never>(() => {}), stop() {} }) };

@@ -5,7 +5,7 @@ import { noUsage } from "../../domain/usage.ts";
 import { createChatRoutes } from "../../gateway/chat-routes.ts";
 import type { Idempotency, TurnService } from "../../gateway/turn-service.ts";
 import type { TurnEvent } from "../../streams/token-bus.ts";
-import { type GatewayStage, gatewayStage } from "./gateway-stage.ts";
+import { type GatewayStage, gatewayStage, steadyTokens } from "./gateway-stage.ts";
 
 /** What a turn does: shows events while it runs and ends. */
 export type Script = (emit: (event: TurnEvent) => void, submission: TurnSubmission) => Promise<FinishedTurn>;
@@ -37,7 +37,7 @@ export async function chatStage(turns: TurnService): Promise<GatewayStage> {
     if (name === "m" || name === "default") return "m";
     throw new AppError(name === "free" ? "model_not_priced" : "model_not_found", { client: { param: "model" } });
   };
-  return await gatewayStage(createChatRoutes({ turns, resolveModel }));
+  return await gatewayStage(createChatRoutes({ turns, tokens: steadyTokens, resolveModel }));
 }
 
 export const done = (reply: Partial<TurnReply>): FinishedTurn => ({

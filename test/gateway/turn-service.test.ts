@@ -13,7 +13,7 @@ import type { TurnEvent } from "../../streams/token-bus.ts";
 import { type TenantClient, forTenant } from "../../temporal/tenant-client.ts";
 import { startOpenTurnRelay } from "../../workers/open-turn-relay.ts";
 import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
-import { gatewayStage, listening } from "./gateway-stage.ts";
+import { gatewayStage, listening, steadyTokens } from "./gateway-stage.ts";
 
 /** Calls that wait in the model until the test lets them go, by the text of their question. */
 const held = new Map<string, { readonly arrived: PromiseWithResolvers<void>; readonly release: PromiseWithResolvers<void> }>();
@@ -340,7 +340,7 @@ describe("while Temporal is away or silent", () => {
 });
 
 test("a caller that hangs up changes nothing: the turn goes on, is billed and remembered", async () => {
-  const { app } = await gatewayStage(createChatRoutes({ turns, resolveModel: () => "test-model" }), async () => ({
+  const { app } = await gatewayStage(createChatRoutes({ turns, tokens: steadyTokens, resolveModel: () => "test-model" }), async () => ({
     kind: "tenant",
     tenantId: acme.tenantId,
     displayName: undefined,

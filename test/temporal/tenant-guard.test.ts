@@ -4,7 +4,7 @@ import { Client } from "@temporalio/client";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { AppError } from "../../domain/app-error.ts";
 import { type TenantContext, taskQueueOf } from "../../domain/tenant.ts";
-import { tenantGuard } from "../../temporal/tenant-client.ts";
+import { ownerGuard } from "../../temporal/chain-client.ts";
 import { submitTurn, turnArrived } from "../../workflows/turn-messages.ts";
 import { type TurnStack, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
 
@@ -32,7 +32,7 @@ const laneInput = (context: TenantContext) => ({
 
 /** A client that is bound to acme, and tries globex's names. */
 function guarded() {
-  return new Client({ connection: stack.connection.native, namespace: "default", interceptors: { workflow: [tenantGuard(acme.tenantId)] } })
+  return new Client({ connection: stack.connection.native, namespace: "default", interceptors: { workflow: [ownerGuard(acme.tenantId)] } })
     .workflow;
 }
 const globexLane = () => `turn:${globex.tenantId}:api:jane:default`;

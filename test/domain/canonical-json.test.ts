@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { canonicalJson } from "../../control-plane/canonical-json.ts";
+import { canonicalJson } from "../../domain/canonical-json.ts";
 
 test("the examples of RFC 8785 have their canonical form", () => {
   expect(

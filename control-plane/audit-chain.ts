@@ -1,0 +1,150 @@
+import { AppError } from "../domain/app-error.ts";
+import {
+  type AuditEntry,
+  type ChangeAnswer,
+  type ChangeAttempt,
+  type ChangeOutcome,
+  type ChangeRequest,
+  type Command,
+  belongsToChain,
+  chainOf,
+  commandHashOf,
+  genesis,
+  hashOfEntry,
+  offlineWorkflowId,
+  opMemoryMs,
+  subjectOf,
+} from "../domain/audit.ts";
+import type { Owner } from "../domain/tenant.ts";
+import { appendEntry, findOperation, lockChainHead, readChain } from "../storage/audit-repository.ts";
+import type { ControlTx } from "../storage/database.ts";
+import { type CommandDeps, applyCommand, prepareCommand } from "./commands.ts";
+
+/** Entries that a chain may have got without its workflow between two changes of it. */
+const offlineEntriesAtOnce = 200;
+
+/** Actions that may be recorded without the workflow: what a first start makes, and the break-glass. */
+const offlineActions: readonly Command["type"][] = ["token.revoke", "tenant.create", "admin-key.create"];
+
+/**
+ * One attempt to write a change at the place that the chain's workflow gave it: the change, its entry and the chain's new end in
+ * one transaction, or nothing. A repeat of an attempt that was committed answers what was answered then.
+ * @throws {AppError} `unavailable`: try again
+ */
+export async function writeChange(deps: CommandDeps, owner: Owner, workflowId: string, attempt: ChangeAttempt): Promise<ChangeAnswer> {
+  await prepareOrLeaveToRefusal(deps, attempt.command);
+  return await deps.database.withControl(async (tx): Promise<ChangeAnswer> => {
+    const chain = chainOf(owner);
+    const head = await lockChainHead(tx, chain, genesis);
+    const known = await findOperation(tx, chain, attempt.opId, opMemoryMs);
+    if (known?.entry.seq === attempt.seq && known.entry.prev === attempt.prev)
+      return { state: "written", entry: known.entry, outcome: known.answer };
+    if (known !== undefined) return { state: "repeated", outcome: known.answer };
+    if (head.seq >= attempt.seq) return await explainLead(tx, chain, attempt);
+    if (head.seq !== attempt.seq - 1)
+      return { state: "broken", reason: `the chain ends at ${head.seq}, entry ${attempt.seq} was to follow` };
+    if (head.hash !== attempt.prev) return { state: "broken", reason: `entry ${head.seq} has another hash than the workflow knows` };
+    const { entry, outcome } = await append(tx, deps, owner, { ...attempt, workflowId });
+    return { state: "written", entry, outcome };
+  });
+}
+
+/** The chain has grown without its workflow: lawful for entries that say so, and for nothing else. */
+async function explainLead(tx: ControlTx, chain: string, { seq, prev }: ChangeAttempt): Promise<ChangeAnswer> {
+  const entries = await readChain(tx, chain, seq - 1, offlineEntriesAtOnce);
+  const fault = offlineFault(entries, { seq: seq - 1, hash: prev });
+  return fault === undefined ? { state: "behind", entries } : { state: "broken", reason: fault };
+}
+
+/** @returns what is wrong with entries that are said to have been written without the workflow, behind `head` */
+export function offlineFault(entries: readonly AuditEntry[], head: { readonly seq: number; readonly hash: string }): string | undefined {
+  let { seq, hash } = head;
+  for (const entry of entries) {
+    const { hash: own, ...fields } = entry;
+    seq++;
+    if (entry.seq !== seq || entry.prev !== hash || hashOfEntry(fields) !== own) return `entry ${seq} does not follow the one before it`;
+    if (entry.workflow_id !== offlineWorkflowId || !(offlineActions as readonly string[]).includes(entry.action)) {
+      return `entry ${seq} was not written by the chain's workflow`;
+    }
+    hash = own;
+  }
+  return undefined;
+}
+
+/**
+ * A change that the database alone records, marked `offline` in its entry; the chain's workflow takes it over with its next change.
+ * For the first start, which must not wait for a worker, and for the break-glass while Temporal is down.
+ * @throws {AppError} the refusal, which is recorded too
+ */
+export async function changeOffline(deps: CommandDeps, owner: Owner, request: ChangeRequest): Promise<void> {
+  if (!offlineActions.includes(request.command.type))
+    throw new AppError("internal", { reason: `${request.command.type} needs its workflow` });
+  await prepareOrLeaveToRefusal(deps, request.command);
+  const outcome = await deps.database.withControl(async (tx) => {
+    const head = await lockChainHead(tx, chainOf(owner), genesis);
+    const attempt = { ...request, seq: head.seq + 1, prev: head.hash, ts: new Date().toISOString(), workflowId: offlineWorkflowId };
+    return (await append(tx, deps, owner, attempt)).outcome;
+  });
+  throwRefusal(outcome);
+}
+
+/** @throws {AppError} when the outcome is a refusal */
+export function throwRefusal(outcome: ChangeOutcome): void {
+  if (outcome.state === "applied") return;
+  const { code, message, param } = outcome;
+  throw new AppError(code, { client: { message, ...(param === null ? {} : { param }) } });
+}
+
+const isRefusal = (error: unknown): error is AppError =>
+  error instanceof AppError && error.code !== "unavailable" && error.code !== "internal";
+
+/** A command that cannot even be prepared is refused in its place of the chain, by the same checks. */
+async function prepareOrLeaveToRefusal(deps: CommandDeps, command: Command): Promise<void> {
+  await prepareCommand(deps, command).catch((error: unknown) => {
+    if (!isRefusal(error)) throw error;
+  });
+}
+
+async function append(
+  tx: ControlTx,
+  deps: CommandDeps,
+  owner: Owner,
+  { opId, command, actor, requestId, seq, prev, ts, workflowId }: ChangeAttempt & { readonly workflowId: string },
+): Promise<{ readonly entry: AuditEntry; readonly outcome: ChangeOutcome }> {
+  const outcome = await attemptCommand(tx, deps, owner, { command, seq });
+  const fields = {
+    chain: chainOf(owner),
+    seq,
+    ts,
+    actor,
+    action: command.type,
+    ...subjectOf(owner, command),
+    outcome: outcome.state,
+    request_id: requestId,
+    workflow_id: workflowId,
+    prev,
+  };
+  const entry = { ...fields, hash: hashOfEntry(fields) };
+  await appendEntry(tx, entry, { opId, answer: outcome });
+  return { entry, outcome };
+}
+
+/** Applies under a savepoint, so that a refusal leaves its entry and nothing else. */
+async function attemptCommand(
+  tx: ControlTx,
+  deps: CommandDeps,
+  owner: Owner,
+  { command, seq }: { readonly command: Command; readonly seq: number },
+): Promise<ChangeOutcome> {
+  const commandHash = commandHashOf(command);
+  await tx.execute("savepoint change");
+  try {
+    if (!belongsToChain(owner, command)) throw new AppError("tenant_violation", { owner, command: command.type });
+    await applyCommand(tx, owner, command, deps);
+    return { state: "applied", seq, commandHash };
+  } catch (error) {
+    if (!isRefusal(error)) throw error;
+    await tx.execute("rollback to savepoint change");
+    return { state: "refused", seq, commandHash, code: error.code, message: error.message, param: error.client.param ?? null };
+  }
+}

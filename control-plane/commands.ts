@@ -1,0 +1,137 @@
+import { AppError } from "../domain/app-error.ts";
+import type { Command } from "../domain/audit.ts";
+import { parseMarkup } from "../domain/money.ts";
+import { parseTenantId, systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
+import type { ControlTx, Database } from "../storage/database.ts";
+import { createTenantDirectory } from "../storage/tenant-paths.ts";
+import { adminScopes } from "./authentication.ts";
+import { checkDisplayName, tenantExists } from "./tenants.ts";
+
+/** The channel that tells every process that a tenant's token or state has changed; the payload is the tenant's id. */
+export const tokenChannel = "openclaw_token";
+
+export type CommandDeps = {
+  readonly database: Pick<Database, "withControl" | "createTenantSchema">;
+  readonly home: string;
+};
+
+/** What a command needs before its transaction: rights of the owner of the database. Safe to repeat, and harmless when the command is refused. */
+export async function prepareCommand({ database }: CommandDeps, command: Command): Promise<void> {
+  if (command.type !== "tenant.create") return;
+  const id = parseTenantId(command.tenantId);
+  checkNewTenant(command);
+  if (await database.withControl((tx) => tenantExists(tx, id), { readOnly: true })) return; // refused in its place of the chain
+  await database.createTenantSchema(id);
+}
+
+/**
+ * Makes a state change in a transaction that has locked the chain.
+ * @throws {AppError} anything but `unavailable` and `internal` is a refusal
+ */
+export async function applyCommand(tx: ControlTx, owner: Owner, command: Command, { home }: CommandDeps): Promise<void> {
+  switch (command.type) {
+    case "tenant.create":
+      return await createTenant(tx, command, home);
+    case "admin-key.create":
+      return await createAdminKey(tx, command);
+    case "admin-key.revoke":
+      return await revokeAdminKey(tx, command.keyId);
+    case "tenant.suspend":
+    case "tenant.resume":
+      return await changeTenant(tx, tenantOf(owner), "state = $2", command.type === "tenant.suspend" ? "suspended" : "active");
+    case "token.revoke":
+      return await replaceTokens(tx, tenantOf(owner), undefined);
+    case "token.rotate":
+      return await replaceTokens(tx, tenantOf(owner), hashBytes(command.tokenHash));
+  }
+}
+
+function tenantOf(owner: Owner): TenantId {
+  if (owner === systemOwner) throw new AppError("tenant_violation", { owner });
+  return owner;
+}
+
+function hashBytes(hex: string): Buffer {
+  if (!/^[0-9a-f]{64}$/.test(hex)) throw new AppError("invalid_request", { client: { message: "A credential's hash has 64 hex digits." } });
+  return Buffer.from(hex, "hex");
+}
+
+/** Id of the tenant that would share its chain's name with the system's. */
+const reservedId = "system";
+
+function checkNewTenant({ tenantId, displayName, markup }: Extract<Command, { type: "tenant.create" }>): number | null {
+  if (tenantId === reservedId) {
+    throw new AppError("conflict", { client: { message: `The tenant id "${reservedId}" is kept for the product itself.`, param: "id" } });
+  }
+  checkDisplayName(displayName ?? undefined);
+  return markup === null ? null : parseMarkup(markup, "markup");
+}
+
+async function createTenant(tx: ControlTx, command: Extract<Command, { type: "tenant.create" }>, home: string): Promise<void> {
+  const id = parseTenantId(command.tenantId);
+  const markupPpm = checkNewTenant(command);
+  // All creations are on one chain, whose end is locked: the index is unique, and the second of two sees the first.
+  if (await tenantExists(tx, id)) {
+    throw new AppError("conflict", {
+      client: { message: `The tenant id "${id}" is taken. Ids of deleted tenants are not given again.`, param: "id" },
+    });
+  }
+  // Rows of deleted tenants stay, so an index is never given again and files of the dead have no new owner.
+  const [row] = await tx.query<{ os_uid_index: number }>(
+    `insert into control.tenant (id, display_name, markup_ppm, os_uid_index)
+     select $1, $2, $3, coalesce(max(os_uid_index) + 1, 0) from control.tenant returning os_uid_index`,
+    [id, command.displayName, markupPpm],
+  );
+  if (row === undefined) throw new AppError("internal", { reason: "an insert returned nothing" });
+  createTenantDirectory(home, { tenantId: id, osUidIndex: row.os_uid_index });
+  await tx.execute("insert into control.tenant_token (hash, tenant_id) values ($1, $2)", [hashBytes(command.tokenHash), id]);
+}
+
+async function changeTenant(tx: ControlTx, id: TenantId, assignment: string, value: unknown): Promise<void> {
+  const changed = await tx.execute(
+    `update control.tenant set ${assignment} where id = $1 and state <> 'deleted'`,
+    value === undefined ? [id] : [id, value],
+  );
+  if (changed === 0) throw new AppError("not_found", { client: { message: `There is no tenant "${id}".` } });
+  await tx.query("select pg_notify($1, $2)", [tokenChannel, id]);
+}
+
+/** Ends every token of the tenant; readers see it with the commit. `hash` is the new one's. */
+async function replaceTokens(tx: ControlTx, id: TenantId, hash: Buffer | undefined): Promise<void> {
+  await changeTenant(tx, id, "token_epoch = token_epoch + 1", undefined);
+  await tx.execute("update control.tenant_token set revoked_at = now() where tenant_id = $1 and revoked_at is null", [id]);
+  if (hash !== undefined) await tx.execute("insert into control.tenant_token (hash, tenant_id) values ($1, $2)", [hash, id]);
+}
+
+async function createAdminKey(tx: ControlTx, { keyId, keyHash, scopes }: Extract<Command, { type: "admin-key.create" }>): Promise<void> {
+  const known: readonly string[] = adminScopes;
+  if (!/^[a-z0-9]{1,16}$/.test(keyId)) {
+    throw new AppError("invalid_request", { client: { message: "A key id has 1 to 16 lower-case letters and digits.", param: "id" } });
+  }
+  if (scopes.length === 0 || !scopes.every((scope) => known.includes(scope))) {
+    throw new AppError("invalid_request", { client: { message: `scopes are some of ${known.join(", ")}.`, param: "scopes" } });
+  }
+  // The audit names people by key id, so an id stands for one key for ever.
+  const made = await tx.execute("insert into control.admin_key (id, hash, scopes) values ($1, $2, $3) on conflict (id) do nothing", [
+    keyId,
+    hashBytes(keyHash),
+    [...new Set(scopes)],
+  ]);
+  if (made === 0) {
+    throw new AppError("conflict", {
+      client: { message: `The key id "${keyId}" is taken; ids of revoked keys are not given again.`, param: "id" },
+    });
+  }
+}
+
+async function revokeAdminKey(tx: ControlTx, keyId: string): Promise<void> {
+  const keys = await tx.query<{ id: string; all: boolean }>(
+    `select id, 'all' = any (scopes) as "all" from control.admin_key where revoked_at is null for update`,
+  );
+  const key = keys.find(({ id }) => id === keyId);
+  if (key === undefined) throw new AppError("not_found", { client: { message: `There is no live admin key "${keyId}".` } });
+  if (key.all && keys.filter(({ all }) => all).length === 1) {
+    throw new AppError("conflict", { client: { message: `"${keyId}" is the last key with the scope all: create another one first.` } });
+  }
+  await tx.execute("update control.admin_key set revoked_at = now() where id = $1", [keyId]);
+}

@@ -1,0 +1,140 @@
+import type { ErrorCode } from "./app-error.ts";
+import { canonicalJson } from "./canonical-json.ts";
+import { sha256Hex } from "./sha256.ts";
+import { systemOwner, type Owner } from "./tenant.ts";
+
+/** The state changes and the hash-chained entries that record them (contract §7, docs/adr/007). */
+
+/** A tenant's id, or `system`; no tenant may be called that. */
+export type ChainName = string;
+
+export const systemChain = "system";
+export const chainOf = (owner: Owner): ChainName => (owner === systemOwner ? systemChain : owner);
+
+/** Who asked: an admin key's id, the first 8 hex of a tenant token's hash, or the part of the product. */
+export type Actor = { readonly type: "admin" | "tenant" | "system"; readonly id: string };
+
+export type Outcome = "applied" | "refused";
+
+export type AuditEntry = {
+  readonly chain: ChainName;
+  /** From 1, without gaps. */
+  readonly seq: number;
+  /** ISO 8601 in UTC with milliseconds. */
+  readonly ts: string;
+  readonly actor: Actor;
+  readonly action: string;
+  readonly tenant: string | null;
+  readonly target: string;
+  readonly outcome: Outcome;
+  readonly request_id: string;
+  /** `offline` where the database alone recorded the change: at the first start, or by break-glass. */
+  readonly workflow_id: string;
+  readonly prev: string;
+  readonly hash: string;
+};
+
+export type ChainHead = { readonly seq: number; readonly hash: string };
+
+/** Before the first entry. */
+export const genesis: ChainHead = { seq: 0, hash: "0".repeat(64) };
+
+export const offlineWorkflowId = "offline";
+
+export const hashOfEntry = (entry: Omit<AuditEntry, "hash">): string => sha256Hex(canonicalJson(entry));
+
+/** Commands on a tenant's own chain: the tenant is the chain's. */
+export type TenantCommand =
+  | { readonly type: "tenant.suspend" | "tenant.resume" | "token.revoke" }
+  /** `tokenHash`: 64 hex. The token itself never leaves the edge that minted it. */
+  | { readonly type: "token.rotate"; readonly tokenHash: string };
+
+/** Commands on the chain `system`. */
+export type SystemCommand =
+  | {
+      readonly type: "tenant.create";
+      readonly tenantId: string;
+      readonly displayName: string | null;
+      readonly markup: string | null;
+      readonly tokenHash: string;
+    }
+  | { readonly type: "admin-key.create"; readonly keyId: string; readonly keyHash: string; readonly scopes: readonly string[] }
+  | { readonly type: "admin-key.revoke"; readonly keyId: string };
+
+export type Command = TenantCommand | SystemCommand;
+
+/** The operations of each chain. */
+const systemActions: readonly string[] = ["tenant.create", "admin-key.create", "admin-key.revoke"] satisfies SystemCommand["type"][];
+const tenantActions: readonly string[] = [
+  "tenant.suspend",
+  "tenant.resume",
+  "token.revoke",
+  "token.rotate",
+] satisfies TenantCommand["type"][];
+
+export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
+  (owner === systemOwner ? systemActions : tenantActions).includes(type);
+
+/** What an entry may say of a command: names and the first digits of hashes, never a secret. */
+export function subjectOf(owner: Owner, command: Command): { readonly tenant: string | null; readonly target: string } {
+  const tenant = owner === systemOwner ? null : owner;
+  switch (command.type) {
+    case "tenant.create":
+      return { tenant: command.tenantId, target: command.tenantId };
+    case "tenant.suspend":
+    case "tenant.resume":
+      return { tenant, target: tenant ?? "" };
+    case "token.revoke":
+      return { tenant, target: "token" };
+    case "token.rotate":
+      return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
+    case "admin-key.create":
+    case "admin-key.revoke":
+      return { tenant, target: command.keyId };
+  }
+}
+
+export type ChangeRequest = {
+  /** 1 to 128 printable characters. The same id within 24 h is the same change. */
+  readonly opId: string;
+  readonly command: Command;
+  readonly actor: Actor;
+  readonly requestId: string;
+};
+
+/** How a change ended; `commandHash` tells a repeat with other arguments (another minted token) from the change itself. */
+export type ChangeOutcome =
+  | { readonly state: "applied"; readonly seq: number; readonly commandHash: string }
+  | {
+      readonly state: "refused";
+      readonly seq: number;
+      readonly commandHash: string;
+      readonly code: ErrorCode;
+      readonly message: string;
+      readonly param: string | null;
+    };
+
+export const commandHashOf = (command: Command): string => sha256Hex(canonicalJson(command));
+
+/** How long an op id is remembered. */
+export const opMemoryMs = 24 * 60 * 60 * 1_000;
+
+/** What the workflow asks its activity to write at exactly this place of the chain. */
+export type ChangeAttempt = ChangeRequest & { readonly seq: number; readonly prev: string; readonly ts: string };
+
+export type ChangeAnswer =
+  | { readonly state: "written"; readonly entry: AuditEntry; readonly outcome: ChangeOutcome }
+  /** The op id has been used within its memory: nothing was written. */
+  | { readonly state: "repeated"; readonly outcome: ChangeOutcome }
+  /** Entries that were written without the workflow stand where this one would go. */
+  | { readonly state: "behind"; readonly entries: readonly AuditEntry[] }
+  | { readonly state: "broken"; readonly reason: string };
+
+/** What a chain's workflow knows of it. */
+export type ChainState = {
+  /** Undefined before the first change. */
+  readonly head: ChainHead | undefined;
+  /** The chain's end that this workflow took from the database when it had no memory of its own: it vouches for what follows. */
+  readonly adoptedSeq: number;
+  readonly broken: string | undefined;
+};

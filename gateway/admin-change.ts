@@ -1,0 +1,41 @@
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { z } from "zod";
+import { requireAdmin } from "../control-plane/authentication.ts";
+import type { ChangeOptions } from "../control-plane/changes.ts";
+import { AppError } from "../domain/app-error.ts";
+
+const keyPattern = /^[\x20-\x7e]{1,255}$/;
+
+/** Who changes something, and as what it is repeated: the actor is the admin key, never anything in the request. */
+export function changeOptionsOf(request: FastifyRequest): ChangeOptions {
+  if (request.principal === undefined || request.principal.kind !== "admin") throw new AppError("forbidden");
+  const { keyId } = requireAdmin(request.principal, request.principal.scopes[0] ?? "all");
+  const key = request.headers["idempotency-key"];
+  if (key !== undefined && (typeof key !== "string" || !keyPattern.test(key))) {
+    throw new AppError("invalid_request", {
+      client: { message: "An Idempotency-Key has 1 to 255 printable ASCII characters.", param: "Idempotency-Key" },
+    });
+  }
+  return {
+    actor: { type: "admin", id: keyId },
+    requestId: request.id,
+    idempotency: key === undefined ? undefined : { key, request: [request.method, request.url, request.body ?? null] },
+  };
+}
+
+/** The body of a change that needs none: absent, empty or `{}`. */
+export const noBody = z.strictObject({}).nullish();
+
+/** Lets an empty body through whatever its content type says, for the routes that are registered on `app`. */
+export function acceptEmptyBodies(app: FastifyInstance): void {
+  const parseJson = app.getDefaultJsonParser("error", "error");
+  app.removeContentTypeParser("application/json");
+  app.addContentTypeParser("application/json", { parseAs: "string" }, (request, body, done) => {
+    if (body === "") done(null, undefined);
+    else void parseJson(request, body as string, done);
+  });
+  app.addContentTypeParser("*", { parseAs: "string" }, (_request, body, done) => {
+    if (body === "") done(null, undefined);
+    else done(new AppError("unsupported_media_type"), undefined);
+  });
+}

@@ -1,0 +1,71 @@
+import { randomBytes } from "node:crypto";
+import { inject } from "vitest";
+import { startAuditRelay, type AuditRelay } from "../../control-plane/audit-relay.ts";
+import { verifyAudit, type Verification } from "../../control-plane/audit-verify.ts";
+import { createChanges, type Changes } from "../../control-plane/changes.ts";
+import { mintTenantToken } from "../../control-plane/credentials.ts";
+import type { ChainState, Command } from "../../domain/audit.ts";
+import { parseTenantId, systemOwner, type Owner, type TenantId } from "../../domain/tenant.ts";
+import { chainClient, guardedClient } from "../../temporal/chain-client.ts";
+import { freshNamespace } from "../fresh-namespace.ts";
+import { type TurnStack, quiet, scriptedProvider, startTurnStack } from "../turn-stack.ts";
+
+export type ChangesStage = {
+  readonly stack: TurnStack;
+  readonly namespace: string;
+  readonly changes: Changes;
+  readonly relay: AuditRelay;
+  createTenant(name?: string): Promise<{ readonly tenantId: TenantId; readonly token: string }>;
+  make(owner: Owner, command: Command, more?: { readonly key?: string; readonly request?: unknown }): Promise<void>;
+  stateOf(owner: Owner): Promise<ChainState | undefined>;
+  verify(): Promise<Verification>;
+  close(): Promise<void>;
+};
+
+export type ChangesPlace = {
+  readonly ownerUrl?: string;
+  readonly namespace?: string;
+  readonly temporalAddress?: string;
+  readonly bundleDirectory?: string;
+  readonly changesPerRun?: number;
+};
+
+/** Everything that an audited change goes through, without HTTP. */
+export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {}): Promise<ChangesStage> {
+  const temporalAddress = place.temporalAddress ?? inject("temporalAddress");
+  const namespace = place.namespace ?? (await freshNamespace(temporalAddress));
+  const stack = await startTurnStack({ provider: scriptedProvider(async () => ({ text: "hello" })), ...place, namespace });
+  const { database, home, connection, pool } = stack;
+  const chainOf = (owner: Owner) => chainClient(owner, guardedClient(owner, connection), { changesPerRun });
+  const relay = await startAuditRelay({ database, home, log: quiet });
+  const changes = createChanges({ database, chainOf, wake: pool.wake, obstacle: relay.obstacle, log: quiet });
+  const stateOf = async (owner: Owner) => {
+    await pool.wake(owner);
+    return await chainOf(owner).state(AbortSignal.timeout(5_000));
+  };
+  const make: ChangesStage["make"] = async (owner, command, { key, request = null } = {}) =>
+    await changes.make(owner, command, {
+      actor: { type: "admin", id: "root" },
+      requestId: `req_${randomBytes(8).toString("hex")}`,
+      idempotency: key === undefined ? undefined : { key, request },
+    });
+  return {
+    stack,
+    namespace,
+    changes,
+    relay,
+    make,
+    stateOf,
+    async createTenant(name = "acme") {
+      const tenantId = parseTenantId(`${name}-${randomBytes(4).toString("hex")}`);
+      const { token, hash } = mintTenantToken(tenantId);
+      await make(systemOwner, { type: "tenant.create", tenantId, displayName: null, markup: null, tokenHash: hash.toString("hex") });
+      return { tenantId, token };
+    },
+    verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }),
+    async close() {
+      await relay.stop();
+      await stack.close();
+    },
+  };
+}

@@ -1,0 +1,162 @@
+import {
+  ActivityFailure,
+  ApplicationFailure,
+  CancellationScope,
+  allHandlersFinished,
+  condition,
+  continueAsNew,
+  proxyActivities,
+  setCurrentDetails,
+  setHandler,
+  sleep,
+  workflowInfo,
+} from "@temporalio/workflow";
+import type { AuditActivities } from "../activities/audit-activities.ts";
+import { type AuditEntry, type ChainHead, type ChangeOutcome, belongsToChain, hashOfEntry, opMemoryMs } from "../domain/audit.ts";
+import { ownerOfWorkflowId } from "../domain/tenant.ts";
+import {
+  type ChangeOrder,
+  type ChangeResult,
+  type RememberedOperation,
+  type TenantInput,
+  changeState,
+  tenantState,
+} from "./tenant-messages.ts";
+
+/** Operations remembered by the run; older ones of the last 24 h are found in the database. */
+const rememberedOperations = 200;
+
+const effects = { startToCloseTimeout: "15s", retry: { initialInterval: "100ms", backoffCoefficient: 2, maximumInterval: "5s" } } as const;
+const audit = proxyActivities<AuditActivities>(effects);
+
+/**
+ * The audit chain of a tenant, or of the system: every state change goes through it, one at a time, and its event history is the
+ * second record of them (docs/adr/007). It never ends by itself, and cancelling it changes nothing.
+ */
+export async function tenant(input: TenantInput): Promise<void> {
+  const owner = ownerOfWorkflowId(workflowInfo().workflowId);
+  const operations = new Map<string, RememberedOperation>((input.operations ?? []).map((operation) => [operation.opId, operation]));
+  let { head, broken } = input;
+  let adoptedSeq = input.adoptedSeq ?? 0;
+  let changes = 0;
+  let moving = false;
+  let lastInLine: Promise<void> = Promise.resolve();
+
+  const describe = (): void => {
+    const end = head === undefined ? "no change yet" : `entry ${head.seq} (${head.hash.slice(0, 12)})`;
+    setCurrentDetails(
+      `Audit chain of **${owner}**: ${end}${broken === undefined ? "" : `\n\n**BROKEN**: ${broken}. Changes are refused.`}`,
+    );
+  };
+
+  const inLine = async <T>(work: () => Promise<T>): Promise<T> => {
+    const before = lastInLine;
+    let done = (): void => {};
+    lastInLine = new Promise((resolve) => (done = resolve));
+    await before;
+    try {
+      return await work();
+    } finally {
+      done();
+    }
+  };
+
+  const remember = (opId: string, outcome: ChangeOutcome): void => {
+    operations.set(opId, { opId, outcome, atMs: Date.now() });
+    for (const [oldest, { atMs }] of operations) {
+      if (operations.size <= rememberedOperations && Date.now() - atMs < opMemoryMs) break;
+      operations.delete(oldest);
+    }
+  };
+
+  const refuse = (reason: string): ChangeResult => {
+    broken = reason;
+    describe();
+    return { state: "broken", reason };
+  };
+
+  const perform = async ({ opId, command, actor, requestId }: ChangeOrder): Promise<ChangeResult> => {
+    for (;;) {
+      if (head === undefined) {
+        head = await audit.readChainEnd();
+        adoptedSeq = head.seq;
+      }
+      const attempt = { opId, command, actor, requestId, seq: head.seq + 1, prev: head.hash, ts: new Date(Date.now()).toISOString() };
+      const options = { ...effects, activityId: `audit-${attempt.seq}`, summary: `${command.type} by ${actor.id}` };
+      const answer = await audit.writeChange.executeWithOptions(options, [attempt]);
+      switch (answer.state) {
+        case "written": {
+          if (!follows(answer.entry, head)) return refuse(`entry ${attempt.seq} was written with another hash than its content has`);
+          head = { seq: answer.entry.seq, hash: answer.entry.hash };
+          changes++;
+          remember(opId, answer.outcome);
+          return { state: "done", outcome: answer.outcome };
+        }
+        case "repeated":
+          remember(opId, answer.outcome);
+          return { state: "done", outcome: answer.outcome };
+        case "behind": {
+          let next: ChainHead = head;
+          for (const entry of answer.entries) {
+            if (!follows(entry, next)) return refuse(`entry ${next.seq + 1} does not follow the one before it`);
+            next = { seq: entry.seq, hash: entry.hash };
+          }
+          if (next.seq === head.seq) return refuse(`entries behind ${head.seq} cannot be read`);
+          head = next;
+          break;
+        }
+        case "broken":
+          return refuse(answer.reason);
+      }
+    }
+  };
+
+  setHandler(
+    changeState,
+    async (order): Promise<ChangeResult> =>
+      await inLine(async () => {
+        const known = operations.get(order.opId);
+        if (known !== undefined && Date.now() - known.atMs < opMemoryMs) return { state: "done", outcome: known.outcome };
+        if (moving) return { state: "moved" };
+        if (broken !== undefined) return { state: "broken", reason: broken };
+        if (Date.now() > order.notAfterMs)
+          throw ApplicationFailure.nonRetryable("the change came too late and was not made", "unavailable");
+        try {
+          return await CancellationScope.nonCancellable(async () => await perform(order));
+        } catch (error) {
+          throw error instanceof ActivityFailure ? ApplicationFailure.nonRetryable("the change was not made", "internal") : error;
+        } finally {
+          describe();
+        }
+      }),
+    {
+      validator({ opId, command }) {
+        if (!/^[!-~]{1,128}$/.test(opId)) throw ApplicationFailure.nonRetryable("the op id is malformed", "invalid_request");
+        if (!belongsToChain(owner, command))
+          throw ApplicationFailure.nonRetryable(`${command.type} is no change of ${owner}`, "tenant_violation");
+      },
+    },
+  );
+  setHandler(tenantState, () => ({ head, adoptedSeq, broken }));
+
+  describe();
+  const isFull = (): boolean => changes >= (input.changesPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
+  await CancellationScope.nonCancellable(async () => {
+    await condition(isFull);
+    moving = true; // whoever stands in line now is told to come again; no handler outlives the run
+    await sleep(1, { summary: "moves to a new run" });
+    await condition(allHandlersFinished);
+  });
+  await continueAsNew<typeof tenant>({
+    changesPerRun: input.changesPerRun,
+    ...(head === undefined ? {} : { head }),
+    adoptedSeq,
+    operations: [...operations.values()],
+    broken,
+  });
+}
+
+/** Whether the entry's hash is its content's and it stands behind `head`. */
+function follows({ hash, ...fields }: AuditEntry, head: ChainHead): boolean {
+  return fields.seq === head.seq + 1 && fields.prev === head.hash && hashOfEntry(fields) === hash;
+}
