@@ -52,7 +52,13 @@ billing:
     test-model: { input: 15, output: 75, cache_read: 1.50, reasoning: 75 }
 ${more}`;
 
-export async function startProduct({ config, env = {}, role = "all", home: shared, adminKey: givenKey }: ProductOptions = {}): Promise<RunningProduct> {
+export async function startProduct({
+  config,
+  env = {},
+  role = "all",
+  home: shared,
+  adminKey: givenKey,
+}: ProductOptions = {}): Promise<RunningProduct> {
   const home = shared ?? mkdtempSync(join(tmpdir(), "openclaw-product-"));
   chmodSync(home, 0o711);
   if (config !== undefined) writeFileSync(join(home, "config.yaml"), config, { mode: 0o600 });

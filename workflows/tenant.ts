@@ -26,7 +26,12 @@ import {
 /** Operations remembered by the run; older ones of the last 24 h are found in the database. */
 const rememberedOperations = 200;
 
-const effects = { startToCloseTimeout: "15s", retry: { initialInterval: "100ms", backoffCoefficient: 2, maximumInterval: "5s" } } as const;
+// The heartbeat finds a dead worker before the callers in line give up; the place in the chain makes the next attempt safe.
+const effects = {
+  startToCloseTimeout: "15s",
+  heartbeatTimeout: "3s",
+  retry: { initialInterval: "100ms", backoffCoefficient: 2, maximumInterval: "5s" },
+} as const;
 const audit = proxyActivities<AuditActivities>(effects);
 
 /**

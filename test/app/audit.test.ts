@@ -6,10 +6,10 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { binPath, run } from "../control-plane/cli-stage.ts";
-import { type MockOpenAi, startMockOpenAi } from "../fixtures/mock-model-server.ts";
 import { freshNamespace } from "../fresh-namespace.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 import { freshDatabase, runSql } from "../storage/fresh-database.ts";
+import { type ModelServer, startModelServer } from "./model-server.ts";
 
 type Answer = { readonly status: number; readonly body: Record<string, unknown>; readonly headers: Headers };
 
@@ -53,7 +53,7 @@ async function readStream(product: RunningProduct, token: string, content: strin
   const ended = (async () => {
     for await (const chunk of answer.body ?? []) {
       text += decoder.decode(chunk as Uint8Array, { stream: true });
-      if (text.includes("STREAM")) resolve();
+      if (/"content":"[^"]/.test(text)) resolve();
     }
     return { text, atMs: performance.now() };
   })();
@@ -61,7 +61,7 @@ async function readStream(product: RunningProduct, token: string, content: strin
 }
 
 describe("a product on servers of others", () => {
-  let model: MockOpenAi;
+  let model: ModelServer;
   let product: RunningProduct;
   let second: RunningProduct;
   let env: Record<string, string>;
@@ -69,16 +69,16 @@ describe("a product on servers of others", () => {
   const secrets: string[] = [];
 
   beforeAll(async () => {
-    model = await startMockOpenAi();
+    model = await startModelServer();
     proxy = await startProxy(inject("temporalAddress"));
     env = {
       DATABASE_URL: await freshDatabase(),
       TEMPORAL_ADDRESS: proxy.address,
       TEMPORAL_NAMESPACE: await freshNamespace(inject("temporalAddress")),
     };
-    product = await startProduct({ config: configWithProvider(`${model.url}/v1`), env });
+    product = await startProduct({ config: configWithProvider(model.url), env });
     second = await startProduct({
-      config: configWithProvider(`${model.url}/v1`),
+      config: configWithProvider(model.url),
       env: { ...env, TEMPORAL_ADDRESS: inject("temporalAddress") },
       role: "gateway",
       adminKey: product.adminKey,
@@ -130,7 +130,7 @@ describe("a product on servers of others", () => {
 
   test("a rotation in one gateway ends a stream of the other within a second; the turn completes and is billed", async () => {
     const { id, token } = await newTenant("streaming");
-    const held = model.hold("STREAM then wait");
+    const held = model.hold("STREAM then wait", 2);
     const stream = await readStream(product, token, "STREAM then wait");
     await stream.begun;
 
@@ -308,10 +308,10 @@ describe("a product on servers of others", () => {
         { live: 1, old: 1, entries: 0, epoch: 1 },
         { live: 1, old: 0, entries: 1, epoch: 2 },
       ]).toContainEqual(rows[0]);
-      expect((await admin("POST", `/v1/tenants/${id}/token/rotate`)).status).toBe(200);
+      await expect.poll(async () => (await admin("POST", `/v1/tenants/${id}/token/rotate`)).status, { timeout: 30_000 }).toBe(200);
     }
     expect((await admin("GET", "/v1/audit/verify")).body).toMatchObject({ ok: true, findings: [] });
-  });
+  }, 120_000);
 
   test("no credential that was ever made is in a log, the audit, the database or a history", async () => {
     expect(secrets.length).toBeGreaterThan(10);
