@@ -56,7 +56,7 @@ function startPool(options: Partial<TenantWorkerPoolOptions> = {}): Stage {
         return { state: "done" };
       },
     },
-    log: (message, fields) => void (message === "worker stopped" && stopOf(fields?.["tenantId"]).resolve()),
+    log: (message, fields) => void (message === "worker stopped" && stopOf(fields?.["owner"]).resolve()),
     ...options,
   });
   onTestFinished(async () => await pool.close());
