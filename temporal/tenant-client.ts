@@ -27,7 +27,7 @@ export const laneOfName = (name: string): Lane => {
 /** What a tenant may do with Temporal. Every id and queue in it is built from the tenant, never taken from a caller. */
 export interface TenantClient {
   /**
-   * Hands a turn to its lane and waits until the lane has accepted it, at most `acceptanceMs`: its row and its events tell the rest.
+   * Hands a turn to its lane and waits until the lane has accepted it, at most `acceptanceMs` of the mode: its row and its events tell the rest.
    * @throws when Temporal cannot be reached, refuses the call or no worker took it in time: it may or may not have been accepted
    */
   offerTurn(lane: Lane, ticket: TurnTicket): Promise<void>;
@@ -90,7 +90,7 @@ export function forTenant(
   return {
     chain: chainClient(tenantId, client),
     async offerTurn(lane, ticket) {
-      await client.withDeadline(Date.now() + acceptanceMs, async () => {
+      await client.withDeadline(Date.now() + acceptanceMs[settings.modelCall], async () => {
         await client.workflow.startUpdateWithStart(submitTurn, {
           updateId: ticket.turnId,
           args: [ticket],
@@ -130,7 +130,11 @@ export function forTenant(
 }
 
 /** How long a lane may take to accept a turn: a worker answers in milliseconds, a server that restarts in seconds. */
-const acceptanceMs = 10_000;
+const acceptanceMs = {
+  remote: 10_000,
+  // A local model call keeps the lane's workflow task open: a new turn is accepted when the task is renewed, after four seconds or more.
+  local: 60_000,
+};
 
 /** Attempts of one workflow task after which a lane counts as stuck; a busy server needs one or two. */
 const stuckTaskAttempts = 5;
