@@ -83,6 +83,10 @@ describe("a run of today replays", () => {
   }
 });
 
+test("there are recorded runs", () => {
+  expect(recorded).not.toEqual([]);
+});
+
 describe("a recorded run of an earlier version replays", () => {
   for (const name of recorded) {
     test(name, async () => {
