@@ -1,4 +1,12 @@
-import { executeChild, getExternalWorkflowHandle, makeContinueAsNewFunc, proxyActivities } from "@temporalio/workflow";
+import {
+  condition,
+  defineSignal,
+  executeChild,
+  getExternalWorkflowHandle,
+  makeContinueAsNewFunc,
+  proxyActivities,
+  setHandler,
+} from "@temporalio/workflow";
 
 /** Workflows that only a test has: each tries to act where `target` points, which may be another tenant. */
 export type Crossing = { readonly workflowId: string; readonly taskQueue: string };
@@ -20,6 +28,14 @@ export async function signalTo({ workflowId }: Crossing): Promise<string> {
 export async function moveTo({ workflowId, taskQueue }: Crossing): Promise<string> {
   if (workflowId === "moved") return "moved";
   return await makeContinueAsNewFunc<typeof moveTo>({ taskQueue })({ workflowId: "moved", taskQueue });
+}
+
+/** Open until it is signalled. */
+export async function waitForTouch(): Promise<string> {
+  let isTouched = false;
+  setHandler(defineSignal("touched"), () => void (isTouched = true));
+  await condition(() => isTouched);
+  return "touched";
 }
 
 export async function greet(): Promise<string> {

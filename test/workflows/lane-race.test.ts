@@ -3,15 +3,18 @@ import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
 import type { TenantContext } from "../../domain/tenant.ts";
+import { statelessSessionOf } from "../../domain/session-id.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
-import { laneNameOf } from "../../temporal/tenant-client.ts";
+import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
 import { runSql } from "../storage/fresh-database.ts";
 import { type TurnStack, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
 import { raceLane } from "./lane-race.ts";
 
 const lanes = 40;
 const turnsPerLane = 50;
+/** Every tenth turn is a stateless one, of a lane of the pool. */
+const poolLanes = 4;
 const sendingMs = 45_000;
 const killsAtMs = [8_000, 20_000, 32_000];
 
@@ -39,6 +42,7 @@ afterAll(async () => {
   await stack.close();
 });
 
+/** Without the relay, which would send again what a lane had lost: only the sender repeats, as a gateway does. */
 async function startWorker(): Promise<ChildProcess> {
   const script = fileURLToPath(new URL("lane-race-worker.ts", import.meta.url));
   const child = spawn(process.execPath, [script, stack.ownerUrl, inject("temporalAddress"), inject("bundleDirectory"), tenant.tenantId], {
@@ -51,15 +55,14 @@ async function startWorker(): Promise<ChildProcess> {
 const sleep = async (ms: number): Promise<void> => await new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Sends a turn as the gateway does, by Update or by signal, with the same id again after an error. */
-async function send(turn: TurnSubmission, how: "update" | "signal"): Promise<void> {
-  const lane = { sessionId: turn.sessionId };
+async function send(lane: Lane, turn: TurnSubmission, how: "update" | "signal"): Promise<void> {
   await stack.database.withTenant(tenant, async (tx) => await insertTurn(tx, turn, laneNameOf(lane)));
   const client = stack.clientOf(tenant.tenantId);
   for (let attempt = 0; attempt < 100; attempt++) {
     try {
       if (how === "signal") return await client.sendTurn(lane, turn);
       const verdict = await client.submitTurn(lane, turn);
-      verdicts.push(verdict.state);
+      verdicts.push({ turnId: turn.turnId, state: verdict.state });
       return;
     } catch {
       await sleep(100);
@@ -67,16 +70,19 @@ async function send(turn: TurnSubmission, how: "update" | "signal"): Promise<voi
   }
   throw new Error(`${turn.turnId} could not be sent`);
 }
-const verdicts: string[] = [];
+const verdicts: { turnId: string; state: string }[] = [];
 
-test("2,000 turns at random moments over lanes that close and move, a tenth sent twice, the worker killed three times: none lost, doubled or overlapping", async () => {
+test("2,000 turns at random moments over lanes that close and move, a tenth sent twice, the worker killed three times: some aborted, and no relay: none lost, doubled or overlapping", async () => {
   const turns = Array.from({ length: lanes * turnsPerLane }, (_, n) => {
+    if (n % 10 === 0) return statelessTurn(n);
     const session = `api:lane-${n % lanes}:default`;
-    return someTurn(session, JSON.stringify({ session, n }));
+    const turn = someTurn(session, JSON.stringify({ session, n }));
+    return { turn, lane: { sessionId: turn.sessionId } };
   });
-  const sent = turns.flatMap((turn) => {
+  const isAborting = new Set<string>(turns.filter(() => Math.random() < 0.02).map(({ turn }) => turn.turnId));
+  const sent = turns.flatMap(({ turn, lane }) => {
     const how = Math.random() < 0.5 ? ("update" as const) : ("signal" as const);
-    const once_ = { turn, how, atMs: Math.random() * sendingMs };
+    const once_ = { turn, lane, how, atMs: Math.random() * sendingMs };
     return Math.random() < 0.1 ? [once_, { ...once_, how: "update" as const, atMs: once_.atMs + Math.random() * 2_000 }] : [once_];
   });
 
@@ -95,18 +101,39 @@ test("2,000 turns at random moments over lanes that close and move, a tenth sent
   const errors: unknown[] = [];
   await Promise.all([
     killing,
-    ...sent.map(async ({ turn, how, atMs }) => (await sleep(atMs), await send(turn, how).catch((error: unknown) => errors.push(error)))),
+    ...sent.map(async ({ turn, lane, how, atMs }) => {
+      await sleep(atMs);
+      if (!isAborting.has(turn.turnId)) return await send(lane, turn, how).catch((error: unknown) => errors.push(error));
+      const sending = send(lane, turn, how).catch((error: unknown) => errors.push(error));
+      await sleep(Math.random() * 60);
+      await stack
+        .clientOf(tenant.tenantId)
+        .abortTurn(lane, turn.turnId)
+        .catch(() => {}); // one that is lost leaves the turn to end as done
+      return await sending;
+    }),
   ]);
   await allEnded(turns.length);
 
   expect(errors).toEqual([]);
-  expect(verdicts.filter((state) => state !== "done" && state !== "queued")).toEqual([]);
-  const states = await rows(`select state, count(*)::int as turns from ${schema()}.turn group by state`);
-  expect(states).toEqual([{ state: "done", turns: turns.length }]);
+  expect(
+    verdicts.filter(({ turnId, state }) => !["done", "queued"].includes(state) && !(state === "aborted" && isAborting.has(turnId))),
+  ).toEqual([]);
+  const ended = await rows(`select id, state, stateless from ${schema()}.turn`);
+  expect(ended).toHaveLength(turns.length);
+  expect(ended.filter(({ id, state }) => state !== "done" && !(state === "aborted" && isAborting.has(id as string)))).toEqual([]);
+  const done = ended.filter(({ state }) => state === "done");
+  expect(done.length).toBeLessThan(turns.length); // some aborts came in time
   const ledger = await rows("select count(*)::int as rows, count(distinct id)::int as ids from control.usage_ledger");
-  expect(ledger).toEqual([{ rows: turns.length, ids: turns.length }]);
+  expect(ledger).toEqual([{ rows: done.length, ids: done.length }]);
   const transcript = await rows(`select count(*)::int as messages from ${schema()}.message`);
-  expect(transcript).toEqual([{ messages: 2 * turns.length }]);
+  expect(transcript).toEqual([{ messages: 2 * done.filter(({ stateless }) => stateless === false).length }]);
+  // Nothing calls the model for a turn that has ended: one that was aborted before it began is never asked.
+  const late = await rows(
+    `select call_id from public.race_call join ${schema()}.turn on turn.id = split_part(call_id, '.', 1)
+     where begun_at > finished_at or not exists (select from ${schema()}.model_call where model_call.id = call_id)`,
+  );
+  expect(late).toEqual([]);
   // A call is made again only when the process that made it was killed: each process calls once.
   const repeated = await rows("select call_id, pid, count(*)::int from public.race_call group by call_id, pid having count(*) > 1");
   expect(repeated).toEqual([]);
@@ -118,6 +145,12 @@ test("2,000 turns at random moments over lanes that close and move, a tenth sent
   const calls = await rows("select count(*)::int as calls, count(distinct pid)::int as processes from public.race_call");
   expect(calls[0]?.["processes"]).toBe(killsAtMs.length + 1);
 }, 300_000);
+
+function statelessTurn(n: number): { turn: TurnSubmission; lane: Lane } {
+  const { turnId } = someTurn("api:any:default", "");
+  const session = statelessSessionOf(turnId);
+  return { turn: someTurn(session, JSON.stringify({ session, n }), { turnId, stateless: true }), lane: { pool: (n / 10) % poolLanes } };
+}
 
 const schema = (): string => `tenant_${tenant.tenantId.replaceAll("-", "_")}`;
 const rows = async (sql: string): Promise<Record<string, unknown>[]> =>

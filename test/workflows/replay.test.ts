@@ -6,7 +6,9 @@ import { DeterminismViolationError } from "@temporalio/workflow";
 import { Worker } from "@temporalio/worker";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { TenantContext } from "../../domain/tenant.ts";
+import { ModelCallError } from "../../providers/model-provider.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
+import type { TurnSubmission } from "../../domain/turn.ts";
 import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { workflowBundle } from "../../workers/workflow-bundle.ts";
@@ -14,10 +16,17 @@ import { type TurnStack, scriptedProvider, someTurn, startTurnStack } from "../t
 
 /** One recorded history per kind of run and released version; `OPENCLAW_RECORD=<version> npx vitest run test/workflows/replay.test.ts` adds some. */
 const directory = fileURLToPath(new URL("../histories", import.meta.url));
-const recorded = readdirSync(directory).filter((name) => name.endsWith(".json"));
+const recordedRuns = (): string[] => readdirSync(directory).filter((name) => name.endsWith(".json"));
 
-const provider = scriptedProvider(async ({ messages }) => {
+let held = Promise.withResolvers<void>();
+const provider = scriptedProvider(async ({ messages }, signal) => {
   const last = messages.at(-1);
+  if (last?.content === "refuse") throw new ModelCallError("refused", "the model says no", { status: 400 });
+  if (last?.content === "wait for an abort") {
+    held.resolve();
+    await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+    throw new ModelCallError("aborted", "aborted");
+  }
   if (last?.role === "user" && last.content === "use a tool") return { toolCalls: [{ id: "call_0", name: "missing", arguments: "{}" }] };
   return { text: "an answer" };
 });
@@ -46,11 +55,11 @@ function showHistory(workflowId: string): string {
   return execFileSync(binary, args, { encoding: "utf8", maxBuffer: 64 * 1024 * 1024 });
 }
 
-async function run(text: string, lane: Lane): Promise<string> {
+async function run(text: string, lane: Lane, meanwhile = async (_turn: TurnSubmission): Promise<void> => {}): Promise<string> {
   const turn = someTurn("sessionId" in lane ? lane.sessionId : "api:x:default", text, "pool" in lane ? { stateless: true } : {});
   await stack.database.withTenant(tenant, async (tx) => await insertTurn(tx, turn, laneNameOf(lane)));
   await stack.pool.wake(tenant.tenantId);
-  await stack.clientOf(tenant.tenantId).submitTurn(lane, turn);
+  await Promise.all([stack.clientOf(tenant.tenantId).submitTurn(lane, turn), meanwhile(turn)]);
   return `turn:${tenant.tenantId}:${laneNameOf(lane)}`;
 }
 
@@ -63,6 +72,15 @@ const kinds = {
     await run("two", lane);
     return await run("three", lane);
   },
+  "session-aborted": async () => {
+    const lane = { sessionId: someTurn("api:aborted:default", "").sessionId };
+    held = Promise.withResolvers();
+    return await run("wait for an abort", lane, async ({ turnId }) => {
+      await held.promise;
+      await stack.clientOf(tenant.tenantId).abortTurn(lane, turnId);
+    });
+  },
+  "session-failed": async () => await run("refuse", { sessionId: someTurn("api:failed:default", "").sessionId }),
   "pool-turn": async () => await run("hello", { pool: 3 }),
 };
 
@@ -83,12 +101,14 @@ describe("a run of today replays", () => {
   }
 });
 
-test("there are recorded runs", () => {
-  expect(recorded).not.toEqual([]);
+test("there is a recorded run of every kind", () => {
+  const missing = Object.keys(kinds).filter((kind) => !recordedRuns().some((name) => name.endsWith(`-${kind}.json`)));
+
+  expect(missing).toEqual([]);
 });
 
 describe("a recorded run of an earlier version replays", () => {
-  for (const name of recorded) {
+  for (const name of recordedRuns()) {
     test(name, async () => {
       const text = readFileSync(join(directory, name), "utf8");
       const workflowId = /"workflowId":\s*"([^"]+)"/.exec(text)?.[1] ?? "";

@@ -1,10 +1,10 @@
 import { randomBytes } from "node:crypto";
 import { fileURLToPath } from "node:url";
-import { WorkflowFailedError } from "@temporalio/client";
+import { WorkflowFailedError, WorkflowNotFoundError } from "@temporalio/client";
 import { ApplicationFailure } from "@temporalio/common";
 import { DefaultLogger, Runtime, Worker, bundleWorkflowCode } from "@temporalio/worker";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import { taskQueueOf } from "../../domain/tenant.ts";
+import { type TenantId, taskQueueOf } from "../../domain/tenant.ts";
 import { activityTenantGuard } from "../../temporal/activity-guard.ts";
 import { type TemporalConnection, connectTemporal } from "../../temporal/temporal-connection.ts";
 import { someTenant } from "../storage/fresh-database.ts";
@@ -51,8 +51,9 @@ afterAll(async () => {
 });
 
 const someId = (tenant: string): string => `turn:${tenant}:${randomBytes(6).toString("hex")}`;
+let newest = "";
 const run = async (workflow: string, target: Crossing, taskQueue = taskQueueOf(acme)): Promise<unknown> =>
-  await connection.client.workflow.execute(workflow, { workflowId: someId(acme), taskQueue, args: [target] }).then(
+  await connection.client.workflow.execute(workflow, { workflowId: (newest = someId(acme)), taskQueue, args: [target] }).then(
     (result: unknown) => result,
     (error: unknown) => (error instanceof WorkflowFailedError ? rootOf(error) : error),
   );
@@ -65,8 +66,22 @@ const exists = async (workflowId: string): Promise<boolean> =>
     .describe()
     .then(
       () => true,
-      () => false,
+      (error: unknown) => {
+        if (error instanceof WorkflowNotFoundError) return false;
+        throw error;
+      },
     );
+const waiting = async (tenant: TenantId) =>
+  await connection.client.workflow.start("waitForTouch", { workflowId: someId(tenant), taskQueue: taskQueueOf(tenant), args: [] });
+/** That the newest workflow of `run` scheduled and continued nothing: the guards on the other side refuse as well, but only later. */
+const scheduledNothing = async (): Promise<void> => {
+  const { events = [] } = await connection.client.workflow.getHandle(newest).fetchHistory();
+  const asked = events?.some(
+    ({ activityTaskScheduledEventAttributes: activity, workflowExecutionStartedEventAttributes: started }) =>
+      activity != null || (started?.continuedExecutionRunId ?? "") !== "",
+  );
+  expect(asked).toBe(false);
+};
 
 describe("within its own tenant a workflow", () => {
   test.each([
@@ -75,6 +90,14 @@ describe("within its own tenant a workflow", () => {
     ["moveTo", "moved"],
   ])("may do what %s does", async (workflow, result) => {
     expect(await run(workflow, { workflowId: someId(acme), taskQueue: taskQueueOf(acme) })).toBe(result);
+  });
+
+  test("may signal", async () => {
+    const other = await waiting(acme);
+
+    expect(await run("signalTo", { workflowId: other.workflowId, taskQueue: taskQueueOf(acme) })).toBe("signalled");
+
+    expect(await other.result()).toBe("touched");
   });
 });
 
@@ -90,6 +113,7 @@ describe("a workflow is refused", () => {
     refused(await run("activityOnQueue", { workflowId: "", taskQueue: taskQueueOf(globex) }));
 
     expect(touched).toEqual([]);
+    await scheduledNothing();
   });
 
   test.each([
@@ -104,20 +128,19 @@ describe("a workflow is refused", () => {
   });
 
   test("a signal to the other tenant's workflow", async () => {
-    const victim = await connection.client.workflow.start("greet", {
-      workflowId: someId(globex),
-      taskQueue: taskQueueOf(globex),
-      args: [],
-    });
+    const victim = await waiting(globex);
 
     refused(await run("signalTo", { workflowId: victim.workflowId, taskQueue: taskQueueOf(acme) }));
 
     const { events } = await victim.fetchHistory();
     expect(events?.some(({ workflowExecutionSignaledEventAttributes: signal }) => signal != null)).toBe(false);
+    await victim.terminate();
   });
 
   test("to continue on the other tenant's queue", async () => {
     refused(await run("moveTo", { workflowId: "", taskQueue: taskQueueOf(globex) }));
+
+    await scheduledNothing();
   });
 });
 
