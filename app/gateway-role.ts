@@ -1,7 +1,7 @@
 import type { AddressInfo } from "node:net";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
-import { resolveModel } from "../control-plane/admin-config.ts";
+import { defaultQuota, resolveModel } from "../control-plane/admin-config.ts";
 import { startAuditRelay } from "../control-plane/audit-relay.ts";
 import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
@@ -18,12 +18,14 @@ import { createChatRoutes } from "../gateway/chat-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
+import { createOperationRoutes } from "../gateway/operation-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
 import { createTurnSlots } from "../gateway/turn-slots.ts";
 import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
+import { createOperationClient } from "../temporal/operation-client.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
@@ -56,6 +58,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const system = forSystem(temporal);
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
   const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
+  const operations = createOperationClient({ connection: temporal, wake });
   const stateOf = async (owner: Owner) => {
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
@@ -76,7 +79,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       }),
       createAdminRoutes({ tenants, reports, database }),
       createUsageRoutes({ reports }),
-      createTenantStateRoutes({ tenants, changes }),
+      createTenantStateRoutes({ tenants, changes, operations, defaultQuota: defaultQuota(config) }),
+      createOperationRoutes({ operations }),
       createAdminKeyRoutes({ database, changes }),
       createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
       createPageRoutes(),

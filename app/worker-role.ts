@@ -1,19 +1,26 @@
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { type Tenant, createTenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
-import type { TenantId } from "../domain/tenant.ts";
+import { type Owner, type TenantId, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { defaultToolLimits } from "../sandbox/default-limits.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
+import { forSystem } from "../temporal/chain-client.ts";
+import { createOperationClient } from "../temporal/operation-client.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
+import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
+
+/** The channel that tells every worker process that a tenant is gone; the payload is its id. */
+const forgetChannel = "openclaw_forget";
 
 /** How long a tenant's row (markup, uid) is believed without another look. */
 const tenantMemoryMs = 5_000;
@@ -46,8 +53,27 @@ export async function startWorkers(
     now: () => Date.now(),
     log,
   });
-  const activities = { ...turnActivities, ...createAuditActivities({ database, home, log }) };
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const operations = createOperationClient({ connection: temporal, wake });
+  const lifeActivities = createTenantLifeActivities({
+    database,
+    home,
+    runs: createTenantLifeRuns({ clientOf, system: forSystem(temporal), operations, wake, log }),
+    // Wired with the tenants' data keys (issue 4, item 6): createDataKeys().ensure and createDataKeys().erase.
+    ensureDataKey: async () => {},
+    eraseDataKey: async () => {},
+    forget: async (tenantId) => await database.notify(forgetChannel, tenantId),
+  });
+  const activities = { ...turnActivities, ...lifeActivities, ...createAuditActivities({ database, home, log }) };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
+  const stopForgetting = await database.listen(
+    forgetChannel,
+    (payload) =>
+      void pool
+        .forget(parseTenantId(payload))
+        .catch((error: unknown) => log("the worker of a deleted tenant was not stopped", { error: String(error) })),
+  );
+  resources.add(stopForgetting, (stop) => stop());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
   return pool;
 }

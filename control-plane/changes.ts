@@ -50,6 +50,7 @@ export function createChanges({ database, chainOf, wake, obstacle, log, deadline
         await wake(owner);
         const result = await chainOf(owner).change({ ...order, notAfterMs }, signal);
         if (result.state === "done") return result.outcome;
+        if (result.state === "closed") throw new AppError("not_found");
         if (result.state === "broken") throw new AppError("chain_broken", { owner, reason: result.reason });
       } catch (error) {
         if (error instanceof AppError) throw error;

@@ -5,6 +5,7 @@ import { explainCall } from "../control-plane/billing-explanation.ts";
 import { parsePeriod } from "../control-plane/billing-period.ts";
 import type { BillingReports } from "../control-plane/billing-reports.ts";
 import type { Tenant, Tenants } from "../control-plane/tenants.ts";
+import { quotaFieldsOf } from "../domain/tenant-quota.ts";
 import { parseTenantId } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import { AppError } from "../domain/app-error.ts";
@@ -21,11 +22,12 @@ const reportQuery = z.strictObject({
 });
 
 /** A tenant as the admin API shows it. */
-export const tenantJson = ({ id, displayName, state, markupPpm, createdAtMs }: Tenant) => ({
+export const tenantJson = ({ id, displayName, state, markupPpm, quota, createdAtMs }: Tenant) => ({
   id,
   display_name: displayName ?? null,
   state,
   markup_ppm: markupPpm ?? null,
+  quota: quotaFieldsOf(quota),
   created_at: new Date(createdAtMs).toISOString(),
 });
 

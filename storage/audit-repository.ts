@@ -38,16 +38,22 @@ const toEntry = (row: EntryRow): AuditEntry => ({
 });
 
 /** Locks the chain's end until the transaction ends: of all that append, one at a time gets on. */
-export async function lockChainHead(tx: ControlTx, chain: string, start: ChainHead): Promise<ChainHead> {
+export async function lockChainHead(tx: ControlTx, chain: string, start: ChainHead): Promise<ChainHead & { readonly closed: boolean }> {
   await tx.execute("insert into control.chain_head (chain, seq, hash) values ($1, $2, $3) on conflict (chain) do nothing", [
     chain,
     start.seq,
     start.hash,
   ]);
-  const [row] = await tx.query<{ seq: bigint; hash: string }>("select seq, hash from control.chain_head where chain = $1 for update", [
-    chain,
-  ]);
-  return row === undefined ? start : { seq: Number(row.seq), hash: row.hash };
+  const [row] = await tx.query<{ seq: bigint; hash: string; closed: boolean }>(
+    "select seq, hash, closed from control.chain_head where chain = $1 for update",
+    [chain],
+  );
+  return row === undefined ? { ...start, closed: false } : { seq: Number(row.seq), hash: row.hash, closed: row.closed };
+}
+
+/** After this the chain takes no entry any more. */
+export async function closeChain(tx: ControlTx, chain: string): Promise<void> {
+  await tx.execute("update control.chain_head set closed = true where chain = $1", [chain]);
 }
 
 export async function readChainHead(tx: ControlTx, chain: string): Promise<ChainHead | undefined> {

@@ -1,4 +1,6 @@
-import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, realpathSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { chmodSync, chownSync, constants, existsSync, lstatSync, mkdirSync, realpathSync } from "node:fs";
+import { type FileHandle, chmod, open, readdir, rename, rmdir, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantId } from "../domain/tenant.ts";
@@ -53,6 +55,64 @@ export function createTenantDirectory(
     string,
   ];
   return { root, sandbox, memory, plugins, media, channels };
+}
+
+/**
+ * Removes a tenant's directory and all that is in it. It goes by open descriptors, so a link, or a directory that is swapped for one
+ * meanwhile, is removed and never followed; directories deep down are moved up first, so their depth does not matter. Safe to repeat.
+ * @throws {Error} when something in it cannot be removed
+ */
+export async function removeTenantDirectory(home: string, tenantId: TenantId): Promise<void> {
+  const path = tenantDirectory(home, tenantId);
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (found === undefined) return;
+  if (!found.isDirectory()) return await unlink(path);
+  const top = await openDirectory(path);
+  const prefix = `.erase-${randomBytes(6).toString("hex")}-`;
+  let moved = 0;
+  try {
+    for (let rest = await namesIn(top); rest.length > 0; rest = await namesIn(top)) {
+      for (const { path: child, isDirectory } of rest) {
+        if (!isDirectory) {
+          await unlink(child);
+          continue;
+        }
+        const directory = await openDirectory(child);
+        try {
+          for (const { path: grandchild, isDirectory: isDeep } of await namesIn(directory)) {
+            if (isDeep) await rename(grandchild, join(pathOf(top), `${prefix}${moved++}`));
+            else await unlink(grandchild);
+          }
+        } finally {
+          await directory.close();
+        }
+        await rmdir(child);
+      }
+    }
+  } finally {
+    await top.close();
+  }
+  await rmdir(path);
+}
+
+/** The directory that a descriptor stands for, whatever has become of its name. */
+const pathOf = ({ fd }: FileHandle): string => `/proc/self/fd/${fd}`;
+
+async function namesIn(directory: FileHandle): Promise<readonly { readonly path: string; readonly isDirectory: boolean }[]> {
+  const entries = await readdir(pathOf(directory), { withFileTypes: true });
+  return entries.map((entry) => ({ path: join(pathOf(directory), entry.name), isDirectory: entry.isDirectory() }));
+}
+
+async function openDirectory(path: string): Promise<FileHandle> {
+  const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+  try {
+    return await open(path, flags);
+  } catch (error) {
+    // Not root: then everything in it is ours, and a directory may have been closed to its owner.
+    if ((error as NodeJS.ErrnoException).code !== "EACCES" || runsAsRoot()) throw error;
+    await chmod(path, 0o700);
+    return await open(path, flags);
+  }
 }
 
 function ownDirectory(path: string, uid: number | undefined): string {

@@ -5,11 +5,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { noMarkup } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
-import type { TenantContext, TenantId } from "../domain/tenant.ts";
+import type { Owner, TenantContext, TenantId } from "../domain/tenant.ts";
 import { mintTurnId } from "../domain/turn-id.ts";
 import type { TurnSubmission } from "../domain/turn.ts";
 import type { ModelProvider } from "../providers/model-provider.ts";
@@ -17,8 +18,11 @@ import type { Tool } from "../sandbox/tool.ts";
 import { openDatabase, type Database } from "../storage/database.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
+import { forSystem } from "../temporal/chain-client.ts";
+import { type OperationClient, createOperationClient } from "../temporal/operation-client.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
+import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
 import { freshDatabase, someTenant } from "./storage/fresh-database.ts";
@@ -35,6 +39,7 @@ export type TurnStack = {
   readonly bus: TokenBus;
   addTenant(name: string): Promise<TenantContext>;
   clientOf(tenantId: TenantId): TenantClient;
+  readonly operations: OperationClient;
   close(): Promise<void>;
 };
 
@@ -48,6 +53,9 @@ export type TurnStackOptions = {
   /** Default: the one that all tests share, whose chain `system` is nobody's to use. */
   readonly namespace?: string;
   readonly bundleDirectory?: string;
+  /** Data keys of the tenants; default: none. */
+  readonly ensureDataKey?: (tenantId: TenantId) => Promise<void>;
+  readonly eraseDataKey?: (tenantId: TenantId) => Promise<void>;
 };
 
 const testRateCard: RateCard = {
@@ -56,7 +64,14 @@ const testRateCard: RateCard = {
   rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
 };
 
-export async function startTurnStack({ provider, tools = [], lane, ...place }: TurnStackOptions): Promise<TurnStack> {
+export async function startTurnStack({
+  provider,
+  tools = [],
+  lane,
+  ensureDataKey = noDataKey,
+  eraseDataKey = noDataKey,
+  ...place
+}: TurnStackOptions): Promise<TurnStack> {
   try {
     Runtime.install({ logger: new DefaultLogger("ERROR"), shutdownSignals: [] });
   } catch {
@@ -71,8 +86,19 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
   const bus = createInProcessTokenBus();
   const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
   chmodSync(home, 0o711);
+  const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const operations = createOperationClient({ connection, wake });
   const activities = {
     ...createAuditActivities({ database, home, log: quiet }),
+    ...createTenantLifeActivities({
+      database,
+      home,
+      runs: createTenantLifeRuns({ clientOf, system: forSystem(connection), operations, wake, log: quiet }),
+      ensureDataKey,
+      eraseDataKey,
+      forget: async (tenantId) => void pool.forget(tenantId),
+    }),
     ...createTurnActivities({
       database,
       bus,
@@ -102,7 +128,8 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
       await database.createTenantSchema(context.tenantId);
       return context;
     },
-    clientOf: (tenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane }),
+    clientOf,
+    operations,
     async close() {
       await pool.close();
       await connection.close();
@@ -111,6 +138,8 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
     },
   };
 }
+
+const noDataKey = async (): Promise<void> => {};
 
 export const someTurn = (sessionId: string, text: string, more: Partial<TurnSubmission> = {}): TurnSubmission => ({
   turnId: mintTurnId(Date.now(), randomBytes(10)),

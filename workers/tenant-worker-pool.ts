@@ -18,6 +18,8 @@ export type TenantWorkerPoolOptions = {
 export interface TenantWorkerPool {
   /** Makes sure that the owner's queue is polled; cheap when it is. */
   wake(owner: Owner): Promise<void>;
+  /** Stops the worker of an owner that is gone, once it has nothing to do; a later wake starts another one. */
+  forget(owner: Owner): Promise<void>;
   live(): number;
   /** Stops all workers; running activities get a second to end. */
   close(): Promise<void>;
@@ -110,6 +112,10 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
         if (live.worker.getState() === "RUNNING" || live.worker.getState() === "INITIALIZED") return;
         await live.stopped; // two pollers on one queue would share it, so the next one waits for this one's end
       }
+    },
+    async forget(owner) {
+      const starting = workers.get(owner);
+      if (starting !== undefined) await stop(owner, await starting);
     },
     live: () => workers.size,
     async close() {

@@ -1,2 +1,4 @@
+export { erase } from "./erase.ts";
+export { provision } from "./provision.ts";
 export { tenant } from "./tenant.ts";
 export { turn } from "./turn.ts";

@@ -8,7 +8,7 @@ import type { ChainState, Command } from "../../domain/audit.ts";
 import { parseTenantId, systemOwner, type Owner, type TenantId } from "../../domain/tenant.ts";
 import { chainClient, guardedClient } from "../../temporal/chain-client.ts";
 import { freshNamespace } from "../fresh-namespace.ts";
-import { type TurnStack, quiet, scriptedProvider, startTurnStack } from "../turn-stack.ts";
+import { type TurnStack, type TurnStackOptions, quiet, scriptedProvider, startTurnStack } from "../turn-stack.ts";
 
 export type ChangesStage = {
   readonly stack: TurnStack;
@@ -28,7 +28,7 @@ export type ChangesPlace = {
   readonly temporalAddress?: string;
   readonly bundleDirectory?: string;
   readonly changesPerRun?: number;
-};
+} & Pick<TurnStackOptions, "ensureDataKey" | "eraseDataKey">;
 
 /** Everything that an audited change goes through, without HTTP. */
 export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {}): Promise<ChangesStage> {
