@@ -104,3 +104,96 @@ test("a deletion ends the tenant's runs and leaves its audit and nothing else", 
   await expect(remove(tenantId)).rejects.toMatchObject({ code: "not_found" });
   expect(await entriesOf(tenantId)).toHaveLength(2);
 });
+
+test("what cannot be completed is undone: the tenant is deleted, entries say so, and its id is used up", async () => {
+  const failing = await startChanges({
+    ensureDataKey: async () => {
+      throw new Error("no key can be made");
+    },
+  });
+  try {
+    const { tenantId } = await failing.createTenant("undone");
+
+    await hasStarted("provision", tenantId, failing);
+    await expect(resultOf("provision", tenantId, failing)).rejects.toThrow();
+    await hasStarted("erase", tenantId, failing);
+    await resultOf("erase", tenantId, failing);
+
+    expect(await hasDatabaseParts(tenantId, failing)).toEqual({ schema: false, role: false, noted: false });
+    expect(existsSync(tenantDirectory(failing.stack.home, tenantId))).toBe(false);
+    expect(await failing.stack.operations.read(`provision:${tenantId}`)).toMatchObject({ state: "failed" });
+    const entries = await failing.stack.database.withControl(async (tx) => await readChain(tx, "system", 0, 10));
+    expect(entries.map(({ action, actor }) => [action, actor.id])).toEqual([
+      ["tenant.create", "root"],
+      ["tenant.delete", "provision"],
+    ]);
+    const again = { type: "tenant.create", tenantId, displayName: null, markup: null, tokenHash: "ab".repeat(32) } as const;
+    await expect(failing.make(systemOwner, again)).rejects.toMatchObject({ code: "conflict" });
+    expect((await failing.verify()).findings).toEqual([]);
+  } finally {
+    await failing.close();
+  }
+}, 120_000);
+
+test("an erasure goes on although a step fails, an operator cancels it, and the chain moves to new runs", async () => {
+  let failures = 2;
+  const stubborn = await startChanges({
+    changesPerRun: 1,
+    eraseDataKey: async () => {
+      if (failures-- > 0) throw new Error("the key store is away");
+    },
+  });
+  try {
+    const { tenantId } = await stubborn.createTenant("stubborn");
+    await stubborn.make(tenantId, { type: "tenant.suspend" });
+    await remove(tenantId, stubborn);
+    await hasStarted("erase", tenantId, stubborn);
+    await stubborn.stack.connection.client.workflow.getHandle(`erase:${tenantId}`).cancel();
+    await remove(tenantId, stubborn); // a repeat meets the one that runs
+
+    await resultOf("erase", tenantId, stubborn);
+
+    expect(failures).toBe(-1);
+    expect(await createTenants(stubborn.stack).deletionOf(tenantId)).toBe("done");
+    const entries = await stubborn.stack.database.withControl(async (tx) => await readChain(tx, tenantId, 0, 10));
+    expect(entries.map(({ action }) => action)).toEqual(["tenant.suspend", "tenant.erase"]);
+    expect((await stubborn.verify()).findings).toEqual([]);
+  } finally {
+    await stubborn.close();
+  }
+}, 120_000);
+
+test("a tenant that is not deleted cannot be erased, whoever asks", async () => {
+  const { tenantId } = await stage.createTenant("alive");
+  await hasStarted("provision", tenantId);
+  await resultOf("provision", tenantId);
+
+  await expect(stage.make(tenantId, { type: "tenant.erase" })).rejects.toMatchObject({ code: "conflict" });
+  await expect(stage.stack.database.dropTenantSchema(tenantId)).rejects.toThrow("not deleted");
+  await stage.stack.database.closeTenantSchema(tenantId);
+  const turn = someTurn("api:jane:default", "hello");
+  const stored = await stage.stack.database.withTenant(
+    { tenantId, requestId: "req_test" },
+    async (tx) => await insertTurn(tx, turn, laneNameOf({ sessionId: turn.sessionId })),
+  );
+
+  expect(stored).toBe(true);
+  expect(await hasDatabaseParts(tenantId)).toEqual({ schema: true, role: true, noted: true });
+});
+
+test("the gateway's role makes a tenant's schema, of a well-formed name, and nothing else", async () => {
+  const { database } = stage.stack;
+  const asGateway = async (statement: string, ...values: string[]) =>
+    await database.withControl(async (tx) => await tx.query(statement, values));
+
+  await expect(asGateway("create schema mine")).rejects.toThrow("permission denied");
+  await expect(asGateway("create role mine")).rejects.toThrow("permission denied");
+  await expect(asGateway("update control.tenant_template set statements = 'select 1'")).rejects.toThrow("permission denied");
+  for (const name of ["", "Acme", "a_b", 'a"; drop schema control cascade; --', "a".repeat(33)]) {
+    await expect(asGateway("select control.make_tenant_schema($1)", name)).rejects.toThrow("not a tenant id");
+  }
+  const { tenantId } = await stage.createTenant("plain");
+  await expect(
+    database.withTenant({ tenantId, requestId: "req_test" }, async (tx) => await tx.query("select control.make_tenant_schema('evil')")),
+  ).rejects.toThrow("permission denied");
+});
