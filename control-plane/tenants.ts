@@ -55,10 +55,10 @@ type TenantRow = {
 } & QuotaRow;
 
 /** The ceilings of a row of `control.tenant`. */
-export type QuotaRow = { tokens_per_day: bigint | null; cost_per_day_nano_usd: bigint | null; requests_per_minute: number | null };
-export const quotaColumns = "tokens_per_day, cost_per_day_nano_usd, requests_per_minute";
+type QuotaRow = { tokens_per_day: bigint | null; cost_per_day_nano_usd: bigint | null; requests_per_minute: number | null };
+const quotaColumns = "tokens_per_day, cost_per_day_nano_usd, requests_per_minute";
 
-export const toQuota = ({ tokens_per_day, cost_per_day_nano_usd, requests_per_minute }: QuotaRow): TenantQuota => ({
+const toQuota = ({ tokens_per_day, cost_per_day_nano_usd, requests_per_minute }: QuotaRow): TenantQuota => ({
   tokensPerDay: tokens_per_day === null ? null : Number(tokens_per_day),
   costPerDayNanoUsd: cost_per_day_nano_usd === null ? null : cost_per_day_nano_usd.toString(),
   requestsPerMinute: requests_per_minute,
