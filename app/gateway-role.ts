@@ -1,13 +1,15 @@
 import type { AddressInfo } from "node:net";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
-import { resolveModel } from "../control-plane/admin-config.ts";
 import { startAuditRelay } from "../control-plane/audit-relay.ts";
 import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
 import { createBillingReports } from "../control-plane/billing-reports.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { defaultPort } from "../control-plane/environment.ts";
+import { startOverlayFiles } from "../control-plane/overlay-files.ts";
+import { modelsOfTenant, resolveTenantModel } from "../control-plane/overlay.ts";
+import { type Overlays, createOverlayWriter } from "../control-plane/overlays.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, systemOwner } from "../domain/tenant.ts";
@@ -18,6 +20,7 @@ import { createChatRoutes } from "../gateway/chat-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
+import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
@@ -56,6 +59,18 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const system = forSystem(temporal);
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
   const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
+  const ground = () => config;
+  const writeOverlay = createOverlayWriter({ reader: parts.overlays, database, encryption: parts.encryption, ground, changes });
+  const files = resources.add(await startOverlayFiles({ database, home, reader: parts.overlays, write: writeOverlay, log }), (started) =>
+    started.stop(),
+  );
+  const overlays: Overlays = {
+    ...parts.overlays,
+    async write(tenantId, text, options) {
+      await writeOverlay(tenantId, text, options);
+      await files.sync(tenantId);
+    },
+  };
   const stateOf = async (owner: Owner) => {
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
@@ -69,14 +84,15 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
         temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
       }),
-      createChatRoutes({ turns, tokens, resolveModel: (name) => resolveModel(config, name).id }),
+      createChatRoutes({ turns, tokens, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
       createModelRoutes({
-        models: () => [...config.models.values()].filter(({ id }) => config.rateCard.rates.has(id)),
+        models: async (tenantId) => modelsOfTenant(config, (await overlays.of(tenantId)).overlay),
         startedAtMs: Date.now(),
       }),
       createAdminRoutes({ tenants, reports, database }),
       createUsageRoutes({ reports }),
       createTenantStateRoutes({ tenants, changes }),
+      createOverlayRoutes({ tenants, overlays }),
       createAdminKeyRoutes({ database, changes }),
       createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
       createPageRoutes(),

@@ -9,6 +9,7 @@ import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { defaultToolLimits } from "../sandbox/default-limits.ts";
+import { readPromptFiles } from "../storage/prompt-files.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
@@ -21,7 +22,7 @@ const rememberedTenants = 1_000;
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, temporal, bus, clientOf, log }: ProductParts,
+  { config, variables, home, database, temporal, bus, overlays, clientOf, log }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
@@ -34,6 +35,9 @@ export async function startWorkers(
     database,
     bus,
     tools: missing === undefined ? createBuiltinTools({ driver, limits: defaultToolLimits }) : new Map(),
+    overlayOf: async (tenantId, digest) =>
+      digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
+    promptFilesOf: async (tenantId) => await readPromptFiles(home, tenantId, log),
     placeOf: async (tenantId) => {
       const { osUidIndex } = await tenantOf(tenantId);
       return { workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox, uid: tenantUidOf(osUidIndex) };

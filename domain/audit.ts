@@ -47,7 +47,9 @@ export const hashOfEntry = (entry: Omit<AuditEntry, "hash">): string => sha256He
 export type TenantCommand =
   | { readonly type: "tenant.suspend" | "tenant.resume" | "token.revoke" }
   /** `tokenHash`: 64 hex. The token itself never leaves the edge that minted it. */
-  | { readonly type: "token.rotate"; readonly tokenHash: string };
+  | { readonly type: "token.rotate"; readonly tokenHash: string }
+  /** `digest`: SHA-256 of a text that stands, sealed, in the database. The text itself never leaves the edge. */
+  | { readonly type: "overlay.write"; readonly digest: string };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
@@ -70,6 +72,7 @@ const tenantActions: readonly string[] = [
   "tenant.resume",
   "token.revoke",
   "token.rotate",
+  "overlay.write",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -88,6 +91,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: "token" };
     case "token.rotate":
       return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
+    case "overlay.write":
+      return { tenant, target: `overlay:${command.digest}` };
     case "admin-key.create":
     case "admin-key.revoke":
       return { tenant, target: command.keyId };

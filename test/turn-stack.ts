@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
+import type { Overlay } from "../control-plane/overlay.ts";
 import { noMarkup } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
@@ -21,6 +22,7 @@ import { connectTemporal, type TemporalConnection } from "../temporal/temporal-c
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
+import { someOverlay } from "./control-plane/some-overlay.ts";
 import { freshDatabase, someTenant } from "./storage/fresh-database.ts";
 
 export const quiet = (): void => undefined;
@@ -42,6 +44,8 @@ export type TurnStackOptions = {
   readonly provider: ModelProvider;
   readonly tools?: readonly Tool[];
   readonly lane?: Partial<LaneSettings>;
+  /** Of every tenant; default: empty. */
+  readonly overlay?: Overlay;
   /** An existing database instead of a fresh one. */
   readonly ownerUrl?: string;
   readonly temporalAddress?: string;
@@ -56,7 +60,13 @@ const testRateCard: RateCard = {
   rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
 };
 
-export async function startTurnStack({ provider, tools = [], lane, ...place }: TurnStackOptions): Promise<TurnStack> {
+export async function startTurnStack({
+  provider,
+  tools = [],
+  lane,
+  overlay = someOverlay(""),
+  ...place
+}: TurnStackOptions): Promise<TurnStack> {
   try {
     Runtime.install({ logger: new DefaultLogger("ERROR"), shutdownSignals: [] });
   } catch {
@@ -77,6 +87,8 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
       database,
       bus,
       tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
+      overlayOf: async () => overlay,
+      promptFilesOf: async () => [],
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),

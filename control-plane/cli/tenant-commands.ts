@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { z } from "zod";
 import type { CliContext } from "./cli-context.ts";
 import { connectGateway } from "./gateway-client.ts";
+import { addOverlayCommands } from "./overlay-commands.ts";
 import { jsonText, paint, tableText } from "./terminal.ts";
 import { tenantArgument } from "./tenant-argument.ts";
 import { addTokenCommands } from "./token-commands.ts";
@@ -104,4 +105,5 @@ export function addTenantCommands(program: Command, context: CliContext): void {
       });
   }
   addTokenCommands(tenants, context);
+  addOverlayCommands(tenants, context);
 }
