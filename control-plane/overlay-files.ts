@@ -16,7 +16,7 @@ import {
 import { NotPlainFile, readPlainFile } from "../storage/plain-file.ts";
 import { createTenantDirectory, tenantDirectory } from "../storage/tenant-paths.ts";
 import type { ChangeOptions } from "./changes.ts";
-import { decodeOverlay, digestOfOverlay, emptyOverlayDigest, overlayMaxBytes } from "./overlay.ts";
+import { decodeOverlay, emptyOverlayDigest, overlayMaxBytes } from "./overlay.ts";
 import type { OverlayReader } from "./overlays.ts";
 import { replacePrivateFile } from "./private-file.ts";
 
@@ -54,7 +54,7 @@ type Held = { readonly digest: string; readonly text: string | undefined; readon
 /** By which a file that has not changed is known again without reading it. */
 type Signature = string;
 
-export const overlayPath = (home: string, tenantId: TenantId): string => join(tenantDirectory(home, tenantId), fileName);
+const overlayPath = (home: string, tenantId: TenantId): string => join(tenantDirectory(home, tenantId), fileName);
 
 export async function startOverlayFiles({
   database,

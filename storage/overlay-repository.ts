@@ -130,7 +130,7 @@ export async function readOverlayFiles(tx: ControlTx, file: string, tenantId?: T
      from control.tenant
      left join control.overlay on overlay.tenant_id = tenant.id
      left join control.overlay_file held on held.tenant_id = tenant.id and held.file = $1
-     where tenant.state <> 'deleted' and ($2::text is null or tenant.id = $2)`,
+     where tenant.state in ('active', 'suspended') and ($2::text is null or tenant.id = $2)`,
     [file, tenantId ?? null],
   );
   return rows.map(({ id, os_uid_index, version, digest, fault, known }) => ({
