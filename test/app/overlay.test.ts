@@ -274,7 +274,7 @@ describe("a turn", () => {
 
     const answer = await chat(tenant, `CALL exec {"command":"echo pwned > /work/proof"}\nSAY done`);
 
-    expect(answerOf(answer)).toContain("There is no tool named");
+    expect(answerOf(answer)).toContain('The tool "exec" is not allowed here.');
     expect(answerOf(answer)).not.toContain("exit code");
   });
 
@@ -359,7 +359,7 @@ describe("a turn", () => {
     expect((await answer).json["model"]).toBe("small");
     const steps = sentFor("steady as she goes");
     expect(steps.map((body) => messagesOf(body)[0]?.content)).toEqual(["The first.", "The first."]);
-    expect(answerOf(await answer)).not.toContain("There is no tool");
+    expect(answerOf(await answer)).not.toContain("is not allowed");
     await chat(tenant, "and now");
     expect(messagesOf(sentFor("and now")[0])[0]?.content).toBe("The second.");
   });

@@ -367,7 +367,7 @@ const spellings: readonly ((key: string) => string)[] = [
   (key) => JSON.stringify(key),
   (key) => `'${key}'`,
   (key) => `? ${plain(key)}\n`,
-  (key) => `"${[...key].map((letter) => `\\u${(letter.codePointAt(0) ?? 0).toString(16).padStart(4, "0")}`).join("")}"`,
+  (key) => `"${key.replaceAll(/./gu, (letter) => `\\u${(letter.codePointAt(0) ?? 0).toString(16).padStart(4, "0")}`)}"`,
   (key) => plain(key.toUpperCase()),
   (key) => plain(key.charAt(0).toUpperCase() + key.slice(1)),
   (key) => plain(key.replaceAll(/_(.)/g, (_match, letter: string) => letter.toUpperCase())),
