@@ -12,6 +12,7 @@ import {
   readOverlayFiles,
   rememberOverlayFile,
   storeOverlayFault,
+  wasOverlayAccepted,
 } from "../storage/overlay-repository.ts";
 import { NotPlainFile, readPlainFile } from "../storage/plain-file.ts";
 import { createTenantDirectory, tenantDirectory } from "../storage/tenant-paths.ts";
@@ -75,6 +76,9 @@ export async function startOverlayFiles({
   const remember = async (tenantId: TenantId, digest: string): Promise<void> =>
     await database.withControl(async (tx) => await rememberOverlayFile(tx, file, tenantId, digest));
 
+  const wasAccepted = async (tenantId: TenantId, digest: string): Promise<boolean> =>
+    await database.withControl(async (tx) => await wasOverlayAccepted(tx, tenantId, digest), { readOnly: true });
+
   const signatureOf = async (tenantId: TenantId): Promise<{ readonly signature: Signature; readonly mtimeMs: number } | undefined> => {
     try {
       const { mtimeMs, ctimeMs, size, ino, mode } = await lstat(overlayPath(home, tenantId));
@@ -135,8 +139,9 @@ export async function startOverlayFiles({
     }
     const remembered = known.get(tenantId);
     let held: Held | undefined;
-    let digest = remembered?.digest;
-    if (remembered?.signature !== present.signature) {
+    let digest: string;
+    if (remembered?.signature === present.signature) digest = remembered.digest;
+    else {
       if (!isSettled(tenantId, present)) return;
       held = await read(tenantId);
       if (held === undefined) return lookAgain(tenantId);
@@ -148,6 +153,8 @@ export async function startOverlayFiles({
       if (handled !== accepted) await remember(tenantId, accepted);
     } else if (digest === handled && !(isFirst && fault !== undefined)) {
       if (fault === undefined) await rewrite();
+    } else if (handled === undefined && (await wasAccepted(tenantId, digest))) {
+      await rewrite(); // a home by another name, as of a new container: its file is an earlier form, not an edit
     } else {
       held ??= await read(tenantId);
       if (held === undefined || held.digest !== digest) return lookAgain(tenantId);

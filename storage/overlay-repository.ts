@@ -64,10 +64,10 @@ export async function storeOverlayText(
  * @returns why not, or undefined
  */
 export async function acceptOverlay(tx: ControlTx, tenantId: TenantId, digest: string): Promise<"no tenant" | "no text" | undefined> {
-  const stored = await tx.execute("update control.overlay_text set used_at = now() where tenant_id = $1 and digest = $2", [
-    tenantId,
-    digest,
-  ]);
+  const stored = await tx.execute(
+    "update control.overlay_text set used_at = now(), accepted_at = now() where tenant_id = $1 and digest = $2",
+    [tenantId, digest],
+  );
   if (stored === 0) return "no text";
   const [former] = await tx.query<{ digest: string }>("select digest from control.overlay where tenant_id = $1 for update", [tenantId]);
   const accepted = await tx.execute(
@@ -139,6 +139,15 @@ export async function readOverlayFiles(tx: ControlTx, file: string, tenantId?: T
     overlay: version === null || digest === null ? undefined : { version: Number(version), digest, fault },
     known: known ?? undefined,
   }));
+}
+
+/** Whether a text was in force before, as far as it is kept. */
+export async function wasOverlayAccepted(tx: ControlTx, tenantId: TenantId, digest: string): Promise<boolean> {
+  const rows = await tx.query("select from control.overlay_text where tenant_id = $1 and digest = $2 and accepted_at is not null", [
+    tenantId,
+    digest,
+  ]);
+  return rows.length > 0;
 }
 
 /** Remembers that what a file holds was dealt with. */

@@ -5,8 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
-import type { Overlay } from "../control-plane/overlay.ts";
 import { noMarkup } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
@@ -44,8 +44,8 @@ export type TurnStackOptions = {
   readonly provider: ModelProvider;
   readonly tools?: readonly Tool[];
   readonly lane?: Partial<LaneSettings>;
-  /** Of every tenant; default: empty. */
-  readonly overlay?: Overlay;
+  /** Default: empty. */
+  readonly overlayOf?: OverlayOfTurn;
   /** An existing database instead of a fresh one. */
   readonly ownerUrl?: string;
   readonly temporalAddress?: string;
@@ -64,7 +64,7 @@ export async function startTurnStack({
   provider,
   tools = [],
   lane,
-  overlay = someOverlay(""),
+  overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
   try {
@@ -87,7 +87,7 @@ export async function startTurnStack({
       database,
       bus,
       tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
-      overlayOf: async () => overlay,
+      overlayOf,
       promptFilesOf: async () => [],
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),

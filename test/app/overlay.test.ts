@@ -236,6 +236,9 @@ describe("an overlay", () => {
     expect(await cli("set", tenant.id, "/nowhere.yaml")).toMatchObject({ code: 2 });
     expect(await cli("set", tenant.id, "/dev/null")).toMatchObject({ code: 0 });
     expect(await cli("get", tenant.id)).toMatchObject({ code: 0, stdout: "" });
+    const piped = `(sleep 0.2; printf 'max_tokens: 9\\n') | "$0" "$1" tenants overlay set "$2"`;
+    expect(await run("sh", ["-c", piped, process.execPath, binPath, tenant.id], variables())).toMatchObject({ code: 0 });
+    expect((await get(tenant)).text).toBe("max_tokens: 9\n");
     expect((await cli("set", "--help")).stdout).toContain("system_prompt");
   });
 });

@@ -304,6 +304,21 @@ describe("the files", () => {
     expect((await home.reader.of(tenantId)).overlay.model).toBe("large");
   });
 
+  test("of a home that goes by another name now are behind where they hold an earlier text, not edited", async () => {
+    const home = await startHome({ files: false });
+    const { tenantId } = await stage.createTenant();
+    await home.write(tenantId, "system_prompt: earlier\n");
+    await (await home.start()).stop();
+    await home.write(tenantId, "system_prompt: later\n");
+    await runSql(stage.stack.ownerUrl, `delete from control.overlay_file where tenant_id = '${tenantId}'`);
+    utimesSync(home.fileOf(tenantId), 1, 1);
+
+    await (await home.start()).stop();
+
+    expect(contentOf(home.fileOf(tenantId))).toBe("system_prompt: later\n");
+    expect(await actionsOf(tenantId)).toHaveLength(2);
+  });
+
   test("of a deleted tenant are left alone", async () => {
     const home = await startHome({ files: false });
     const { tenantId } = await stage.createTenant();
