@@ -37,7 +37,7 @@ export async function startWorkers(
     tools: missing === undefined ? createBuiltinTools({ driver, limits: defaultToolLimits }) : new Map(),
     overlayOf: async (tenantId, digest) =>
       digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
-    promptFilesOf: async (tenantId) => await readPromptFiles(home, tenantId, log),
+    promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
     placeOf: async (tenantId) => {
       const { osUidIndex } = await tenantOf(tenantId);
       return { workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox, uid: tenantUidOf(osUidIndex) };

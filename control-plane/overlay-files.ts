@@ -143,7 +143,7 @@ export async function startOverlayFiles({
     if (remembered?.signature === present.signature) digest = remembered.digest;
     else {
       if (!isSettled(tenantId, present)) return;
-      held = await read(tenantId);
+      held = read(tenantId);
       if (held === undefined) return lookAgain(tenantId);
       digest = held.digest;
       known.set(tenantId, { signature: present.signature, digest });
@@ -156,17 +156,18 @@ export async function startOverlayFiles({
     } else if (handled === undefined && (await wasAccepted(tenantId, digest))) {
       await rewrite(); // a home by another name, as of a new container: its file is an earlier form, not an edit
     } else {
-      held ??= await read(tenantId);
+      held ??= read(tenantId);
       if (held === undefined || held.digest !== digest) return lookAgain(tenantId);
       await take(tenantId, held, overlay);
     }
     lookedAt.add(tenantId);
   };
 
-  const read = async (tenantId: TenantId): Promise<Held | undefined> => {
+  const read = (tenantId: TenantId): Held | undefined => {
     try {
-      const found = await readPlainFile(tenantDirectory(home, tenantId), fileName, overlayMaxBytes);
-      if (found === undefined) return undefined;
+      const found = readPlainFile(tenantDirectory(home, tenantId), fileName, overlayMaxBytes);
+      const isGrowing = found?.isCut === true && found.bytes.length < overlayMaxBytes;
+      if (found === undefined || isGrowing) return undefined;
       const digest = createHash("sha256").update(found.bytes).digest("hex");
       if (found.isCut) return { digest: `longer:${digest}`, text: undefined, reason: `is larger than ${overlayMaxBytes} bytes` };
       return { digest, ...decoded(found.bytes) };
@@ -180,7 +181,7 @@ export async function startOverlayFiles({
   const take = async (tenantId: TenantId, { digest, text, reason }: Held, overlay: OverlayFileRow["overlay"]): Promise<void> => {
     const version = overlay?.version ?? 0;
     try {
-      if (text === undefined) throw new AppError("overlay_refused", { client: { message: `overlay line 1: ${reason}`, param: "" } });
+      if (text === undefined) throw new AppError("overlay_refused", { client: { message: `overlay line 1: ${reason}` } });
       // The same edit of the same version is one change, however often and by how many processes it is met.
       const requestId = `overlay-file:${tenantId}:${version}:${digest.slice(0, 16)}`;
       await write(tenantId, text, { actor: { type: "system", id: "file" }, requestId });

@@ -88,7 +88,7 @@ export async function startTurnStack({
       bus,
       tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
       overlayOf,
-      promptFilesOf: async () => [],
+      promptFilesOf: () => [],
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),

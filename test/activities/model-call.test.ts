@@ -238,6 +238,7 @@ describe("the overlay that a turn was admitted under", () => {
       const isAnswered = request.messages.some(({ role }) => role === "tool");
       const toolCalls = isAnswered ? [] : [{ id: "call_0", name, arguments: "{}" }];
       const content = isAnswered ? String(request.messages.at(-1)?.content) : null;
+      if (content !== null) yield { type: "text", text: content };
       return { reply: { content, toolCalls, finishReason: isAnswered ? "stop" : "tool_calls" }, usage, providerRequestId: undefined };
     };
 
