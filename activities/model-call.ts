@@ -1,5 +1,6 @@
+import { type Overlay, isToolAllowed } from "../control-plane/overlay.ts";
 import { AppError, toStoredError } from "../domain/app-error.ts";
-import type { ChatMessage, ModelReply, ToolDefinition } from "../domain/conversation.ts";
+import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, type Rates, priceOf } from "../domain/rate-card.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
@@ -10,6 +11,7 @@ import type { UsageRow } from "../domain/usage-row.ts";
 import { ModelCallError, type ModelDelta, type ModelProvider, type ModelResult } from "../providers/model-provider.ts";
 import type { Tool } from "../sandbox/tool.ts";
 import type { Database, TenantTx } from "../storage/database.ts";
+import type { PromptFile } from "../storage/prompt-files.ts";
 import {
   type JournaledCall,
   type ToolRun,
@@ -28,7 +30,7 @@ import {
 import type { TokenBus } from "../streams/token-bus.ts";
 import { asActivity } from "./activity-context.ts";
 import { createJoinedAttempts } from "./joined-attempts.ts";
-import { composeMessages, transcriptOf } from "./turn-conversation.ts";
+import { composeMessages, promptOf, transcriptOf } from "./turn-conversation.ts";
 import { verdictOf } from "./turn-end.ts";
 
 /** A configured model with the provider that serves it. */
@@ -39,10 +41,16 @@ export type ServedModel = {
   readonly maxOutputTokens: number;
 };
 
+/** The overlay that a turn began with; without a digest, the one in force. @throws {AppError} `overlay_refused` */
+export type OverlayOfTurn = (tenantId: TenantId, digest: string | undefined) => Promise<Overlay>;
+
 export type CallDeps = {
   readonly database: Database;
   readonly bus: TokenBus;
   readonly tools: ReadonlyMap<string, Tool>;
+  readonly overlayOf: OverlayOfTurn;
+  /** The files of the tenant's memory that its agent always sees. */
+  readonly promptFilesOf: (tenantId: TenantId) => readonly PromptFile[];
   /** @throws {AppError} `model_not_found` */
   readonly modelOf: (id: string) => ServedModel;
   /** The card in force now, and the markup of the tenant. */
@@ -79,14 +87,20 @@ type OpenedCall = {
   readonly model: ServedModel;
   /** As it was before the call: a later change of the card is never retroactive. */
   readonly price: CallPrice;
-  readonly messages: readonly ChatMessage[];
-  readonly tools: readonly ToolDefinition[];
+  readonly transcript: readonly ChatMessage[];
   readonly earlier: readonly JournaledCall[];
   readonly toolRuns: readonly ToolRun[];
 };
 
+/** What goes to the provider beside the turn's own settings. */
+type CallInput = {
+  readonly messages: readonly ChatMessage[];
+  readonly tools: readonly ToolDefinition[];
+  readonly settings: SamplingSettings;
+};
+
 export const createModelCall = (deps: CallDeps) => {
-  const { database, bus, tools, modelOf, pricing, now, log } = deps;
+  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, now, log } = deps;
   const joinAttempt = createJoinedAttempts<CallOutcome>();
 
   async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
@@ -114,17 +128,33 @@ export const createModelCall = (deps: CallDeps) => {
         attempt: opened.attempt,
         model,
         price,
-        messages: composeMessages({ turn, transcript, calls: earlier, toolRuns, model }),
-        tools: offeredTools(turn),
+        transcript,
         earlier,
         toolRuns,
       };
     });
   }
 
-  function offeredTools({ mode, request }: TurnRow): readonly ToolDefinition[] {
-    if (request.tools.length > 0 || mode === "gateway") return request.tools;
-    return [...tools.values()].map(({ definition }) => definition);
+  /** What the turn's overlay makes of a call. Gateway mode adds nothing to what was sent but the ceiling of the answer. */
+  async function inputOf({ context, turn, model, transcript, earlier, toolRuns }: OpenedCall): Promise<CallInput> {
+    const { mode, request } = turn;
+    const overlay = await overlayOf(context.tenantId, request.overlay);
+    const isAgent = mode === "agent";
+    const prompt = isAgent ? promptOf(overlay.systemPrompt, promptFilesOf(context.tenantId)) : undefined;
+    const { settings } = request;
+    return {
+      messages: composeMessages({ turn, prompt, transcript, calls: earlier, toolRuns, model }),
+      tools: isAgent && request.tools.length === 0 ? offeredTools(overlay) : request.tools,
+      settings: {
+        ...settings,
+        maxTokens: settings.maxTokens ?? Math.min(overlay.maxTokens ?? model.maxOutputTokens, model.maxOutputTokens),
+        temperature: settings.temperature ?? (isAgent ? overlay.temperature : undefined),
+      },
+    };
+  }
+
+  function offeredTools(overlay: Overlay): readonly ToolDefinition[] {
+    return [...tools.values()].map(({ definition }) => definition).filter(({ name }) => isToolAllowed(overlay, name));
   }
 
   function toolsAskedBy({ mode, request }: TurnRow, reply: ModelReply): CallOutcome | undefined {
@@ -141,15 +171,8 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** Calls the provider, again where the contract allows it; every delta goes to the bus as it comes. */
-  async function callProvider(call: OpenedCall, signal: AbortSignal): Promise<ModelResult> {
-    const { settings } = call.turn.request;
-    const request = {
-      model: call.model.id,
-      messages: call.messages,
-      tools: call.tools,
-      settings: { ...settings, maxTokens: settings.maxTokens ?? call.model.maxOutputTokens },
-      callId: call.callId,
-    };
+  async function callProvider(call: OpenedCall, input: CallInput, signal: AbortSignal): Promise<ModelResult> {
+    const request = { model: call.model.id, ...input, callId: call.callId };
     const publish = publisherOf(bus, call);
     const deadlineMs = now() + retryWindowMs;
     for (let retry = 0; ; retry++) {
@@ -236,6 +259,16 @@ export const createModelCall = (deps: CallDeps) => {
     return announce(call.turn.turnId, standing);
   }
 
+  /** A call that cannot be put together ends its turn before the provider hears of it. */
+  async function settleRefusal(call: OpenedCall, error: AppError): Promise<CallOutcome> {
+    const finished: FinishedTurn = { state: "failed", error: toStoredError(error) };
+    const standing = await database.withTenant(call.context, async (tx) => {
+      if (!(await voidCall(tx, call.callId, call.attempt))) return await standingOutcome(tx, call);
+      return (await finishTurn(tx, call.turn, finished, [])) ? finished : await readFinishedTurn(tx, call.turn.turnId);
+    });
+    return announce(call.turn.turnId, standing);
+  }
+
   /** Tells the waiting gateways; a turn without an end here is another attempt's, which will tell. */
   function announce(turnId: TurnId, outcome: CallOutcome | FinishedTurn | undefined): CallOutcome {
     if (outcome === undefined) throw new AppError("unavailable", { turnId, why: "another attempt holds the call" });
@@ -264,9 +297,16 @@ export const createModelCall = (deps: CallDeps) => {
   async function run(context: TenantContext, turnId: TurnId, step: number, signal: AbortSignal): Promise<CallOutcome> {
     const call = await open(context, turnId, step);
     if (!("callId" in call)) return call;
+    let input: CallInput;
+    try {
+      input = await inputOf(call);
+    } catch (error) {
+      if (!(error instanceof AppError) || error.code !== "overlay_refused") throw error;
+      return await persist(signal, async () => await settleRefusal(call, error));
+    }
     let result: ModelResult;
     try {
-      result = await callProvider(call, signal);
+      result = await callProvider(call, input, signal);
     } catch (error) {
       if (!(error instanceof ModelCallError)) throw error;
       if (error.kind === "aborted" && signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });

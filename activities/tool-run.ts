@@ -1,33 +1,38 @@
+import { isToolAllowed } from "../control-plane/overlay.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { Tool, ToolOutcome, ToolPlace } from "../sandbox/tool.ts";
 import type { Database } from "../storage/database.ts";
-import { type ToolRunKey, openToolRun, readCalls, settleToolRun } from "../storage/turn-repository.ts";
+import { type ToolRunKey, openToolRun, readCalls, readTurnOverlay, settleToolRun } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { asActivity } from "./activity-context.ts";
 import { createJoinedAttempts } from "./joined-attempts.ts";
+import type { OverlayOfTurn } from "./model-call.ts";
 
 export type ToolRunDeps = {
   readonly database: Database;
   readonly bus: TokenBus;
   readonly tools: ReadonlyMap<string, Tool>;
+  readonly overlayOf: OverlayOfTurn;
   /** The tenant's sandbox directory and uid. */
   readonly placeOf: (tenantId: TenantId) => Promise<ToolPlace>;
 };
 
-export const createToolRun = ({ database, bus, tools, placeOf }: ToolRunDeps) => {
+export const createToolRun = ({ database, bus, tools, overlayOf, placeOf }: ToolRunDeps) => {
   const joinAttempt = createJoinedAttempts<{ state: "done" | "failed" }>();
 
   async function run(context: TenantContext, key: ToolRunKey, signal: AbortSignal): Promise<{ state: "done" | "failed" }> {
     const opened = await database.withTenant(context, async (tx) => {
       const call = (await readCalls(tx, key.turnId)).find(({ step }) => step === key.step)?.reply.toolCalls[key.n];
       if (call === undefined) throw new AppError("not_found", { ...key });
-      return { call, ...(await openToolRun(tx, key, call)) };
+      return { call, overlay: await readTurnOverlay(tx, key.turnId), ...(await openToolRun(tx, key, call)) };
     });
     if (opened.state !== "started") return { state: opened.state };
 
     const { call, attempt } = opened;
-    const tool = tools.get(call.name);
+    // A model may ask for what it was not offered: the overlay holds where the tool would run.
+    const overlay = await overlayOf(context.tenantId, opened.overlay);
+    const tool = isToolAllowed(overlay, call.name) ? tools.get(call.name) : "denied";
     const shown = { type: "tool", id: call.id, name: call.name, summary: summaryOf(call.arguments) } as const;
     bus.publish(key.turnId, { ...shown, state: "started" });
     const outcome = await runOnce(
@@ -72,11 +77,13 @@ function summaryOf(argumentsJson: string): string {
 }
 
 async function runOnce(
-  tool: Tool | undefined,
+  tool: Tool | "denied" | undefined,
   name: string,
   attempt: number,
   run: (tool: Tool) => Promise<ToolOutcome>,
 ): Promise<ToolOutcome> {
+  if (tool === "denied")
+    return { failed: true, content: `The tool ${JSON.stringify(name.slice(0, 64))} is not allowed here.`, facts: { reason: "denied" } };
   if (tool === undefined)
     return { failed: true, content: `There is no tool named ${JSON.stringify(name.slice(0, 64))}.`, facts: { reason: "unknown_tool" } };
   if (attempt > 1 && !tool.idempotent) {

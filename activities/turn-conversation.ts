@@ -1,4 +1,5 @@
 import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
+import type { PromptFile } from "../storage/prompt-files.ts";
 import type { JournaledCall, ToolRun, TurnRow } from "../storage/turn-repository.ts";
 
 type TurnSoFar = {
@@ -10,17 +11,26 @@ type TurnSoFar = {
 /** Characters of a prompt per token when it is cut to the context window: low, so that it errs towards a shorter prompt. */
 const charactersPerToken = 3;
 
-/** The messages of a model call: instructions, transcript cut to the context window, the turn's own input, and its steps so far. */
+/** What stands in front of a call in agent mode: the overlay's system prompt and the files of the tenant's memory. */
+export function promptOf(systemPrompt: string | undefined, files: readonly PromptFile[]): string | undefined {
+  const parts = [systemPrompt ?? "", ...files.map(({ name, text }) => `# ${name}\n\n${text}`)].filter((part) => part.trim() !== "");
+  return parts.length === 0 ? undefined : parts.join("\n\n");
+}
+
+/** The messages of a model call: the tenant's prompt, instructions, transcript cut to the context window, the turn's own input, and its steps so far. */
 export function composeMessages({
+  prompt,
   transcript,
   model,
   ...soFar
 }: TurnSoFar & {
+  readonly prompt?: string | undefined;
   readonly transcript: readonly ChatMessage[];
   readonly model: { readonly contextWindow: number; readonly maxOutputTokens: number };
 }): readonly ChatMessage[] {
   const { messages } = soFar.turn.request;
-  const instructions = soFar.turn.stateless ? [] : messages.filter(isInstruction);
+  const front: readonly ChatMessage[] = prompt === undefined ? [] : [{ role: "system", content: prompt }];
+  const instructions = [...front, ...(soFar.turn.stateless ? [] : messages.filter(isInstruction))];
   const input = soFar.turn.stateless ? messages : messages.filter((message) => !isInstruction(message));
   const own = [...input, ...stepsOf(soFar)];
   const roomTokens = model.contextWindow - Math.min(model.maxOutputTokens, model.contextWindow / 2);

@@ -1,13 +1,16 @@
 import type { AddressInfo } from "node:net";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
-import { defaultQuota, resolveModel } from "../control-plane/admin-config.ts";
+import { defaultQuota } from "../control-plane/admin-config.ts";
 import { startAuditRelay } from "../control-plane/audit-relay.ts";
 import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
 import { createBillingReports } from "../control-plane/billing-reports.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { defaultPort } from "../control-plane/environment.ts";
+import { startOverlayFiles } from "../control-plane/overlay-files.ts";
+import { modelsOfTenant, resolveTenantModel } from "../control-plane/overlay.ts";
+import { type Overlays, createOverlayWriter } from "../control-plane/overlays.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, systemOwner } from "../domain/tenant.ts";
@@ -19,6 +22,7 @@ import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createOperationRoutes } from "../gateway/operation-routes.ts";
+import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
@@ -59,6 +63,18 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
   const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
   const operations = createOperationClient({ connection: temporal, wake });
+  const ground = () => config;
+  const writeOverlay = createOverlayWriter({ reader: parts.overlays, database, encryption: parts.encryption, ground, changes });
+  const files = resources.add(await startOverlayFiles({ database, home, reader: parts.overlays, write: writeOverlay, log }), (started) =>
+    started.stop(),
+  );
+  const overlays: Overlays = {
+    ...parts.overlays,
+    async write(tenantId, text, options) {
+      await writeOverlay(tenantId, text, options);
+      await files.sync(tenantId);
+    },
+  };
   const stateOf = async (owner: Owner) => {
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
@@ -72,15 +88,16 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
         temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
       }),
-      createChatRoutes({ turns, tokens, resolveModel: (name) => resolveModel(config, name).id }),
+      createChatRoutes({ turns, tokens, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
       createModelRoutes({
-        models: () => [...config.models.values()].filter(({ id }) => config.rateCard.rates.has(id)),
+        models: async (tenantId) => modelsOfTenant(config, (await overlays.of(tenantId)).overlay),
         startedAtMs: Date.now(),
       }),
       createAdminRoutes({ tenants, reports, database }),
       createUsageRoutes({ reports }),
       createTenantStateRoutes({ tenants, changes, operations, defaultQuota: defaultQuota(config) }),
       createOperationRoutes({ operations }),
+      createOverlayRoutes({ tenants, overlays }),
       createAdminKeyRoutes({ database, changes }),
       createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
       createPageRoutes(),

@@ -4,11 +4,13 @@ import { writeDefaultConfig } from "../control-plane/default-config.ts";
 import { ensureDemoTenant } from "../control-plane/demo-tenant.ts";
 import type { Environment } from "../control-plane/environment.ts";
 import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
+import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
 import { storeRateCard } from "../control-plane/rate-cards.ts";
 import { createTenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
+import type { FieldEncryption } from "../storage/field-encryption.ts";
 import { createHome } from "../storage/tenant-paths.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
@@ -16,6 +18,7 @@ import type { TokenBus } from "../streams/token-bus.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
+import { interimFieldEncryption } from "./interim-field-encryption.ts";
 import { startGateway } from "./gateway-role.ts";
 import { asLog, createLog, type Log } from "./log.ts";
 import { Resources } from "./resources.ts";
@@ -41,6 +44,8 @@ export type ProductParts = {
   readonly database: Database;
   readonly temporal: TemporalConnection;
   readonly bus: TokenBus;
+  readonly encryption: FieldEncryption;
+  readonly overlays: OverlayReader;
   readonly clientOf: (tenantId: TenantId) => TenantClient;
   readonly log: Log;
 };
@@ -71,12 +76,14 @@ export async function startProduct(environment: Environment, { role, variables }
     await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
     const temporal = resources.add(await connectTemporal(backends.temporal), (connection) => connection.close());
     const bus = await openBus(role, database, log, resources);
+    const encryption = interimFieldEncryption(home, environment.keyEncryptionKey); // LEAD: the real FieldEncryption goes here
+    const overlays = resources.add(await openOverlayReader({ database, encryption, ground: () => config }), (opened) => opened.close());
     const lane: LaneSettings = {
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
       modelCall: config.temporal.model_call ?? "remote",
     };
     const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
-    const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, clientOf, log };
+    const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, encryption, overlays, clientOf, log };
 
     let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
     if (role !== "gateway") {

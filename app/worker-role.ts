@@ -10,6 +10,7 @@ import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { defaultToolLimits } from "../sandbox/default-limits.ts";
+import { readPromptFiles } from "../storage/prompt-files.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
@@ -28,7 +29,7 @@ const rememberedTenants = 1_000;
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, temporal, bus, clientOf, log }: ProductParts,
+  { config, variables, home, database, temporal, bus, overlays, clientOf, log }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
@@ -41,6 +42,9 @@ export async function startWorkers(
     database,
     bus,
     tools: missing === undefined ? createBuiltinTools({ driver, limits: defaultToolLimits }) : new Map(),
+    overlayOf: async (tenantId, digest) =>
+      digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
+    promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
     placeOf: async (tenantId) => {
       const { osUidIndex } = await tenantOf(tenantId);
       return { workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox, uid: tenantUidOf(osUidIndex) };

@@ -8,10 +8,10 @@ import { parseMarkup, parseRate } from "../domain/money.ts";
  */
 
 const text = z.string().min(1, "must not be empty");
-const flag = z.enum(["true", "false"], "must be true or false").transform((value) => value === "true");
+export const flag = z.enum(["true", "false"], "must be true or false").transform((value) => value === "true");
 
 /** A whole number; digits may be grouped with `_`. */
-const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
+export const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
   z
     .string(`must be a whole number from ${min} to ${max}`)
     .regex(/^\d[\d_]{0,20}$/, `must be a whole number from ${min} to ${max}`)
@@ -40,9 +40,11 @@ const markup = decimal(
 );
 const usd = decimal((value) => parseRate(value, "usd"), "must be US dollars: a decimal of at most 6 places between 0 and 1,000,000");
 
-const environmentName = z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be the name of an environment variable");
-const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/, "must be a name of letters, digits, _ . and -, at most 64 characters");
-const modelId = z
+export const environmentName = z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be the name of an environment variable");
+export const name = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/, "must be a name of letters, digits, _ . and -, at most 64 characters");
+export const modelId = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,127}$/, "must be a model id of letters, digits and _ . : / @ -, at most 128 characters");
 const url = (...protocols: string[]) =>

@@ -1,12 +1,12 @@
 import { type TenantQuota, noQuota, parseQuotaChange } from "../domain/tenant-quota.ts";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { z } from "zod";
 import { AppError } from "../domain/app-error.ts";
 import { parseMarkup, type MarkupPpm } from "../domain/money.ts";
 import type { RateCard, RateCardText, Rates } from "../domain/rate-card.ts";
 import { adminConfigSchema, type AdminConfigFile } from "./admin-config-schema.ts";
-import { configurationError, readConfigurationText, type ConfigurationText, type KeyPath } from "./configuration-text.ts";
+import { issueToTell } from "./configuration-issue.ts";
+import { configurationError, readConfigurationText, type KeyPath } from "./configuration-text.ts";
 import { createRateCard } from "./rate-cards.ts";
 
 export type ProviderSettings = {
@@ -45,7 +45,8 @@ export type AdminConfig = {
 export type ResolvedModel = ModelSettings & { readonly rates: Rates };
 
 const maxBytes = 1024 * 1024;
-const defaultModelNames = new Set(["default", "openclaw"]);
+/** What a client may call the default model. */
+export const defaultModelNames: ReadonlySet<string> = new Set(["default", "openclaw"]);
 
 export const adminConfigPath = (home: string): string => join(home, "config.yaml");
 
@@ -72,40 +73,14 @@ export function loadAdminConfig(home: string): AdminConfig {
 export function parseAdminConfig(text: string, file = "config.yaml"): AdminConfig {
   const source = readConfigurationText(text, { file, maxBytes });
   const parsed = adminConfigSchema.safeParse(source.value);
-  if (!parsed.success) throw schemaError(file, source, parsed.error.issues);
+  if (!parsed.success) {
+    const { path, says } = issueToTell(parsed.error.issues);
+    throw configurationError(file, source.lineOf(path), path, says);
+  }
   const config = toAdminConfig(parsed.data);
   checkReferences(config, (path, says) => configurationError(file, source.lineOf(path), path, says));
   return config;
 }
-
-function schemaError(file: string, source: ConfigurationText, issues: readonly z.core.$ZodIssue[]): AppError {
-  // A misspelt key is also a missing one: the misspelling is what the reader has to see.
-  const misspelt = issues.find(({ code }) => code === "unrecognized_keys");
-  const [issue] = (misspelt === undefined ? issues : [misspelt]).map(toKeyIssue);
-  if (issue === undefined) throw new TypeError("a failed parse has an issue");
-  return configurationError(file, source.lineOf(issue.path), issue.path, issue.says);
-}
-
-function toKeyIssue(issue: z.core.$ZodIssue): { readonly path: KeyPath; readonly says: string } {
-  const path = issue.path.map((key) => (typeof key === "symbol" ? String(key) : key));
-  switch (issue.code) {
-    case "unrecognized_keys":
-      return { path: [...path, issue.keys[0] ?? ""], says: "is not a known key" };
-    case "invalid_key":
-      return { path, says: issue.issues[0]?.message ?? "is not a valid name" };
-    case "invalid_type":
-      return { path, says: issue.input === undefined && issue.message.includes("undefined") ? "is missing" : missingOr(issue) };
-    default:
-      return { path, says: issue.message };
-  }
-}
-
-const missingOr = ({ message }: z.core.$ZodIssue): string =>
-  message.startsWith("Invalid input")
-    ? message.endsWith("undefined")
-      ? "is missing"
-      : `has the wrong shape (${message.replace("Invalid input: ", "")})`
-    : message;
 
 function toAdminConfig({ default_model, providers, models, billing, ...blocks }: AdminConfigFile): AdminConfig {
   return {

@@ -5,6 +5,7 @@ import { type QuotaChange, noQuota } from "../domain/tenant-quota.ts";
 import { parseTenantId, systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
 import { closeChain } from "../storage/audit-repository.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
+import { acceptOverlay } from "../storage/overlay-repository.ts";
 import { createTenantDirectory } from "../storage/tenant-paths.ts";
 import { adminScopes } from "./authentication.ts";
 import { checkDisplayName, notFound, tenantExists } from "./tenants.ts";
@@ -44,6 +45,8 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return await replaceTokens(tx, tenantOf(owner), undefined);
     case "token.rotate":
       return await replaceTokens(tx, tenantOf(owner), hashBytes(command.tokenHash));
+    case "overlay.write":
+      return await writeOverlay(tx, tenantOf(owner), command.digest);
   }
 }
 
@@ -152,6 +155,16 @@ async function replaceTokens(tx: ControlTx, id: TenantId, hash: Buffer | undefin
   await changeTenantRow(tx, id, ["token_epoch = token_epoch + 1"], []);
   await tx.execute("update control.tenant_token set revoked_at = now() where tenant_id = $1 and revoked_at is null", [id]);
   if (hash !== undefined) await tx.execute("insert into control.tenant_token (hash, tenant_id) values ($1, $2)", [hash, id]);
+}
+
+async function writeOverlay(tx: ControlTx, id: TenantId, digest: string): Promise<void> {
+  switch (await acceptOverlay(tx, id, digest)) {
+    case "no tenant":
+      throw new AppError("not_found", { client: { message: `There is no tenant "${id}".` } });
+    case "no text":
+      throw new AppError("conflict", { client: { message: "The overlay's text is kept no longer: write it again." } });
+    case undefined:
+  }
 }
 
 async function createAdminKey(tx: ControlTx, { keyId, keyHash, scopes }: Extract<Command, { type: "admin-key.create" }>): Promise<void> {

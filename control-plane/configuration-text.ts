@@ -25,8 +25,16 @@ const reservedKeys = new Set(["__proto__", "constructor", "prototype", "<<"]);
 type Position = { readonly offset: number; readonly path: KeyPath };
 type Mapping = { [key: string]: ConfigurationValue };
 
+/** A key as it may be shown: look-alikes of plain letters and control characters by their code points, and cut. */
+const shownKey = (key: string | number): string => {
+  const shown = String(key)
+    .slice(0, 65)
+    .replaceAll(/[^\x20-\x7e]/gu, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`);
+  return String(key).length > 64 ? `${shown.slice(0, 64)}…` : shown;
+};
+
 /** `providers.openai.kind`, as messages and `error.param` name a key. */
-const keyPathText = (path: KeyPath): string => path.map(String).join(".");
+const keyPathText = (path: KeyPath): string => path.map(shownKey).join(".");
 
 /** @throws {AppError} `invalid_configuration` that names the file, the line and the key path. */
 export function configurationError(file: string, line: number, path: KeyPath, says: string): AppError {

@@ -53,7 +53,9 @@ export type TenantCommand =
   | { readonly type: "tenant.update"; readonly displayName?: string | null; readonly markup?: string | null; readonly quota?: QuotaChange }
   | { readonly type: "quota.update"; readonly quota: QuotaChange }
   /** The last entry of the chain: behind it nothing is written. Only the workflow `erase:<tenant>` makes it. */
-  | { readonly type: "tenant.erase" };
+  | { readonly type: "tenant.erase" }
+  /** `digest`: SHA-256 of a text that stands, sealed, in the database. The text itself never leaves the edge. */
+  | { readonly type: "overlay.write"; readonly digest: string };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
@@ -87,6 +89,7 @@ const tenantActions: readonly string[] = [
   "tenant.update",
   "quota.update",
   "tenant.erase",
+  "overlay.write",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -110,6 +113,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: "token" };
     case "token.rotate":
       return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
+    case "overlay.write":
+      return { tenant, target: `overlay:${command.digest}` };
     case "admin-key.create":
     case "admin-key.revoke":
       return { tenant, target: command.keyId };

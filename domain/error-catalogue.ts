@@ -129,6 +129,12 @@ export const errorCatalogue = {
     retryable: false,
     says: "The content type is not supported: send application/json.",
   },
+  overlay_refused: {
+    type: "invalid_request_error",
+    http: 422,
+    retryable: false,
+    says: "The tenant's overlay is not valid.",
+  },
   rate_limited: {
     type: "rate_limited",
     http: 429,

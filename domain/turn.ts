@@ -45,6 +45,8 @@ export type TurnRequest = {
   /** The client's own tools; when there are any, the tenant's own are not offered. */
   readonly tools: readonly ToolDefinition[];
   readonly settings: SamplingSettings;
+  /** Digest of the tenant's overlay at admission, which the turn keeps to its end; without one, the overlay in force at each step. */
+  readonly overlay?: string | undefined;
 };
 
 /** A turn as it is handed in. */

@@ -95,6 +95,8 @@ export type ChatRequest = {
   readonly settings: SamplingSettings;
   readonly stream: boolean;
   readonly includeUsage: boolean;
+  /** Whom the caller speaks for; the overlay may make it the session's name. */
+  readonly user: string | undefined;
 };
 
 const isUnsupported = (key: string): boolean => (unsupported as readonly string[]).includes(key);
@@ -133,6 +135,7 @@ export function parseChatRequest(raw: unknown): ChatRequest {
     settings: settingsOf(request),
     stream: request.stream === true,
     includeUsage: request.stream_options?.include_usage === true,
+    user: request.user || undefined,
   };
 }
 

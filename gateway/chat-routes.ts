@@ -1,8 +1,10 @@
 import { randomBytes } from "node:crypto";
 import type { FastifyPluginAsync, FastifyRequest } from "fastify";
+import type { Overlay } from "../control-plane/overlay.ts";
+import type { OverlayReader } from "../control-plane/overlays.ts";
 import { AppError, fromStoredError } from "../domain/app-error.ts";
 import type { ChatMessage } from "../domain/conversation.ts";
-import { parseSessionId, sessionPartsOf, statelessSessionOf, type SessionId } from "../domain/session-id.ts";
+import { encodePeer, parseSessionId, sessionPartsOf, statelessSessionOf, type SessionId } from "../domain/session-id.ts";
 import type { TenantContext } from "../domain/tenant.ts";
 import { mintTurnId, turnTimeMs } from "../domain/turn-id.ts";
 import type { TurnMode } from "../domain/turn.ts";
@@ -16,20 +18,23 @@ import type { TurnService } from "./turn-service.ts";
 export type ChatDeps = {
   readonly turns: TurnService;
   readonly tokens: TokenWatch;
-  /** The configured, priced model that a request's name means. @throws {AppError} `model_not_found`, `model_not_priced` */
-  readonly resolveModel: (name: string) => string;
+  readonly overlays: Pick<OverlayReader, "of">;
+  /** The configured, priced model that a tenant's name for it means. @throws {AppError} `model_not_found`, `model_not_priced` */
+  readonly resolveModel: (overlay: Overlay, name: string) => string;
 };
 
 export const createChatRoutes =
-  ({ turns, tokens, resolveModel }: ChatDeps): FastifyPluginAsync =>
+  ({ turns, tokens, overlays, resolveModel }: ChatDeps): FastifyPluginAsync =>
   async (app) => {
     app.post("/v1/chat/completions", { config: { access: "tenant" } }, async (request, reply) => {
       const context = tenantOf(request);
       const chat = parseChatRequest(request.body);
-      const model = resolveModel(chat.model);
-      const mode = modeOf(request);
+      const { overlay, digest } = await overlays.of(context.tenantId);
+      const model = resolveModel(overlay, chat.model);
+      const askedMode = modeOf(request);
       const turnId = mintTurnId(Date.now(), randomBytes(10));
-      const session = await sessionOf(request, context);
+      const askedSession = await sessionOf(request, context);
+      const session = askedSession ?? (overlay.api.sessionsByUser ? sessionOfUser(chat.user) : undefined);
       const idempotencyKey = headerOf(request, "idempotency-key");
 
       const turn = await turns.submit(
@@ -38,16 +43,20 @@ export const createChatRoutes =
           turnId,
           sessionId: session ?? statelessSessionOf(turnId),
           kind: "chat",
-          mode,
+          mode: askedMode ?? overlay.api.mode ?? "agent",
           stateless: session === undefined,
           request: {
             model,
             messages: inputOf(chat.messages, session),
             tools: chat.tools,
             settings: chat.settings,
+            overlay: digest,
           },
         },
-        idempotencyKey === undefined ? undefined : { key: idempotencyKey, body: { session, mode, body: request.body } },
+        // What was asked, not what the overlay made of it: a repeat after a change of the overlay is still a repeat.
+        idempotencyKey === undefined
+          ? undefined
+          : { key: idempotencyKey, body: { session: askedSession, mode: askedMode ?? "agent", body: request.body } },
       );
       const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
       void reply.header("x-request-id", turn.turnId);
@@ -90,6 +99,17 @@ function parseSessionHeader(header: string): SessionId {
   }
 }
 
+/** The session of a call that names its user only, for a tenant that wants it so. */
+function sessionOfUser(user: string | undefined): SessionId | undefined {
+  if (user === undefined) return undefined;
+  try {
+    return parseSessionId(`api:${encodePeer(user)}:default`);
+  } catch (error) {
+    if (!(error instanceof AppError)) throw error;
+    throw new AppError("invalid_request", { client: { message: "The user is too long to name a session.", param: "user" } });
+  }
+}
+
 /** In a session the messages that are new. @throws {AppError} `invalid_request` when there is nothing to answer */
 function inputOf(messages: readonly ChatMessage[], session: SessionId | undefined): readonly ChatMessage[] {
   if (session === undefined) return messages;
@@ -106,8 +126,8 @@ function headerOf(request: FastifyRequest, name: string): string | undefined {
   throw new AppError("invalid_request", { client: { message: `The header ${name} was sent twice.`, param: name } });
 }
 
-function modeOf(request: FastifyRequest): TurnMode {
-  const mode = headerOf(request, "x-openclaw-mode") ?? "agent";
-  if (mode === "agent" || mode === "gateway") return mode;
+function modeOf(request: FastifyRequest): TurnMode | undefined {
+  const mode = headerOf(request, "x-openclaw-mode");
+  if (mode === undefined || mode === "agent" || mode === "gateway") return mode;
   throw new AppError("invalid_request", { client: { message: "The mode is 'agent' or 'gateway'.", param: "X-OpenClaw-Mode" } });
 }

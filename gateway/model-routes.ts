@@ -1,9 +1,15 @@
 import type { FastifyPluginAsync } from "fastify";
 import { z } from "zod";
 import { AppError } from "../domain/app-error.ts";
+import type { TenantId } from "../domain/tenant.ts";
+import { tenantOf } from "./access.ts";
 
 export type ListedModel = { readonly id: string; readonly provider: string };
-export type ModelDeps = { readonly models: () => readonly ListedModel[]; readonly startedAtMs: number };
+export type ModelDeps = {
+  /** What a tenant may call. @throws {AppError} `overlay_refused` */
+  readonly models: (tenantId: TenantId) => Promise<readonly ListedModel[]>;
+  readonly startedAtMs: number;
+};
 
 const params = z.object({ id: z.string() });
 
@@ -17,11 +23,14 @@ export const createModelRoutes =
       owned_by: provider,
     });
 
-    app.get("/v1/models", { config: { access: "tenant" } }, async () => ({ object: "list", data: models().map(toModel) }));
+    app.get("/v1/models", { config: { access: "tenant" } }, async (request) => {
+      const listed = await models(tenantOf(request).tenantId);
+      return { object: "list", data: listed.map(toModel) };
+    });
 
     app.get("/v1/models/:id", { config: { access: "tenant" } }, async (request) => {
       const { id } = params.parse(request.params);
-      const model = models().find((listed) => listed.id === id);
+      const model = (await models(tenantOf(request).tenantId)).find((listed) => listed.id === id);
       if (model === undefined)
         throw new AppError("model_not_found", { client: { message: `The model '${id.slice(0, 128)}' does not exist.`, param: "model" } });
       return toModel(model);

@@ -136,6 +136,12 @@ export async function openCall(
   return finished === undefined ? { voided: true } : { finished };
 }
 
+/** Digest of the overlay that the turn was admitted under. */
+export async function readTurnOverlay(tx: TenantTx, turnId: TurnId): Promise<string | undefined> {
+  const [row] = await tx.query<{ overlay: string | null }>("SELECT request->>'overlay' AS overlay FROM turn WHERE id = $1", [turnId]);
+  return row?.overlay ?? undefined;
+}
+
 /** The turn's finished model calls, by step. */
 export async function readCalls(tx: TenantTx, turnId: TurnId): Promise<readonly JournaledCall[]> {
   return await tx.query<JournaledCall>(

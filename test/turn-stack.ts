@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
+import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { noMarkup } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
@@ -25,6 +26,7 @@ import { type LaneSettings, type TenantClient, forTenant } from "../temporal/ten
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
+import { someOverlay } from "./control-plane/some-overlay.ts";
 import { freshDatabase, someTenant } from "./storage/fresh-database.ts";
 
 export const quiet = (): void => undefined;
@@ -47,6 +49,8 @@ export type TurnStackOptions = {
   readonly provider: ModelProvider;
   readonly tools?: readonly Tool[];
   readonly lane?: Partial<LaneSettings>;
+  /** Default: empty. */
+  readonly overlayOf?: OverlayOfTurn;
   /** An existing database instead of a fresh one. */
   readonly ownerUrl?: string;
   readonly temporalAddress?: string;
@@ -70,6 +74,7 @@ export async function startTurnStack({
   lane,
   ensureDataKey = noDataKey,
   eraseDataKey = noDataKey,
+  overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
   try {
@@ -103,6 +108,8 @@ export async function startTurnStack({
       database,
       bus,
       tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
+      overlayOf,
+      promptFilesOf: () => [],
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),

@@ -16,6 +16,8 @@ export type GatewayRequest = {
   readonly path: string;
   readonly query?: Readonly<Record<string, string | undefined>>;
   readonly body?: unknown;
+  /** A body that is not JSON. */
+  readonly text?: { readonly contentType: string; readonly content: string };
   readonly headers?: Readonly<Record<string, string>>;
   /** Default: the whole answer within 30 s; 0 for streams. */
   readonly timeoutMs?: number;
@@ -85,7 +87,7 @@ export class GatewayClient {
   }
 
   /** @returns a successful answer whose body has not been read. @throws {CliError} unreachable, refused, usage or failed, by the answer. */
-  async request({ method = "GET", path, query = {}, body, headers = {}, timeoutMs = 30_000 }: GatewayRequest): Promise<Response> {
+  async request({ method = "GET", path, query = {}, body, text, headers = {}, timeoutMs = 30_000 }: GatewayRequest): Promise<Response> {
     const target = new URL(this.#url + path);
     for (const [name, value] of Object.entries(query)) if (value !== undefined) target.searchParams.set(name, value);
     let response: Response;
@@ -96,9 +98,11 @@ export class GatewayClient {
         headers: {
           authorization: `Bearer ${this.#credential.text}`,
           ...(body === undefined ? {} : { "content-type": "application/json" }),
+          ...(text === undefined ? {} : { "content-type": text.contentType }),
           ...headers,
         },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+        ...(text === undefined ? {} : { body: text.content }),
         ...(timeoutMs === 0 ? {} : { signal: AbortSignal.timeout(timeoutMs) }),
       });
     } catch (error) {

@@ -5,6 +5,7 @@ import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
 import { followOperation, startedSchema } from "./operation-progress.ts";
 import { type QuotaOptions, addQuotaCommands, addQuotaOptions, quotaBodyOf, quotaFacts, quotaSchema } from "./quota-commands.ts";
+import { addOverlayCommands } from "./overlay-commands.ts";
 import { jsonText, paint, tableText } from "./terminal.ts";
 import { tenantArgument } from "./tenant-argument.ts";
 import { addTokenCommands } from "./token-commands.ts";
@@ -128,4 +129,5 @@ export function addTenantCommands(program: Command, context: CliContext): void {
     });
   addQuotaCommands(tenants, context);
   addTokenCommands(tenants, context);
+  addOverlayCommands(tenants, context);
 }

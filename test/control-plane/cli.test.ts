@@ -430,10 +430,10 @@ test.each(["bash", "zsh"])("the %s completion knows the commands that exist and 
   const { code, stdout } = await openclaw(["completion", shell], {});
 
   expect(code).toBe(0);
-  expect(stdout).toContain('"tenants") candidates="create list show suspend resume delete quota token --help"');
+  expect(stdout).toContain('"tenants") candidates="create list show suspend resume delete quota token overlay --help"');
   expect(stdout).toContain('"tenants token revoke") candidates="--offline --json --help"');
   expect(stdout).toContain('"billing report") candidates="--period --csv --json --detail --help"');
-  for (const absent of ["overlay", "onboard"]) expect(stdout).not.toContain(absent);
+  for (const absent of ["onboard"]) expect(stdout).not.toContain(absent);
 });
 
 test("the bash completion completes", () => {

@@ -18,6 +18,7 @@ const contract: readonly (readonly [ErrorCode, number, string])[] = [
   ["idempotency_mismatch", 409, "conflict"],
   ["request_too_large", 413, "invalid_request_error"],
   ["unsupported_media_type", 415, "invalid_request_error"],
+  ["overlay_refused", 422, "invalid_request_error"],
   ["rate_limited", 429, "rate_limited"],
   ["provider_error", 502, "provider_error"],
   ["unavailable", 503, "unavailable"],

@@ -1,3 +1,4 @@
+import type { Overlay } from "../../control-plane/overlay.ts";
 import { AppError } from "../../domain/app-error.ts";
 import type { TurnId } from "../../domain/turn-id.ts";
 import type { FinishedTurn, TurnReply, TurnSubmission } from "../../domain/turn.ts";
@@ -5,6 +6,7 @@ import { noUsage } from "../../domain/usage.ts";
 import { createChatRoutes } from "../../gateway/chat-routes.ts";
 import type { Idempotency, TurnService } from "../../gateway/turn-service.ts";
 import type { TurnEvent } from "../../streams/token-bus.ts";
+import { overlaysOf, someOverlay } from "../control-plane/some-overlay.ts";
 import { type GatewayStage, gatewayStage, steadyTokens } from "./gateway-stage.ts";
 
 /** What a turn does: shows events while it runs and ends. */
@@ -32,12 +34,12 @@ export function scriptedTurns(script: Script, sessions: readonly string[] = []):
 }
 
 /** The chat route before such a service. It knows the models `m` and `free`, which has no price. */
-export async function chatStage(turns: TurnService): Promise<GatewayStage> {
-  const resolveModel = (name: string): string => {
+export async function chatStage(turns: TurnService, overlay = ""): Promise<GatewayStage> {
+  const resolveModel = (_overlay: Overlay, name: string): string => {
     if (name === "m" || name === "default") return "m";
     throw new AppError(name === "free" ? "model_not_priced" : "model_not_found", { client: { param: "model" } });
   };
-  return await gatewayStage(createChatRoutes({ turns, tokens: steadyTokens, resolveModel }));
+  return await gatewayStage(createChatRoutes({ turns, tokens: steadyTokens, overlays: overlaysOf(someOverlay(overlay)), resolveModel }));
 }
 
 export const done = (reply: Partial<TurnReply>): FinishedTurn => ({

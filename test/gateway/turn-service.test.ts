@@ -13,6 +13,7 @@ import type { TurnEvent } from "../../streams/token-bus.ts";
 import { type TenantClient, forTenant } from "../../temporal/tenant-client.ts";
 import { startOpenTurnRelay } from "../../workers/open-turn-relay.ts";
 import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
+import { overlaysOf, someOverlay } from "../control-plane/some-overlay.ts";
 import { gatewayStage, listening, steadyTokens } from "./gateway-stage.ts";
 
 /** Calls that wait in the model until the test lets them go, by the text of their question. */
@@ -340,13 +341,16 @@ describe("while Temporal is away or silent", () => {
 });
 
 test("a caller that hangs up changes nothing: the turn goes on, is billed and remembered", async () => {
-  const { app } = await gatewayStage(createChatRoutes({ turns, tokens: steadyTokens, resolveModel: () => "test-model" }), async () => ({
-    kind: "tenant",
-    tenantId: acme.tenantId,
-    displayName: undefined,
-    tokenHashPrefix: "00000000",
-    tokenEpoch: 1,
-  }));
+  const { app } = await gatewayStage(
+    createChatRoutes({ turns, tokens: steadyTokens, overlays: overlaysOf(someOverlay("")), resolveModel: () => "test-model" }),
+    async () => ({
+      kind: "tenant",
+      tenantId: acme.tenantId,
+      displayName: undefined,
+      tokenHashPrefix: "00000000",
+      tokenEpoch: 1,
+    }),
+  );
   const { port } = await listening(app);
   const connected = once(app.server, "connection");
   const { arrived, release } = hold("hold and hang up");
