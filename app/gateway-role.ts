@@ -17,6 +17,7 @@ import { createAuditRoutes } from "../gateway/audit-routes.ts";
 import { createChatRoutes } from "../gateway/chat-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
+import { createKeyRoutes } from "../gateway/key-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
@@ -38,7 +39,7 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
+  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
@@ -55,7 +56,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
   const system = forSystem(temporal);
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
-  const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
+  const changes = createChanges({ database, dataKeys: keys.dataKeys, chainOf, wake, obstacle: relay.obstacle, log });
   const stateOf = async (owner: Owner) => {
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
@@ -78,6 +79,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createUsageRoutes({ reports }),
       createTenantStateRoutes({ tenants, changes }),
       createAdminKeyRoutes({ database, changes }),
+      createKeyRoutes({ changes }),
       createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
       createPageRoutes(),
     ],

@@ -9,6 +9,7 @@ import { createTenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
+import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { createHome } from "../storage/tenant-paths.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
@@ -39,6 +40,7 @@ export type ProductParts = {
   readonly home: string;
   readonly config: AdminConfig;
   readonly database: Database;
+  readonly keys: OpenedDataKeys;
   readonly temporal: TemporalConnection;
   readonly bus: TokenBus;
   readonly clientOf: (tenantId: TenantId) => TenantClient;
@@ -69,14 +71,19 @@ export async function startProduct(environment: Environment, { role, variables }
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();
     await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
-    const temporal = resources.add(await connectTemporal(backends.temporal), (connection) => connection.close());
+    const keys = resources.add(
+      await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
+      async (opened) => await opened.close(),
+    );
+    const { dataKeys } = keys;
+    const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys }), (connection) => connection.close());
     const bus = await openBus(role, database, log, resources);
     const lane: LaneSettings = {
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
       modelCall: config.temporal.model_call ?? "remote",
     };
     const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
-    const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, clientOf, log };
+    const parts: ProductParts = { environment, variables, home, config, database, keys, temporal, bus, clientOf, log };
 
     let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
     if (role !== "gateway") {
@@ -91,8 +98,8 @@ export async function startProduct(environment: Environment, { role, variables }
         resources.add(stopListening, (close) => close());
       }
     }
-    const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
-    const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
+    const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home, dataKeys });
+    const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, dataKeys, config });
     const gateway =
       role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database }) }, resources);
     if (gateway !== undefined) recordGateway(home, gateway.url, backends);

@@ -1,4 +1,5 @@
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { type Tenant, createTenants } from "../control-plane/tenants.ts";
@@ -10,6 +11,8 @@ import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { defaultToolLimits } from "../sandbox/default-limits.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
+import { rekeyStarter } from "../temporal/rekey-client.ts";
+import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import type { ProductParts } from "./product.ts";
@@ -21,7 +24,7 @@ const rememberedTenants = 1_000;
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, temporal, bus, clientOf, log }: ProductParts,
+  { config, variables, home, database, keys, temporal, bus, clientOf, log }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
@@ -46,9 +49,14 @@ export async function startWorkers(
     now: () => Date.now(),
     log,
   });
-  const activities = { ...turnActivities, ...createAuditActivities({ database, home, log }) };
+  const activities = {
+    ...turnActivities,
+    ...createAuditActivities({ database, home, dataKeys: keys.dataKeys, log }),
+    ...createKeyActivities({ database, ...keys }),
+  };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
+  resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake: pool.wake, log }), (relay) => relay.stop());
   return pool;
 }
 

@@ -59,12 +59,19 @@ export type SystemCommand =
       readonly tokenHash: string;
     }
   | { readonly type: "admin-key.create"; readonly keyId: string; readonly keyHash: string; readonly scopes: readonly string[] }
-  | { readonly type: "admin-key.revoke"; readonly keyId: string };
+  | { readonly type: "admin-key.revoke"; readonly keyId: string }
+  /** `rotationId` is the rest of the workflow id `rekey:_system:<rotation id>`. */
+  | { readonly type: "keys.rotate"; readonly rotationId: string };
 
 export type Command = TenantCommand | SystemCommand;
 
 /** The operations of each chain. */
-const systemActions: readonly string[] = ["tenant.create", "admin-key.create", "admin-key.revoke"] satisfies SystemCommand["type"][];
+const systemActions: readonly string[] = [
+  "tenant.create",
+  "admin-key.create",
+  "admin-key.revoke",
+  "keys.rotate",
+] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
   "tenant.resume",
@@ -91,6 +98,27 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
     case "admin-key.create":
     case "admin-key.revoke":
       return { tenant, target: command.keyId };
+    case "keys.rotate":
+      return { tenant, target: `rekey:${command.rotationId}` };
+  }
+}
+
+/**
+ * Whose credential a command makes or ends: it erases the kept answers that hold an earlier one of the same subject.
+ * @returns undefined for a command that touches none
+ */
+export function credentialSubjectOf(owner: Owner, command: Command): string | undefined {
+  switch (command.type) {
+    case "tenant.create":
+      return `tenant:${command.tenantId}`;
+    case "token.rotate":
+    case "token.revoke":
+      return `tenant:${owner}`;
+    case "admin-key.create":
+    case "admin-key.revoke":
+      return `admin-key:${command.keyId}`;
+    default:
+      return undefined;
   }
 }
 

@@ -26,12 +26,16 @@ export const createTenantStateRoutes =
     acceptEmptyBodies(app);
 
     /** A change of a tenant that exists; one that does not has no chain. */
-    const change = async (request: FastifyRequest, commandOf: (tenantId: TenantId) => TenantCommand): Promise<TenantId> => {
+    const tenantToChange = async (request: FastifyRequest): Promise<TenantId> => {
       const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
       noBody.parse(request.body);
-      const options = changeOptionsOf(request);
       await tenants.get(tenantId);
-      await changes.make(tenantId, commandOf(tenantId), options);
+      return tenantId;
+    };
+    const change = async (request: FastifyRequest, command: TenantCommand): Promise<TenantId> => {
+      const options = changeOptionsOf(request);
+      const tenantId = await tenantToChange(request);
+      await changes.make(tenantId, command, options);
       return tenantId;
     };
 
@@ -39,33 +43,33 @@ export const createTenantStateRoutes =
       const { id, display_name, markup } = newTenant.parse(request.body);
       const tenantId = parseTenantId(id);
       const { token, hash } = mintTenantToken(tenantId);
-      await changes.make(
+      const answer = await changes.issue(
         systemOwner,
         { type: "tenant.create", tenantId, displayName: display_name ?? null, markup: markup ?? null, tokenHash: hash.toString("hex") },
         changeOptionsOf(request),
+        { tenant: tenantId, token },
       );
-      return await reply.code(201).header("cache-control", "no-store").send({ tenant: tenantId, token });
+      return await reply.code(201).header("cache-control", "no-store").send(answer);
     });
 
     for (const name of ["suspend", "resume"] as const) {
       app.post(`/v1/tenants/:tenant/${name}`, { config: { access: "admin:tenants" } }, async (request) => {
-        const tenantId = await change(request, () => ({ type: `tenant.${name}` }));
+        const tenantId = await change(request, { type: `tenant.${name}` });
         return tenantJson(await tenants.get(tenantId));
       });
     }
 
     app.post("/v1/tenants/:tenant/token/rotate", { config: { access: "admin:tenants" } }, async (request, reply) => {
-      let token = "";
-      const tenantId = await change(request, (id) => {
-        const minted = mintTenantToken(id);
-        token = minted.token;
-        return { type: "token.rotate", tokenHash: minted.hash.toString("hex") };
-      });
-      return await reply.header("cache-control", "no-store").send({ tenant: tenantId, token });
+      const options = changeOptionsOf(request);
+      const tenantId = await tenantToChange(request);
+      const { token, hash } = mintTenantToken(tenantId);
+      const command = { type: "token.rotate", tokenHash: hash.toString("hex") } as const;
+      const answer = await changes.issue(tenantId, command, options, { tenant: tenantId, token });
+      return await reply.header("cache-control", "no-store").send(answer);
     });
 
     app.post("/v1/tenants/:tenant/token/revoke", { config: { access: "admin:tenants" } }, async (request) => {
-      const tenantId = await change(request, () => ({ type: "token.revoke" }));
+      const tenantId = await change(request, { type: "token.revoke" });
       return { tenant: tenantId, revoked: true };
     });
 

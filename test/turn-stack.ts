@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { noMarkup } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
@@ -17,11 +18,12 @@ import type { Tool } from "../sandbox/tool.ts";
 import { openDatabase, type Database } from "../storage/database.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
+import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
-import { freshDatabase, someTenant } from "./storage/fresh-database.ts";
+import { freshDatabase, sharedKek, someTenant } from "./storage/fresh-database.ts";
 
 export const quiet = (): void => undefined;
 
@@ -30,6 +32,7 @@ export type TurnStack = {
   readonly ownerUrl: string;
   readonly home: string;
   readonly database: Database;
+  readonly keys: OpenedDataKeys;
   readonly connection: TemporalConnection;
   readonly pool: TenantWorkerPool;
   readonly bus: TokenBus;
@@ -48,6 +51,8 @@ export type TurnStackOptions = {
   /** Default: the one that all tests share, whose chain `system` is nobody's to use. */
   readonly namespace?: string;
   readonly bundleDirectory?: string;
+  /** For histories that are recorded: payloads in the clear. */
+  readonly isPlain?: boolean;
 };
 
 const testRateCard: RateCard = {
@@ -64,15 +69,18 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
   }
   const ownerUrl = place.ownerUrl ?? (await freshDatabase());
   const database = await openDatabase({ ownerUrl, log: quiet });
+  const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
+  chmodSync(home, 0o711);
+  const keys = await openDataKeys({ database, home, keyEncryptionKey: sharedKek(ownerUrl), log: quiet });
   const connection = await connectTemporal({
     address: place.temporalAddress ?? inject("temporalAddress"),
     namespace: place.namespace ?? "default",
+    dataKeys: place.isPlain === true ? undefined : keys.dataKeys,
   });
   const bus = createInProcessTokenBus();
-  const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
-  chmodSync(home, 0o711);
   const activities = {
-    ...createAuditActivities({ database, home, log: quiet }),
+    ...createAuditActivities({ database, home, dataKeys: keys.dataKeys, log: quiet }),
+    ...createKeyActivities({ database, ...keys }),
     ...createTurnActivities({
       database,
       bus,
@@ -91,6 +99,7 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
     ownerUrl,
     home,
     database,
+    keys,
     connection,
     pool,
     bus,
@@ -106,6 +115,7 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
     async close() {
       await pool.close();
       await connection.close();
+      await keys.close();
       await database.close();
       rmSync(home, { recursive: true, force: true });
     },

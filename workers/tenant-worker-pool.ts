@@ -1,7 +1,7 @@
 import { Worker, type WorkerOptions } from "@temporalio/worker";
 import { type Owner, taskQueueOf } from "../domain/tenant.ts";
 import { activityTenantGuard } from "../temporal/activity-guard.ts";
-import type { TemporalConnection } from "../temporal/temporal-connection.ts";
+import { type TemporalConnection, converterOption } from "../temporal/temporal-connection.ts";
 import { SharedPoolWorker } from "./shared-pool-worker.ts";
 
 export type TenantWorkerPoolOptions = {
@@ -32,6 +32,7 @@ const slots = { workflowTasks: 20, activities: 100, localActivities: 100 };
 export function createTenantWorkerPool(options: TenantWorkerPoolOptions): TenantWorkerPool {
   const { connection, bundle, activities, log, idleStopMs = 600_000, liveWorkers = 400 } = options;
   const workers = new Map<Owner, Promise<LiveWorker>>();
+  const converter = connection.converterOf();
   const missing = SharedPoolWorker.missingHooks();
   if (missing !== undefined) log("workers cannot share a thread pool: each tenant costs a thread of its own", { missing });
   const WorkerClass = missing === undefined ? SharedPoolWorker : Worker;
@@ -53,6 +54,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     namespace: connection.namespace,
     taskQueue: taskQueueOf(owner),
     workflowBundle: { codePath: bundle.codePath },
+    ...converterOption(converter),
     buildId: bundle.buildId,
     activities,
     interceptors: { activity: [activityTenantGuard] },

@@ -1,2 +1,3 @@
+export { rekey } from "./rekey.ts";
 export { tenant } from "./tenant.ts";
 export { turn } from "./turn.ts";

@@ -38,7 +38,14 @@ export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {
   const { database, home, connection, pool } = stack;
   const chainOf = (owner: Owner) => chainClient(owner, guardedClient(owner, connection), { changesPerRun });
   const relay = await startAuditRelay({ database, home, log: quiet });
-  const changes = createChanges({ database, chainOf, wake: pool.wake, obstacle: relay.obstacle, log: quiet });
+  const changes = createChanges({
+    database,
+    dataKeys: stack.keys.dataKeys,
+    chainOf,
+    wake: pool.wake,
+    obstacle: relay.obstacle,
+    log: quiet,
+  });
   const stateOf = async (owner: Owner) => {
     await pool.wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(5_000));

@@ -9,6 +9,7 @@ import type { TenantContext } from "../../domain/tenant.ts";
 import { ModelCallError } from "../../providers/model-provider.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
+import { converterOption } from "../../temporal/temporal-connection.ts";
 import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { workflowBundle } from "../../workers/workflow-bundle.ts";
@@ -34,7 +35,7 @@ let stack: TurnStack;
 let tenant: TenantContext;
 
 beforeAll(async () => {
-  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 } });
+  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 }, isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
   tenant = await stack.addTenant("replay");
 });
 afterAll(async () => await stack.close());
@@ -42,7 +43,12 @@ afterAll(async () => await stack.close());
 async function replay(history: unknown, workflowId: string): Promise<void> {
   const { codePath } = await workflowBundle(inject("bundleDirectory"));
   await Worker.runReplayHistory(
-    { workflowBundle: { codePath }, replayName: "replay", taskQueue: `tenant:${workflowId.split(":")[1] ?? ""}` } as never,
+    {
+      workflowBundle: { codePath },
+      replayName: "replay",
+      taskQueue: `tenant:${workflowId.split(":")[1] ?? ""}`,
+      ...converterOption(stack.connection.converterOf()),
+    } as never,
     history,
     workflowId,
   );
