@@ -75,8 +75,9 @@ export async function startProduct(environment: Environment, { role, variables }
       await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
       async (opened) => await opened.close(),
     );
-    const { dataKeys } = keys;
-    const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys }), (connection) => connection.close());
+    const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys: keys.dataKeys }), (connection) =>
+      connection.close(),
+    );
     const bus = await openBus(role, database, log, resources);
     const lane: LaneSettings = {
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
@@ -98,8 +99,8 @@ export async function startProduct(environment: Environment, { role, variables }
         resources.add(stopListening, (close) => close());
       }
     }
-    const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home, dataKeys });
-    const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, dataKeys, config });
+    const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
+    const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
     const gateway =
       role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database }) }, resources);
     if (gateway !== undefined) recordGateway(home, gateway.url, backends);

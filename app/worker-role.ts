@@ -51,7 +51,7 @@ export async function startWorkers(
   });
   const activities = {
     ...turnActivities,
-    ...createAuditActivities({ database, home, dataKeys: keys.dataKeys, log }),
+    ...createAuditActivities({ database, home, log }),
     ...createKeyActivities({ database, ...keys }),
   };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());

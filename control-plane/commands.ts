@@ -3,7 +3,6 @@ import type { Command } from "../domain/audit.ts";
 import { parseMarkup } from "../domain/money.ts";
 import { parseTenantId, systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
-import type { DataKeys } from "../storage/data-keys.ts";
 import { requestRotation } from "../storage/key-rotation.ts";
 import { createTenantDirectory } from "../storage/tenant-paths.ts";
 import { adminScopes } from "./authentication.ts";
@@ -15,18 +14,15 @@ export const tokenChannel = "openclaw_token";
 export type CommandDeps = {
   readonly database: Pick<Database, "withControl" | "createTenantSchema">;
   readonly home: string;
-  /** Undefined in offline commands: a tenant's key is then made at its first use. */
-  readonly dataKeys?: Pick<DataKeys, "ensure"> | undefined;
 };
 
 /** What a command needs before its transaction: rights of the owner of the database. Safe to repeat, and harmless when the command is refused. */
-export async function prepareCommand({ database, dataKeys }: CommandDeps, command: Command): Promise<void> {
+export async function prepareCommand({ database }: CommandDeps, command: Command): Promise<void> {
   if (command.type !== "tenant.create") return;
   const id = parseTenantId(command.tenantId);
   checkNewTenant(command);
   if (await database.withControl((tx) => tenantExists(tx, id), { readOnly: true })) return; // refused in its place of the chain
   await database.createTenantSchema(id);
-  await dataKeys?.ensure(id);
 }
 
 /**

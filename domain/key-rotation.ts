@@ -12,16 +12,11 @@ export type KeyRotationReport = {
 /** Behind which sealed value the next batch begins: place of the column in the list, owner and row of the value. */
 export type ResealCursor = { readonly column: number; readonly owner: string; readonly row: string };
 
-export type KeyRotationStep = "prepare" | "spread" | "renew" | "rewrap" | "reseal" | "finish" | "done" | "failed";
-
-/** Where a rotation stands. */
+/** Where a rotation stands, in the form of every operation's progress: `done` of `total` counts steps. */
 export type KeyRotationProgress = {
-  readonly step: KeyRotationStep;
-  readonly dataKeysRenewed: number;
-  readonly dataKeysRewrapped: number;
-  readonly valuesResealed: number;
-  /** Why it failed. */
-  readonly reason?: string;
+  readonly steps: readonly { readonly name: string; readonly state: "waiting" | "running" | "failing" | "done" }[];
+  readonly done: number;
+  readonly total: number;
 };
 
 export const rotationWorkflowIdOf = (rotationId: string): string => `rekey:_system:${rotationId}`;

@@ -79,7 +79,7 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
   });
   const bus = createInProcessTokenBus();
   const activities = {
-    ...createAuditActivities({ database, home, dataKeys: keys.dataKeys, log: quiet }),
+    ...createAuditActivities({ database, home, log: quiet }),
     ...createKeyActivities({ database, ...keys }),
     ...createTurnActivities({
       database,

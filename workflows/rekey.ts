@@ -17,51 +17,88 @@ const keys = proxyActivities<KeyActivities>({
   retry: { initialInterval: "200ms", maximumInterval: "10s" },
 });
 
+const stepNames = [
+  "new key made",
+  "new key held by every process",
+  "data keys renewed",
+  "data keys wrapped by the new key",
+  "values sealed again",
+  "earlier key forgotten",
+] as const;
+
 /**
  * Rotates the keys: a new key-encryption key that every live process holds before it wraps anything, new data key versions for
  * what is written from then on, and everything that was wrapped or sealed before brought over. All of it stays readable throughout.
  */
 export async function rekey({ rotationId }: RekeyInput): Promise<KeyRotationReport> {
-  let progress: KeyRotationProgress = { step: "prepare", dataKeysRenewed: 0, dataKeysRewrapped: 0, valuesResealed: 0 };
-  const say = (news: Partial<KeyRotationProgress>): void => {
-    progress = { ...progress, ...news };
-    const { step, dataKeysRenewed, dataKeysRewrapped, valuesResealed } = progress;
+  const counts = { renewed: 0, rewrapped: 0, resealed: 0 };
+  let done = 0;
+  let failure: string | undefined;
+  const describe = (): void => {
+    const { renewed, rewrapped, resealed } = counts;
     setCurrentDetails(
-      `Key rotation, step **${step}**: ${dataKeysRenewed} data keys renewed, ${dataKeysRewrapped} wrapped again, ${valuesResealed} values sealed again`,
+      `Key rotation, ${done} of ${stepNames.length} steps: ${renewed} data keys renewed, ${rewrapped} wrapped again, ${resealed} values sealed again${
+        failure === undefined ? "" : `\n\n**FAILED**: ${failure}`
+      }`,
     );
   };
-  setHandler(rekeyProgress, () => progress);
-  say({});
-  try {
-    const kekId = await keys.prepareRotation({ rotationId });
-    say({ step: "spread" });
-    await keys.spreadKey({ kekId });
-    say({ step: "renew" });
+  const endStep = (): void => {
+    done++;
+    describe();
+  };
+  const stateOf = (step: number): KeyRotationProgress["steps"][number]["state"] => {
+    if (step < done) return "done";
+    if (step > done) return "waiting";
+    return failure === undefined ? "running" : "failing";
+  };
+  setHandler(rekeyProgress, () => ({
+    steps: stepNames.map((name, step) => ({ name, state: stateOf(step) })),
+    done,
+    total: stepNames.length,
+  }));
+  describe();
+
+  const renewAll = async (): Promise<void> => {
     for (let after: string | undefined = ""; after !== undefined;) {
       const batch: { readonly last: string | undefined; readonly renewed: number } = await keys.renewDataKeys({ rotationId, after });
       after = batch.last;
-      say({ dataKeysRenewed: progress.dataKeysRenewed + batch.renewed });
+      counts.renewed += batch.renewed;
+      describe();
     }
-    say({ step: "rewrap" });
-    for (let found = 1; found > 0;) {
+  };
+  const rewrapAll = async (kekId: string): Promise<void> => {
+    for (let found = 1; found > 0; describe()) {
       found = await keys.rewrapDataKeys({ kekId });
-      say({ dataKeysRewrapped: progress.dataKeysRewrapped + found });
+      counts.rewrapped += found;
     }
-    say({ step: "reseal" });
-    for (let from: ResealCursor | undefined = { column: 0, owner: "", row: "" }; from !== undefined;) {
+  };
+  const resealAll = async (): Promise<void> => {
+    for (let from: ResealCursor | undefined = { column: 0, owner: "", row: "" }; from !== undefined; describe()) {
       const batch: { readonly next: ResealCursor | undefined; readonly resealed: number } = await keys.resealValues({ from });
       from = batch.next;
-      say({ valuesResealed: progress.valuesResealed + batch.resealed });
+      counts.resealed += batch.resealed;
     }
-    say({ step: "finish" });
-    const { dataKeysRenewed: renewed, valuesResealed: resealed } = progress;
-    const report = await keys.finishRotation({ rotationId, kekId, renewed, resealed });
-    say({ step: "done" });
+  };
+
+  try {
+    const kekId = await keys.prepareRotation({ rotationId });
+    endStep();
+    await keys.spreadKey({ kekId });
+    endStep();
+    await renewAll();
+    endStep();
+    await rewrapAll(kekId);
+    endStep();
+    await resealAll();
+    endStep();
+    const report = await keys.finishRotation({ rotationId, kekId, renewed: counts.renewed, resealed: counts.resealed });
+    endStep();
     return report;
   } catch (error) {
     const reason = reasonOf(error);
+    failure = reason;
+    describe();
     await CancellationScope.nonCancellable(async () => await keys.failRotation({ rotationId, reason }));
-    say({ step: "failed", reason });
     throw error;
   }
 }
