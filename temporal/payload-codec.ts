@@ -38,26 +38,41 @@ const boundPlace = ({ namespace, workflowId, owner }: Place, version: number): B
   boundTo("payload", form, namespace, workflowId, owner, version);
 
 function createPayloadCodec({ dataKeys, namespace }: PayloadCodecDeps, bound?: Owner): PayloadCodec {
-  const encodeOne = async (payload: Payload, place: Place): Promise<Payload> =>
-    await dataKeys.withCurrent(place.owner, ({ version, bytes }) => ({
-      metadata: {
-        encoding: Buffer.from(encoding),
-        "key-id": Buffer.from(`${place.owner}/${version}`),
-        "workflow-id": Buffer.from(place.workflowId),
-      },
-      data: encrypt(bytes("payload"), boundPlace(place, version), serialise(payload)),
-    }));
+  const encodeOne = async (payload: Payload, context: SerializationContext | undefined): Promise<Payload> => {
+    try {
+      const place = placeOf(context, namespace, bound);
+      return await dataKeys.withCurrent(place.owner, ({ version, bytes }) => ({
+        metadata: {
+          encoding: Buffer.from(encoding),
+          "key-id": Buffer.from(`${place.owner}/${version}`),
+          "workflow-id": Buffer.from(place.workflowId),
+        },
+        data: encrypt(bytes("payload"), boundPlace(place, version), serialise(payload)),
+      }));
+    } catch (error) {
+      if (isFailureText(payload)) return unreadableFailure;
+      throw error;
+    }
+  };
 
   return {
-    async encode(payloads, context) {
-      if (payloads.length === 0) return payloads;
-      const place = placeOf(context, namespace, bound);
-      return await Promise.all(payloads.map(async (payload) => await encodeOne(payload, place)));
-    },
-    async decode(payloads, context) {
-      return await Promise.all(payloads.map(async (payload) => await decodeOne(dataKeys, namespace, payload, context)));
-    },
+    encode: async (payloads, context) => await Promise.all(payloads.map(async (payload) => await encodeOne(payload, context))),
+    decode: async (payloads, context) =>
+      await Promise.all(payloads.map(async (payload) => await decodeOne(dataKeys, namespace, payload, context))),
   };
+}
+
+/** Stands for a failure's message while there is no key: a worker that cannot tell of a failure at all stops for good. */
+const unreadableFailure: Payload = {
+  metadata: { encoding: Buffer.from("json/plain") },
+  data: Buffer.from(JSON.stringify({ message: "a failure whose message could not be encrypted", stack_trace: "" })),
+};
+
+/** Whether it is what the failure converter makes of a message and a stack. */
+function isFailureText(payload: Payload): boolean {
+  if (textOf(payload, "encoding") !== "json/plain") return false;
+  const value: unknown = JSON.parse(Buffer.from(payload.data ?? []).toString());
+  return value !== null && typeof value === "object" && Object.keys(value).sort().join() === "message,stack_trace";
 }
 
 function placeOf(context: SerializationContext | undefined, namespace: string, bound: Owner | undefined): Place {

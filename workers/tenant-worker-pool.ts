@@ -32,7 +32,6 @@ const slots = { workflowTasks: 20, activities: 100, localActivities: 100 };
 export function createTenantWorkerPool(options: TenantWorkerPoolOptions): TenantWorkerPool {
   const { connection, bundle, activities, log, idleStopMs = 600_000, liveWorkers = 400 } = options;
   const workers = new Map<Owner, Promise<LiveWorker>>();
-  const converter = connection.converterOf();
   const missing = SharedPoolWorker.missingHooks();
   if (missing !== undefined) log("workers cannot share a thread pool: each tenant costs a thread of its own", { missing });
   const WorkerClass = missing === undefined ? SharedPoolWorker : Worker;
@@ -54,7 +53,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     namespace: connection.namespace,
     taskQueue: taskQueueOf(owner),
     workflowBundle: { codePath: bundle.codePath },
-    ...converterOption(converter),
+    ...converterOption(connection.converterOf(owner)),
     buildId: bundle.buildId,
     activities,
     interceptors: { activity: [activityTenantGuard] },
