@@ -16,12 +16,15 @@ import {
 import { asOwnActivity } from "./activity-context.ts";
 
 const batchSize = 500;
-/** A process that does not read its ring in this time has another one. */
-const spreadMs = 60_000;
 const lookAgainMs = 200;
 
+export type KeyActivityDeps = KeyRotationDeps & {
+  /** A live process that does not hold the new key after so long has another ring; default 30 s. */
+  readonly spreadMs?: number;
+};
+
 /** The steps of a key rotation; each can be repeated from its start. */
-export const createKeyActivities = (deps: KeyRotationDeps) => ({
+export const createKeyActivities = ({ spreadMs = 30_000, ...deps }: KeyActivityDeps) => ({
   async prepareRotation({ rotationId }: { readonly rotationId: string }): Promise<string> {
     return await asSystem(async () => await prepareRotation(deps, rotationId));
   },

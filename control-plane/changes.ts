@@ -6,7 +6,7 @@ import { systemOwner, type Owner } from "../domain/tenant.ts";
 import { claimAdminKey } from "../storage/audit-repository.ts";
 import type { DataKeys } from "../storage/data-keys.ts";
 import type { Database } from "../storage/database.ts";
-import { readAnswer, stageAnswer } from "../storage/sealed-answers.ts";
+import { discardAnswer, readAnswer, stageAnswer } from "../storage/sealed-answers.ts";
 import type { ChainClient } from "../temporal/chain-client.ts";
 import { throwRefusal } from "./audit-chain.ts";
 
@@ -109,6 +109,7 @@ export function createChanges({ database, dataKeys, chainOf, wake, obstacle, log
         await stageAnswer({ database, dataKeys }, owner, { opId, commandHash, subject, answer, memoryMs: opMemoryMs });
       });
       if (made === commandHash) return answer;
+      await discardAnswer(database, { opId, commandHash });
       const kept = await readAnswer({ database, dataKeys }, owner, { opId, commandHash: made, memoryMs: opMemoryMs });
       if (kept === undefined) throw noLongerKept(owner);
       return kept as Answer; // what an earlier call of the same operation staged

@@ -55,7 +55,7 @@ export async function prepareRotation({ database, ring }: KeyRotationDeps, rotat
 }
 
 /** A process that has not been seen for so long has ended, or will read its ring when it goes on. */
-const livesSeconds = 20;
+const livesSeconds = 12;
 
 /** Live processes that do not hold the key: it must not wrap anything yet. */
 export async function processesWithout({ database }: Pick<KeyRotationDeps, "database">, kekId: string): Promise<readonly string[]> {

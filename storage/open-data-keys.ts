@@ -17,7 +17,7 @@ export type OpenDataKeysOptions = {
 
 export type OpenedDataKeys = { readonly dataKeys: DataKeys; readonly ring: KeyRing; close(): Promise<void> };
 
-const seenEveryMs = 5_000;
+const seenEveryMs = 3_000;
 
 /**
  * The data keys of a database with this process's key-encryption keys. The first start makes `<home>/kek`; from then on a process

@@ -36,6 +36,14 @@ export async function stageAnswer(
   });
 }
 
+/** Takes back what was staged for a call that turned out to be a repeat. */
+export async function discardAnswer(database: Pick<Database, "withControl">, { opId, commandHash }: AnswerKey): Promise<void> {
+  await database.withControl(
+    async (tx) =>
+      await tx.execute("delete from control.sealed_answer where op_id = $1 and command_hash = $2 and not live", [opId, commandHash]),
+  );
+}
+
 /** The answer of the change that was made, or undefined when it is no longer kept. */
 export async function readAnswer(
   { database, dataKeys }: { readonly database: Pick<Database, "withControl">; readonly dataKeys: DataKeys },

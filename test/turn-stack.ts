@@ -51,6 +51,8 @@ export type TurnStackOptions = {
   /** Default: the one that all tests share, whose chain `system` is nobody's to use. */
   readonly namespace?: string;
   readonly bundleDirectory?: string;
+  /** Default: the one that all processes on the database share. */
+  readonly keyEncryptionKey?: string;
   /** For histories that are recorded: payloads in the clear. */
   readonly isPlain?: boolean;
 };
@@ -71,7 +73,7 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
   const database = await openDatabase({ ownerUrl, log: quiet });
   const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
   chmodSync(home, 0o711);
-  const keys = await openDataKeys({ database, home, keyEncryptionKey: sharedKek(ownerUrl), log: quiet });
+  const keys = await openDataKeys({ database, home, keyEncryptionKey: place.keyEncryptionKey ?? sharedKek(ownerUrl), log: quiet });
   const connection = await connectTemporal({
     address: place.temporalAddress ?? inject("temporalAddress"),
     namespace: place.namespace ?? "default",
@@ -80,7 +82,7 @@ export async function startTurnStack({ provider, tools = [], lane, ...place }: T
   const bus = createInProcessTokenBus();
   const activities = {
     ...createAuditActivities({ database, home, log: quiet }),
-    ...createKeyActivities({ database, ...keys }),
+    ...createKeyActivities({ database, ...keys, spreadMs: 3_000 }),
     ...createTurnActivities({
       database,
       bus,

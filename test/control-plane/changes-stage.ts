@@ -28,6 +28,8 @@ export type ChangesPlace = {
   readonly temporalAddress?: string;
   readonly bundleDirectory?: string;
   readonly changesPerRun?: number;
+  /** Default: the one that all processes on the database share. */
+  readonly keyEncryptionKey?: string;
 };
 
 /** Everything that an audited change goes through, without HTTP. */
