@@ -1,10 +1,10 @@
-import { createHash, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { spawnSync } from "node:child_process";
 import { chmodSync, readFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, describe, expect, inject, test } from "vitest";
-import { parseTenantId, systemOwner } from "../../domain/tenant.ts";
+import { parseTenantId } from "../../domain/tenant.ts";
 import { openDatabase } from "../../storage/database.ts";
 import { openDataKeys } from "../../storage/open-data-keys.ts";
 import { readAnswer, settleAnswers, stageAnswer } from "../../storage/sealed-answers.ts";
