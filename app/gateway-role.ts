@@ -20,6 +20,7 @@ import { createAuditRoutes } from "../gateway/audit-routes.ts";
 import { createChatRoutes } from "../gateway/chat-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
+import { createKeyRoutes } from "../gateway/key-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createOperationRoutes } from "../gateway/operation-routes.ts";
 import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
@@ -44,7 +45,7 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
+  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
@@ -61,7 +62,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
   const system = forSystem(temporal);
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
-  const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
+  const changes = createChanges({ database, dataKeys: keys.dataKeys, chainOf, wake, obstacle: relay.obstacle, log });
   const operations = createOperationClient({ connection: temporal, wake });
   const ground = () => config;
   const writeOverlay = createOverlayWriter({ reader: parts.overlays, database, encryption: parts.encryption, ground, changes });
@@ -99,6 +100,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createOperationRoutes({ operations }),
       createOverlayRoutes({ tenants, overlays }),
       createAdminKeyRoutes({ database, changes }),
+      createKeyRoutes({ changes }),
       createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
       createPageRoutes(),
     ],

@@ -11,6 +11,7 @@ import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
 import type { FieldEncryption } from "../storage/field-encryption.ts";
+import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { createHome } from "../storage/tenant-paths.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
@@ -18,7 +19,7 @@ import type { TokenBus } from "../streams/token-bus.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
-import { interimFieldEncryption } from "./interim-field-encryption.ts";
+import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
 import { startGateway } from "./gateway-role.ts";
 import { asLog, createLog, type Log } from "./log.ts";
 import { Resources } from "./resources.ts";
@@ -42,6 +43,7 @@ export type ProductParts = {
   readonly home: string;
   readonly config: AdminConfig;
   readonly database: Database;
+  readonly keys: OpenedDataKeys;
   readonly temporal: TemporalConnection;
   readonly bus: TokenBus;
   readonly encryption: FieldEncryption;
@@ -74,16 +76,35 @@ export async function startProduct(environment: Environment, { role, variables }
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();
     await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
-    const temporal = resources.add(await connectTemporal(backends.temporal), (connection) => connection.close());
+    const keys = resources.add(
+      await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
+      async (opened) => await opened.close(),
+    );
+    const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys: keys.dataKeys }), (connection) =>
+      connection.close(),
+    );
     const bus = await openBus(role, database, log, resources);
-    const encryption = interimFieldEncryption(home, environment.keyEncryptionKey); // LEAD: the real FieldEncryption goes here
+    const encryption = createFieldEncryption(keys.dataKeys);
     const overlays = resources.add(await openOverlayReader({ database, encryption, ground: () => config }), (opened) => opened.close());
     const lane: LaneSettings = {
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
       modelCall: config.temporal.model_call ?? "remote",
     };
     const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
-    const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, encryption, overlays, clientOf, log };
+    const parts: ProductParts = {
+      environment,
+      variables,
+      home,
+      config,
+      database,
+      keys,
+      temporal,
+      bus,
+      encryption,
+      overlays,
+      clientOf,
+      log,
+    };
 
     let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
     if (role !== "gateway") {

@@ -1,5 +1,6 @@
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
+import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { type Tenant, createTenants } from "../control-plane/tenants.ts";
@@ -14,6 +15,8 @@ import { readPromptFiles } from "../storage/prompt-files.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
+import { rekeyStarter } from "../temporal/rekey-client.ts";
+import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
@@ -29,7 +32,7 @@ const rememberedTenants = 1_000;
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, temporal, bus, overlays, clientOf, log }: ProductParts,
+  { config, variables, home, database, keys, temporal, bus, overlays, clientOf, log }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
@@ -63,12 +66,16 @@ export async function startWorkers(
     database,
     home,
     runs: createTenantLifeRuns({ clientOf, system: forSystem(temporal), operations, wake, log }),
-    // Wired with the tenants' data keys (issue 4, item 6): createDataKeys().ensure and createDataKeys().erase.
-    ensureDataKey: async () => {},
-    eraseDataKey: async () => {},
+    ensureDataKey: keys.dataKeys.ensure,
+    eraseDataKey: keys.dataKeys.erase,
     forget: async (tenantId) => await database.notify(forgetChannel, tenantId),
   });
-  const activities = { ...turnActivities, ...lifeActivities, ...createAuditActivities({ database, home, log }) };
+  const activities = {
+    ...turnActivities,
+    ...lifeActivities,
+    ...createAuditActivities({ database, home, log }),
+    ...createKeyActivities({ database, ...keys }),
+  };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   const stopForgetting = await database.listen(
     forgetChannel,
@@ -79,6 +86,7 @@ export async function startWorkers(
   );
   resources.add(stopForgetting, (stop) => stop());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
+  resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake: pool.wake, log }), (relay) => relay.stop());
   return pool;
 }
 

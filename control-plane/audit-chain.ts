@@ -9,6 +9,7 @@ import {
   belongsToChain,
   chainOf,
   commandHashOf,
+  credentialSubjectOf,
   genesis,
   hashOfEntry,
   offlineWorkflowId,
@@ -18,8 +19,9 @@ import {
 import type { Owner } from "../domain/tenant.ts";
 import { appendEntry, findOperation, lockChainHead, readChain } from "../storage/audit-repository.ts";
 import type { ControlTx } from "../storage/database.ts";
-import { type CommandDeps, applyCommand } from "./commands.ts";
 import { factsOf } from "./tenants.ts";
+import { settleAnswers } from "../storage/sealed-answers.ts";
+import { type CommandDeps, applyCommand } from "./commands.ts";
 
 /** Entries that a chain may have got without its workflow between two changes of it. */
 const offlineEntriesAtOnce = 200;
@@ -108,7 +110,7 @@ async function append(
   owner: Owner,
   { opId, command, actor, requestId, seq, prev, ts, workflowId }: ChangeAttempt & { readonly workflowId: string },
 ): Promise<{ readonly entry: AuditEntry; readonly outcome: ChangeOutcome }> {
-  const outcome = await attemptCommand(tx, deps, owner, { command, seq });
+  const outcome = await attemptCommand(tx, deps, owner, { command, seq, opId });
   const fields = {
     chain: chainOf(owner),
     seq,
@@ -131,13 +133,15 @@ async function attemptCommand(
   tx: ControlTx,
   deps: CommandDeps,
   owner: Owner,
-  { command, seq }: { readonly command: Command; readonly seq: number },
+  { command, seq, opId }: { readonly command: Command; readonly seq: number; readonly opId: string },
 ): Promise<ChangeOutcome> {
   const commandHash = commandHashOf(command);
   await tx.execute("savepoint change");
   try {
     if (!belongsToChain(owner, command)) throw new AppError("tenant_violation", { owner, command: command.type });
     await applyCommand(tx, owner, command, deps);
+    const subject = credentialSubjectOf(owner, command);
+    if (subject !== undefined) await settleAnswers(tx, subject, { opId, commandHash });
     return { state: "applied", seq, commandHash };
   } catch (error) {
     if (!isRefusal(error)) throw error;

@@ -6,6 +6,7 @@ import { parseTenantId, systemOwner, type Owner, type TenantId } from "../domain
 import { closeChain } from "../storage/audit-repository.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
 import { acceptOverlay } from "../storage/overlay-repository.ts";
+import { requestRotation } from "../storage/key-rotation.ts";
 import { createTenantDirectory } from "../storage/tenant-paths.ts";
 import { adminScopes } from "./authentication.ts";
 import { checkDisplayName, notFound, tenantExists } from "./tenants.ts";
@@ -32,6 +33,8 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return await createAdminKey(tx, command);
     case "admin-key.revoke":
       return await revokeAdminKey(tx, command.keyId);
+    case "keys.rotate":
+      return await requestRotation(tx, command.rotationId);
     case "tenant.suspend":
     case "tenant.resume":
       return await changeTenant(tx, tenantOf(owner), { state: command.type === "tenant.suspend" ? "suspended" : "active" });

@@ -53,7 +53,10 @@ export const environmentSchema = z.object({
     .optional(),
   OPENCLAW_KEK: z
     .string()
-    .refine((text) => /^[A-Za-z0-9+/]{43}=$/.test(text), "must be 32 bytes in base64")
+    .refine(
+      (text) => /^[A-Za-z0-9+/]{43}=(,[A-Za-z0-9+/]{43}=){0,7}$/.test(text),
+      "must be 32 bytes in base64, or up to 8 such keys with commas between: the first is current, the others only unwrap",
+    )
     .optional(),
   OPENCLAW_URL: url("http:", "https:").optional(),
   OPENCLAW_TOKEN: z
@@ -76,6 +79,7 @@ export type Environment = {
   /** Undefined: nobody asked for a port, so 18789 or, where that is taken, a free one. */
   readonly port: number | undefined;
   readonly adminKey: string | undefined;
+  /** One key in base64, or several with commas between. */
   readonly keyEncryptionKey: string | undefined;
   readonly url: string | undefined;
   readonly token: string | undefined;

@@ -70,7 +70,9 @@ export type SystemCommand =
     }
   | { readonly type: "tenant.delete"; readonly tenantId: string }
   | { readonly type: "admin-key.create"; readonly keyId: string; readonly keyHash: string; readonly scopes: readonly string[] }
-  | { readonly type: "admin-key.revoke"; readonly keyId: string };
+  | { readonly type: "admin-key.revoke"; readonly keyId: string }
+  /** `rotationId` is the rest of the workflow id `rekey:_system:<rotation id>`. */
+  | { readonly type: "keys.rotate"; readonly rotationId: string };
 
 export type Command = TenantCommand | SystemCommand;
 
@@ -80,6 +82,7 @@ const systemActions: readonly string[] = [
   "tenant.delete",
   "admin-key.create",
   "admin-key.revoke",
+  "keys.rotate",
 ] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
@@ -118,6 +121,28 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
     case "admin-key.create":
     case "admin-key.revoke":
       return { tenant, target: command.keyId };
+    case "keys.rotate":
+      return { tenant, target: `rekey:${command.rotationId}` };
+  }
+}
+
+/**
+ * Whose credential a command makes or ends: it erases the kept answers that hold an earlier one of the same subject.
+ * @returns undefined for a command that touches none
+ */
+export function credentialSubjectOf(owner: Owner, command: Command): string | undefined {
+  switch (command.type) {
+    case "tenant.create":
+    case "tenant.delete":
+      return `tenant:${command.tenantId}`;
+    case "token.rotate":
+    case "token.revoke":
+      return `tenant:${owner}`;
+    case "admin-key.create":
+    case "admin-key.revoke":
+      return `admin-key:${command.keyId}`;
+    default:
+      return undefined;
   }
 }
 

@@ -53,9 +53,15 @@ export const createTenantStateRoutes =
       await changes.make(tenantId, command, options);
       return tenantId;
     };
-    const change: typeof changeExisting = async (request, commandOf) => {
+    const change = async (request: FastifyRequest, command: TenantCommand): Promise<TenantId> => {
       noBody.parse(request.body);
-      return await changeExisting(request, commandOf);
+      return await changeExisting(request, () => command);
+    };
+    const tenantToChange = async (request: FastifyRequest): Promise<TenantId> => {
+      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      noBody.parse(request.body);
+      await tenants.get(tenantId);
+      return tenantId;
     };
 
     app.post("/v1/tenants", { config: { access: "admin:tenants" } }, async (request, reply) => {
@@ -63,7 +69,7 @@ export const createTenantStateRoutes =
       const tenantId = parseTenantId(id);
       const ceilings = { ...defaultQuota, ...parseQuotaChange(quota, "quota.") };
       const { token, hash } = mintTenantToken(tenantId);
-      await changes.make(
+      const answer = await changes.issue(
         systemOwner,
         {
           type: "tenant.create",
@@ -74,8 +80,9 @@ export const createTenantStateRoutes =
           quota: ceilings,
         },
         changeOptionsOf(request),
+        { tenant: tenantId, token },
       );
-      return await reply.code(201).header("cache-control", "no-store").send({ tenant: tenantId, token });
+      return await reply.code(201).header("cache-control", "no-store").send(answer);
     });
 
     app.patch("/v1/tenants/:tenant", { config: { access: "admin:tenants" } }, async (request) => {
@@ -126,23 +133,22 @@ export const createTenantStateRoutes =
 
     for (const name of ["suspend", "resume"] as const) {
       app.post(`/v1/tenants/:tenant/${name}`, { config: { access: "admin:tenants" } }, async (request) => {
-        const tenantId = await change(request, () => ({ type: `tenant.${name}` }));
+        const tenantId = await change(request, { type: `tenant.${name}` });
         return tenantJson(await tenants.get(tenantId));
       });
     }
 
     app.post("/v1/tenants/:tenant/token/rotate", { config: { access: "admin:tenants" } }, async (request, reply) => {
-      let token = "";
-      const tenantId = await change(request, (id) => {
-        const minted = mintTenantToken(id);
-        token = minted.token;
-        return { type: "token.rotate", tokenHash: minted.hash.toString("hex") };
-      });
-      return await reply.header("cache-control", "no-store").send({ tenant: tenantId, token });
+      const options = changeOptionsOf(request);
+      const tenantId = await tenantToChange(request);
+      const { token, hash } = mintTenantToken(tenantId);
+      const command = { type: "token.rotate", tokenHash: hash.toString("hex") } as const;
+      const answer = await changes.issue(tenantId, command, options, { tenant: tenantId, token });
+      return await reply.header("cache-control", "no-store").send(answer);
     });
 
     app.post("/v1/tenants/:tenant/token/revoke", { config: { access: "admin:tenants" } }, async (request) => {
-      const tenantId = await change(request, () => ({ type: "token.revoke" }));
+      const tenantId = await change(request, { type: "token.revoke" });
       return { tenant: tenantId, revoked: true };
     });
 

@@ -10,7 +10,7 @@ import { AppError } from "../domain/app-error.ts";
 import type { ChainState, TenantFacts } from "../domain/audit.ts";
 import { type Owner, ownerOfTaskQueue, ownerOfWorkflowId, systemOwner, taskQueueOf } from "../domain/tenant.ts";
 import { type ChangeOrder, type ChangeResult, type TenantInput, changeState, tenantState } from "../workflows/tenant-messages.ts";
-import type { TemporalConnection } from "./temporal-connection.ts";
+import { type TemporalConnection, converterOption } from "./temporal-connection.ts";
 
 /** The audit chain's workflow of one owner. */
 export interface ChainClient {
@@ -36,7 +36,12 @@ export const forSystem = (connection: TemporalConnection, settings: ChainSetting
 
 /** A client that refuses every name of another owner. */
 export const guardedClient = (owner: Owner, connection: TemporalConnection): Client =>
-  new Client({ connection: connection.native, namespace: connection.namespace, interceptors: { workflow: [ownerGuard(owner)] } });
+  new Client({
+    connection: connection.native,
+    namespace: connection.namespace,
+    interceptors: { workflow: [ownerGuard(owner)] },
+    ...converterOption(connection.converterOf(owner)),
+  });
 
 export function chainClient(owner: Owner, client: Client, settings: ChainSettings = {}): ChainClient {
   const workflowId = `tenant:${owner}`;

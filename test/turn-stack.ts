@@ -7,6 +7,7 @@ import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import type { OverlayOfTurn } from "../activities/model-call.ts";
+import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { noMarkup } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
@@ -21,13 +22,14 @@ import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { type OperationClient, createOperationClient } from "../temporal/operation-client.ts";
+import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
 import { someOverlay } from "./control-plane/some-overlay.ts";
-import { freshDatabase, someTenant } from "./storage/fresh-database.ts";
+import { freshDatabase, sharedKek, someTenant } from "./storage/fresh-database.ts";
 
 export const quiet = (): void => undefined;
 
@@ -36,6 +38,7 @@ export type TurnStack = {
   readonly ownerUrl: string;
   readonly home: string;
   readonly database: Database;
+  readonly keys: OpenedDataKeys;
   readonly connection: TemporalConnection;
   readonly pool: TenantWorkerPool;
   readonly bus: TokenBus;
@@ -57,9 +60,13 @@ export type TurnStackOptions = {
   /** Default: the one that all tests share, whose chain `system` is nobody's to use. */
   readonly namespace?: string;
   readonly bundleDirectory?: string;
-  /** Data keys of the tenants; default: none. */
+  /** Instead of the stack's own data keys. */
   readonly ensureDataKey?: (tenantId: TenantId) => Promise<void>;
   readonly eraseDataKey?: (tenantId: TenantId) => Promise<void>;
+  /** Default: the one that all processes on the database share. */
+  readonly keyEncryptionKey?: string;
+  /** For histories that are recorded: payloads in the clear. */
+  readonly isPlain?: boolean;
 };
 
 const testRateCard: RateCard = {
@@ -72,8 +79,6 @@ export async function startTurnStack({
   provider,
   tools = [],
   lane,
-  ensureDataKey = noDataKey,
-  eraseDataKey = noDataKey,
   overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
@@ -84,13 +89,15 @@ export async function startTurnStack({
   }
   const ownerUrl = place.ownerUrl ?? (await freshDatabase());
   const database = await openDatabase({ ownerUrl, log: quiet });
+  const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
+  chmodSync(home, 0o711);
+  const keys = await openDataKeys({ database, home, keyEncryptionKey: place.keyEncryptionKey ?? sharedKek(ownerUrl), log: quiet });
   const connection = await connectTemporal({
     address: place.temporalAddress ?? inject("temporalAddress"),
     namespace: place.namespace ?? "default",
+    dataKeys: place.isPlain === true ? undefined : keys.dataKeys,
   });
   const bus = createInProcessTokenBus();
-  const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
-  chmodSync(home, 0o711);
   const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const operations = createOperationClient({ connection, wake });
@@ -100,10 +107,11 @@ export async function startTurnStack({
       database,
       home,
       runs: createTenantLifeRuns({ clientOf, system: forSystem(connection), operations, wake, log: quiet }),
-      ensureDataKey,
-      eraseDataKey,
+      ensureDataKey: place.ensureDataKey ?? keys.dataKeys.ensure,
+      eraseDataKey: place.eraseDataKey ?? keys.dataKeys.erase,
       forget: async (tenantId) => void pool.forget(tenantId),
     }),
+    ...createKeyActivities({ database, ...keys, spreadMs: 3_000 }),
     ...createTurnActivities({
       database,
       bus,
@@ -124,6 +132,7 @@ export async function startTurnStack({
     ownerUrl,
     home,
     database,
+    keys,
     connection,
     pool,
     bus,
@@ -140,13 +149,12 @@ export async function startTurnStack({
     async close() {
       await pool.close();
       await connection.close();
+      await keys.close();
       await database.close();
       rmSync(home, { recursive: true, force: true });
     },
   };
 }
-
-const noDataKey = async (): Promise<void> => {};
 
 export const someTurn = (sessionId: string, text: string, more: Partial<TurnSubmission> = {}): TurnSubmission => ({
   turnId: mintTurnId(Date.now(), randomBytes(10)),

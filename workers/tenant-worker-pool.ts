@@ -1,7 +1,7 @@
 import { Worker, type WorkerOptions } from "@temporalio/worker";
 import { type Owner, taskQueueOf } from "../domain/tenant.ts";
 import { activityTenantGuard } from "../temporal/activity-guard.ts";
-import type { TemporalConnection } from "../temporal/temporal-connection.ts";
+import { type TemporalConnection, converterOption } from "../temporal/temporal-connection.ts";
 import { SharedPoolWorker } from "./shared-pool-worker.ts";
 
 export type TenantWorkerPoolOptions = {
@@ -55,6 +55,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     namespace: connection.namespace,
     taskQueue: taskQueueOf(owner),
     workflowBundle: { codePath: bundle.codePath },
+    ...converterOption(connection.converterOf(owner)),
     buildId: bundle.buildId,
     activities,
     interceptors: { activity: [activityTenantGuard] },

@@ -28,6 +28,8 @@ export type ChangesPlace = {
   readonly temporalAddress?: string;
   readonly bundleDirectory?: string;
   readonly changesPerRun?: number;
+  /** Default: the one that all processes on the database share. */
+  readonly keyEncryptionKey?: string;
 } & Pick<TurnStackOptions, "ensureDataKey" | "eraseDataKey">;
 
 /** Everything that an audited change goes through, without HTTP. */
@@ -38,7 +40,14 @@ export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {
   const { database, home, connection, pool } = stack;
   const chainOf = (owner: Owner) => chainClient(owner, guardedClient(owner, connection), { changesPerRun });
   const relay = await startAuditRelay({ database, home, log: quiet });
-  const changes = createChanges({ database, chainOf, wake: pool.wake, obstacle: relay.obstacle, log: quiet });
+  const changes = createChanges({
+    database,
+    dataKeys: stack.keys.dataKeys,
+    chainOf,
+    wake: pool.wake,
+    obstacle: relay.obstacle,
+    log: quiet,
+  });
   const stateOf = async (owner: Owner) => {
     await pool.wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(5_000));

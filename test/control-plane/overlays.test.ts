@@ -270,6 +270,7 @@ describe("the files", () => {
   test("that cannot be recorded are tried again, and until then the accepted text holds", async () => {
     let isAway = true;
     const changes: ChangesStage["changes"] = {
+      ...stage.changes,
       async make(...given) {
         if (isAway) throw new AppError("unavailable");
         await stage.changes.make(...given);

@@ -9,6 +9,7 @@ import { type TenantContext, ownerOfWorkflowId, systemOwner, taskQueueOf } from 
 import { ModelCallError } from "../../providers/model-provider.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
+import { converterOption } from "../../temporal/temporal-connection.ts";
 import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { workflowBundle } from "../../workers/workflow-bundle.ts";
@@ -37,7 +38,7 @@ let tenant: TenantContext;
 let stage: ChangesStage;
 
 beforeAll(async () => {
-  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 } });
+  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 }, isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
   tenant = await stack.addTenant("replay");
   stage = await startChanges();
 });
@@ -49,7 +50,12 @@ afterAll(async () => {
 async function replay(history: unknown, workflowId: string): Promise<void> {
   const { codePath } = await workflowBundle(inject("bundleDirectory"));
   await Worker.runReplayHistory(
-    { workflowBundle: { codePath }, replayName: "replay", taskQueue: taskQueueOf(ownerOfWorkflowId(workflowId)) } as never,
+    {
+      workflowBundle: { codePath },
+      replayName: "replay",
+      taskQueue: taskQueueOf(ownerOfWorkflowId(workflowId)),
+      ...converterOption(stack.connection.converterOf()),
+    } as never,
     history,
     workflowId,
   );
