@@ -1,8 +1,12 @@
 import type { AddressInfo } from "node:net";
+import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
 import { resolveModel } from "../control-plane/admin-config.ts";
+import { type AnchorKeeper, startAnchorKeeper } from "../control-plane/anchor-keeper.ts";
+import { directoryPlace } from "../control-plane/anchor-place.ts";
 import { startAuditRelay } from "../control-plane/audit-relay.ts";
+import { openSigningKey } from "../control-plane/audit-signing-key.ts";
 import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
 import { createBillingReports } from "../control-plane/billing-reports.ts";
@@ -53,6 +57,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   });
   const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());
   const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
+  const anchors = resources.add(await startAnchors(parts), (started) => started.stop());
   const system = forSystem(temporal);
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
   const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
@@ -78,12 +83,22 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createUsageRoutes({ reports }),
       createTenantStateRoutes({ tenants, changes }),
       createAdminKeyRoutes({ database, changes }),
-      createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
+      createAuditRoutes({
+        database,
+        verify: async (options) => await verifyAudit({ database, home, flush: relay.flush, stateOf, anchors }, options),
+      }),
       createPageRoutes(),
     ],
   });
   resources.add(app, closeGateway);
   return await listen(app, environment.host, environment.port);
+}
+
+/** Signed anchors go to the database, to a directory of the home, and to one that the operator names. */
+async function startAnchors({ database, home, environment, log }: GatewayParts): Promise<AnchorKeeper> {
+  const key = await openSigningKey({ database, home, seed: environment.auditKey, log });
+  const directories = [join(home, "audit-anchors"), ...(environment.auditAnchors === undefined ? [] : [environment.auditAnchors])];
+  return await startAnchorKeeper({ database, key, places: directories.map((path) => directoryPlace(path, key)), log });
 }
 
 /** How long `audit verify` waits for one workflow to tell its end. */

@@ -59,12 +59,19 @@ export type SystemCommand =
       readonly tokenHash: string;
     }
   | { readonly type: "admin-key.create"; readonly keyId: string; readonly keyHash: string; readonly scopes: readonly string[] }
-  | { readonly type: "admin-key.revoke"; readonly keyId: string };
+  | { readonly type: "admin-key.revoke"; readonly keyId: string }
+  /** `publicKey`: base64 of the key's SubjectPublicKeyInfo; its SHA-256 is the key's id. */
+  | { readonly type: "audit-key.create"; readonly keyId: string; readonly publicKey: string };
 
 export type Command = TenantCommand | SystemCommand;
 
 /** The operations of each chain. */
-const systemActions: readonly string[] = ["tenant.create", "admin-key.create", "admin-key.revoke"] satisfies SystemCommand["type"][];
+const systemActions: readonly string[] = [
+  "tenant.create",
+  "admin-key.create",
+  "admin-key.revoke",
+  "audit-key.create",
+] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
   "tenant.resume",
@@ -90,6 +97,7 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
     case "admin-key.create":
     case "admin-key.revoke":
+    case "audit-key.create":
       return { tenant, target: command.keyId };
   }
 }
