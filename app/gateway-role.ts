@@ -10,19 +10,23 @@ import { openSigningKey } from "../control-plane/audit-signing-key.ts";
 import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
 import { createBillingReports } from "../control-plane/billing-reports.ts";
+import { createAdminSessions } from "../control-plane/admin-sessions.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { defaultPort } from "../control-plane/environment.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, systemOwner } from "../domain/tenant.ts";
 import { createAdminKeyRoutes } from "../gateway/admin-key-routes.ts";
+import { createAdminLoginRoutes } from "../gateway/admin-login-routes.ts";
 import { createAdminRoutes, createUsageRoutes } from "../gateway/admin-routes.ts";
 import { createAuditRoutes } from "../gateway/audit-routes.ts";
 import { createChatRoutes } from "../gateway/chat-routes.ts";
+import { type PayloadDecoder, createCodecRoutes } from "../gateway/codec-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
+import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
@@ -34,6 +38,7 @@ import type { Resources } from "./resources.ts";
 export type GatewayParts = ProductParts & {
   readonly logger: Logger;
   readonly tenants: Tenants;
+  readonly temporalUiUrl: string | undefined;
   /** Makes sure that a worker polls the owner's queue. */
   readonly wake: (owner: Owner) => Promise<void>;
 };
@@ -42,10 +47,11 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
+  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, temporalUiUrl } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
+  const sessions = createAdminSessions({ database, rootAdminKey: environment.adminKey });
   const reports = createBillingReports({ database });
   const turns = createTurnService({
     database,
@@ -67,6 +73,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   };
   const app = await createGateway({
     authenticate: authentication.authenticate,
+    authenticateSession: async (id) => (await sessions.find(id)).principal,
     logger,
     routes: [
       createHealthRoutes({
@@ -88,11 +95,17 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         verify: async (options) => await verifyAudit({ database, home, flush: relay.flush, stateOf, anchors }, options),
       }),
       createPageRoutes(),
+      createAdminLoginRoutes({ sessions, authenticate: authentication.authenticateCredential, log }),
+      createTemporalUiRoutes({ uiUrl: temporalUiUrl, changes, log }),
+      createCodecRoutes({ decoder: plainPayloads, changes }), // LEAD: the decoder of the payload codec (branch s2-keys) goes here
     ],
   });
   resources.add(app, closeGateway);
   return await listen(app, environment.host, environment.port);
 }
+
+/** Payloads are not encrypted yet. */
+const plainPayloads: PayloadDecoder = { decode: async (_namespace, payloads) => payloads, ownerOf: () => undefined };
 
 /** Signed anchors go to the database, to a directory of the home, and to one that the operator names. */
 async function startAnchors({ database, home, environment, log }: GatewayParts): Promise<AnchorKeeper> {

@@ -37,6 +37,9 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return await createAdminKey(tx, command);
     case "admin-key.revoke":
       return await revokeAdminKey(tx, command.keyId);
+    case "payloads.decode":
+    case "temporal.operate":
+      return; // the entry is all there is to do
     case "audit-key.create":
       return await createAuditKey(tx, command);
     case "tenant.suspend":

@@ -43,14 +43,21 @@ export const offlineWorkflowId = "offline";
 
 export const hashOfEntry = (entry: Omit<AuditEntry, "hash">): string => sha256Hex(canonicalJson(entry));
 
+/** An administrator read encrypted payloads of workflows. `digest`: SHA-256 over them, 64 hex. */
+type DecodeCommand = { readonly type: "payloads.decode"; readonly count: number; readonly digest: string };
+
 /** Commands on a tenant's own chain: the tenant is the chain's. */
 export type TenantCommand =
+  | DecodeCommand
   | { readonly type: "tenant.suspend" | "tenant.resume" | "token.revoke" }
   /** `tokenHash`: 64 hex. The token itself never leaves the edge that minted it. */
   | { readonly type: "token.rotate"; readonly tokenHash: string };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
+  | DecodeCommand
+  /** An administrator acted on workflows through Temporal's Web UI: what is passed on is not ours to describe. */
+  | { readonly type: "temporal.operate"; readonly method: string; readonly path: string }
   | {
       readonly type: "tenant.create";
       readonly tenantId: string;
@@ -71,12 +78,15 @@ const systemActions: readonly string[] = [
   "admin-key.create",
   "admin-key.revoke",
   "audit-key.create",
+  "payloads.decode",
+  "temporal.operate",
 ] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
   "tenant.resume",
   "token.revoke",
   "token.rotate",
+  "payloads.decode",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -95,6 +105,10 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: "token" };
     case "token.rotate":
       return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
+    case "payloads.decode":
+      return { tenant, target: `${command.count} payloads:${command.digest.slice(0, 8)}` };
+    case "temporal.operate":
+      return { tenant, target: `${command.method} ${command.path}` };
     case "admin-key.create":
     case "admin-key.revoke":
     case "audit-key.create":
