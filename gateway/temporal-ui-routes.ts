@@ -24,6 +24,7 @@ const contentSecurityPolicy = [
   "style-src 'self' 'unsafe-inline'",
   "img-src 'self' data:",
   "font-src 'self' data:",
+  "media-src 'self'",
   "connect-src 'self'",
   "worker-src 'self' blob:",
   "frame-ancestors 'none'",
@@ -69,7 +70,8 @@ export const createTemporalUiRoutes = ({ uiUrl, changes, log }: TemporalUiDeps):
           ...uiCookieOf(request),
         }),
         rewriteHeaders: ({ "set-cookie": cookies, ...headers }) => ({
-          ...headers,
+          // Whatever it lets other origins do on its own port, it is ours here.
+          ...Object.fromEntries(Object.entries(headers).filter(([name]) => !name.startsWith("access-control-"))),
           ...uiHeaders,
           ...(headers["cache-control"] === undefined ? {} : { "cache-control": headers["cache-control"] }),
           ...(cookies === undefined ? {} : { "set-cookie": [cookies].flat().filter((text) => text.startsWith(`${uiCookie}=`)) }),
