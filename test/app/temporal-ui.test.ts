@@ -1,9 +1,13 @@
-import { readFileSync } from "node:fs";
+import { generateKeyPairSync } from "node:crypto";
+import { cpSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { type IncomingMessage, get } from "node:http";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { embeddedOwnerUrl } from "../../storage/embedded-postgres.ts";
+import { binPath, run } from "../control-plane/cli-stage.ts";
 import { type RunningProduct, startProduct } from "../product.ts";
+import { runSql } from "../storage/fresh-database.ts";
 
 /** The product with the real Web UI behind it, and a second gateway on the same servers. */
 let product: RunningProduct;
@@ -154,4 +158,32 @@ test("the audit is whole by two gateways' keys, and each home has its own anchor
     expect(await verified.json()).toMatchObject({ ok: true, findings: [], anchors: expect.any(Number) });
     expect(readFileSync(join(gateway.home, "gateway.log"), "utf8")).toContain('"msg":"audit anchor"');
   }
+});
+
+test("the command finds an edit by itself, with a key that was given out, and says so when a key signed nothing", async () => {
+  const env = { OPENCLAW_HOME: product.home, OPENCLAW_URL: product.url, OPENCLAW_TOKEN: product.adminKey };
+  const verify = async (...words: string[]) => await run(process.execPath, [binPath, "audit", "verify", ...words], env);
+  const copy = mkdtempSync(join(tmpdir(), "openclaw-anchors-"));
+  cpSync(join(product.home, "audit-anchors"), copy, { recursive: true });
+  const pem = join(copy, readdirSync(copy).find((name) => name.endsWith(".pem")) ?? "");
+  const strange = join(copy, "strange");
+  writeFileSync(strange, generateKeyPairSync("ed25519").publicKey.export({ format: "pem", type: "spki" }));
+
+  const whole = await verify("--public-key", pem, "--anchors", copy);
+  expect([whole.code, whole.stdout]).toEqual([0, ""]);
+  expect(whole.stderr).toMatch(/By the given key: \d+ anchors of \d+ chains fit/);
+  expect((await verify("--anchors", copy)).code).toBe(0);
+  expect((await verify("--public-key", pem)).code).toBe(0);
+  expect(await verify("--public-key", strange)).toMatchObject({ code: 1, stderr: expect.stringContaining("no anchor by the given key") });
+  expect((await verify("--public-key", join(copy, "absent"))).code).toBe(2);
+
+  await runSql(
+    embeddedOwnerUrl(join(product.home, "postgres")),
+    "alter table control.audit_entry disable trigger user",
+    "update control.audit_entry set actor_id = 'nobody' where chain = 'system' and seq = 2",
+  );
+  for (const words of [[], ["--public-key", pem, "--anchors", copy]]) {
+    expect(await verify(...words)).toMatchObject({ code: 1, stderr: expect.stringContaining("system from entry 2 on") });
+  }
+  rmSync(copy, { recursive: true });
 });

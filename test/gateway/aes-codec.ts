@@ -1,11 +1,25 @@
 import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
 import type { Payload, PayloadCodec } from "@temporalio/common";
-import proto from "@temporalio/proto";
 import { parseOwner } from "../../domain/tenant.ts";
 import type { PayloadDecoder } from "../../gateway/codec-routes.ts";
 
 const bytes = (text: string): Uint8Array => Buffer.from(text);
-const { Payload: wire } = proto.temporal.api.common.v1;
+
+const plainForm = ({ metadata, data }: Payload): Uint8Array =>
+  bytes(
+    JSON.stringify({
+      metadata: Object.entries(metadata ?? {}).map(([name, value]) => [name, Buffer.from(value).toString("base64")]),
+      data: Buffer.from(data ?? []).toString("base64"),
+    }),
+  );
+
+function ofPlainForm(text: string): Payload {
+  const { metadata, data } = JSON.parse(text) as { metadata: [string, string][]; data: string };
+  return {
+    metadata: Object.fromEntries(metadata.map(([name, value]) => [name, Buffer.from(value, "base64")])),
+    data: Buffer.from(data, "base64"),
+  };
+}
 
 /** A small codec with one key for all: AES-256-GCM, the owner in the metadata and bound to it. */
 export function aesCodec(owner: string, key = randomBytes(32)): PayloadCodec & PayloadDecoder {
@@ -16,7 +30,7 @@ export function aesCodec(owner: string, key = randomBytes(32)): PayloadCodec & P
     const decipher = createDecipheriv("aes-256-gcm", key, sealed.subarray(0, 12), { authTagLength: 16 });
     decipher.setAAD(metadata?.["owner"] ?? Buffer.alloc(0));
     decipher.setAuthTag(sealed.subarray(12, 28));
-    return wire.decode(Buffer.concat([decipher.update(sealed.subarray(28)), decipher.final()]));
+    return ofPlainForm(Buffer.concat([decipher.update(sealed.subarray(28)), decipher.final()]).toString());
   };
   return {
     async encode(payloads) {
@@ -24,7 +38,7 @@ export function aesCodec(owner: string, key = randomBytes(32)): PayloadCodec & P
         const nonce = randomBytes(12);
         const cipher = createCipheriv("aes-256-gcm", key, nonce, { authTagLength: 16 });
         cipher.setAAD(bytes(owner));
-        const sealed = Buffer.concat([cipher.update(wire.encode(payload).finish()), cipher.final()]);
+        const sealed = Buffer.concat([cipher.update(plainForm(payload)), cipher.final()]);
         return {
           metadata: { encoding: bytes("binary/aes"), owner: bytes(owner) },
           data: Buffer.concat([nonce, cipher.getAuthTag(), sealed]),
