@@ -122,7 +122,12 @@ export async function startProduct(environment: Environment, { role, variables }
     const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
     const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
     const gateway =
-      role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database }) }, resources);
+      role === "worker"
+        ? undefined
+        : await startGateway(
+            { ...parts, logger, wake, tenants: createTenants({ database }), temporalUiUrl: backends.temporal.uiUrl },
+            resources,
+          );
     if (gateway !== undefined) recordGateway(home, gateway.url, backends);
     if (role === "all") void warmUp(database, wake).catch((error: unknown) => log("no worker was started ahead", { error: String(error) }));
     log("ready", { role, url: gateway?.url });
@@ -130,7 +135,7 @@ export async function startProduct(environment: Environment, { role, variables }
       facts: {
         role,
         url: gateway?.url,
-        temporalUi: backends.temporal.uiUrl,
+        temporalUi: gateway === undefined || backends.temporal.uiUrl === undefined ? undefined : `${gateway.url}/temporal`,
         home,
         adminKeyPath: adminKey === undefined || adminKey.state === "elsewhere" ? undefined : adminKey.path,
         demo,

@@ -30,14 +30,17 @@ const offlineEntriesAtOnce = 200;
 const changeOptions = { statementTimeoutMs: 10_000 };
 
 /** Actions that may be recorded without the workflow: what a first start makes, and the break-glass. */
-const offlineActions: readonly Command["type"][] = ["token.revoke", "tenant.create", "admin-key.create"];
+const offlineActions: readonly Command["type"][] = ["token.revoke", "tenant.create", "admin-key.create", "audit-key.create"];
+
+/** Who writes an entry: the chain's workflow in one of its runs, or nobody but the database. */
+export type EntryWriter = { readonly workflowId: string; readonly runId: string | null };
 
 /**
  * One attempt to write a change at the place that the chain's workflow gave it: the change, its entry and the chain's new end in
  * one transaction, or nothing. A repeat of an attempt that was committed answers what was answered then.
  * @throws {AppError} `unavailable`: try again
  */
-export async function writeChange(deps: CommandDeps, owner: Owner, workflowId: string, attempt: ChangeAttempt): Promise<ChangeAnswer> {
+export async function writeChange(deps: CommandDeps, owner: Owner, writer: EntryWriter, attempt: ChangeAttempt): Promise<ChangeAnswer> {
   return await deps.database.withControl(async (tx): Promise<ChangeAnswer> => {
     const chain = chainOf(owner);
     const head = await lockChainHead(tx, chain, genesis);
@@ -50,7 +53,7 @@ export async function writeChange(deps: CommandDeps, owner: Owner, workflowId: s
     if (head.seq !== attempt.seq - 1)
       return { state: "broken", reason: `the chain ends at ${head.seq}, entry ${attempt.seq} was to follow` };
     if (head.hash !== attempt.prev) return { state: "broken", reason: `entry ${head.seq} has another hash than the workflow knows` };
-    const { entry, outcome } = await append(tx, deps, owner, { ...attempt, workflowId });
+    const { entry, outcome } = await append(tx, deps, owner, { ...attempt, ...writer });
     return { state: "written", entry, outcome, ...(await factsOf(tx, owner)) };
   }, changeOptions);
 }
@@ -88,7 +91,14 @@ export async function changeOffline(deps: CommandDeps, owner: Owner, request: Ch
   const outcome = await deps.database.withControl(async (tx) => {
     const head = await lockChainHead(tx, chainOf(owner), genesis);
     if (head.closed) throw new AppError("not_found");
-    const attempt = { ...request, seq: head.seq + 1, prev: head.hash, ts: new Date().toISOString(), workflowId: offlineWorkflowId };
+    const attempt = {
+      ...request,
+      seq: head.seq + 1,
+      prev: head.hash,
+      ts: new Date().toISOString(),
+      workflowId: offlineWorkflowId,
+      runId: null,
+    };
     return (await append(tx, deps, owner, attempt)).outcome;
   }, changeOptions);
   throwRefusal(outcome);
@@ -108,7 +118,7 @@ async function append(
   tx: ControlTx,
   deps: CommandDeps,
   owner: Owner,
-  { opId, command, actor, requestId, seq, prev, ts, workflowId }: ChangeAttempt & { readonly workflowId: string },
+  { opId, command, actor, requestId, seq, prev, ts, workflowId, runId }: ChangeAttempt & EntryWriter,
 ): Promise<{ readonly entry: AuditEntry; readonly outcome: ChangeOutcome }> {
   const outcome = await attemptCommand(tx, deps, owner, { command, seq, opId });
   const fields = {
@@ -124,7 +134,7 @@ async function append(
     prev,
   };
   const entry = { ...fields, hash: hashOfEntry(fields) };
-  await appendEntry(tx, entry, { opId, answer: outcome });
+  await appendEntry(tx, entry, { opId, answer: outcome, runId });
   return { entry, outcome };
 }
 

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import type { Command } from "../domain/audit.ts";
 import { parseMarkup } from "../domain/money.ts";
@@ -35,6 +36,11 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return await revokeAdminKey(tx, command.keyId);
     case "keys.rotate":
       return await requestRotation(tx, command.rotationId);
+    case "payloads.decode":
+    case "temporal.operate":
+      return; // the entry is all there is to do
+    case "audit-key.create":
+      return await createAuditKey(tx, command);
     case "tenant.suspend":
     case "tenant.resume":
       return await changeTenant(tx, tenantOf(owner), { state: command.type === "tenant.suspend" ? "suspended" : "active" });
@@ -201,4 +207,16 @@ async function revokeAdminKey(tx: ControlTx, keyId: string): Promise<void> {
     throw new AppError("conflict", { client: { message: `"${keyId}" is the last key with the scope all: create another one first.` } });
   }
   await tx.execute("update control.admin_key set revoked_at = now() where id = $1", [keyId]);
+}
+
+async function createAuditKey(tx: ControlTx, { keyId, publicKey }: Extract<Command, { type: "audit-key.create" }>): Promise<void> {
+  const bytes = Buffer.from(publicKey, "base64");
+  if (createHash("sha256").update(bytes).digest("hex") !== keyId) {
+    throw new AppError("invalid_request", { client: { message: "The id of an audit key is the SHA-256 of its public key." } });
+  }
+  const made = await tx.execute("insert into control.audit_key (id, public_key) values ($1, $2) on conflict (id) do nothing", [
+    keyId,
+    bytes,
+  ]);
+  if (made === 0) throw new AppError("conflict", { client: { message: `The audit key ${keyId} is known.` } });
 }

@@ -44,8 +44,12 @@ export const offlineWorkflowId = "offline";
 
 export const hashOfEntry = (entry: Omit<AuditEntry, "hash">): string => sha256Hex(canonicalJson(entry));
 
+/** An administrator read encrypted payloads of workflows. `digest`: SHA-256 over them, 64 hex. */
+type DecodeCommand = { readonly type: "payloads.decode"; readonly count: number; readonly digest: string };
+
 /** Commands on a tenant's own chain: the tenant is the chain's. */
 export type TenantCommand =
+  | DecodeCommand
   | { readonly type: "tenant.suspend" | "tenant.resume" | "token.revoke" }
   /** `tokenHash`: 64 hex. The token itself never leaves the edge that minted it. */
   | { readonly type: "token.rotate"; readonly tokenHash: string }
@@ -59,6 +63,9 @@ export type TenantCommand =
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
+  | DecodeCommand
+  /** An administrator acted on workflows through Temporal's Web UI: what is passed on is not ours to describe. */
+  | { readonly type: "temporal.operate"; readonly method: string; readonly path: string }
   | {
       readonly type: "tenant.create";
       readonly tenantId: string;
@@ -72,7 +79,9 @@ export type SystemCommand =
   | { readonly type: "admin-key.create"; readonly keyId: string; readonly keyHash: string; readonly scopes: readonly string[] }
   | { readonly type: "admin-key.revoke"; readonly keyId: string }
   /** `rotationId` is the rest of the workflow id `rekey:_system:<rotation id>`. */
-  | { readonly type: "keys.rotate"; readonly rotationId: string };
+  | { readonly type: "keys.rotate"; readonly rotationId: string }
+  /** `publicKey`: base64 of the key's SubjectPublicKeyInfo; its SHA-256 is the key's id. */
+  | { readonly type: "audit-key.create"; readonly keyId: string; readonly publicKey: string };
 
 export type Command = TenantCommand | SystemCommand;
 
@@ -83,6 +92,9 @@ const systemActions: readonly string[] = [
   "admin-key.create",
   "admin-key.revoke",
   "keys.rotate",
+  "audit-key.create",
+  "payloads.decode",
+  "temporal.operate",
 ] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
@@ -93,6 +105,7 @@ const tenantActions: readonly string[] = [
   "quota.update",
   "tenant.erase",
   "overlay.write",
+  "payloads.decode",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -118,8 +131,13 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
     case "overlay.write":
       return { tenant, target: `overlay:${command.digest}` };
+    case "payloads.decode":
+      return { tenant, target: `${command.count} payloads:${command.digest.slice(0, 8)}` };
+    case "temporal.operate":
+      return { tenant, target: `${command.method} ${command.path}` };
     case "admin-key.create":
     case "admin-key.revoke":
+    case "audit-key.create":
       return { tenant, target: command.keyId };
     case "keys.rotate":
       return { tenant, target: `rekey:${command.rotationId}` };

@@ -1,3 +1,4 @@
+import { fastifyCookie } from "@fastify/cookie";
 import Fastify, { LogController, type FastifyInstance, type FastifyPluginAsync } from "fastify";
 import { randomBytes } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
@@ -18,7 +19,7 @@ const jsonDepth = 64;
 const jsonEntries = 10_000;
 
 /** The HTTP side, not yet listening. Every route is authenticated before its body is read, and answers errors in one shape. */
-export async function createGateway({ authenticate, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
+export async function createGateway({ authenticate, authenticateSession, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
   const app = Fastify({
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
@@ -34,7 +35,8 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
   });
   app.removeContentTypeParser("text/plain");
   registerErrorEdge(app);
-  registerAccess(app, { authenticate });
+  await app.register(fastifyCookie);
+  registerAccess(app, { authenticate, ...(authenticateSession === undefined ? {} : { authenticateSession }) });
   app.addHook("onSend", async (request, reply) => {
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
   });

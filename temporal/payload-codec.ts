@@ -122,7 +122,9 @@ const textOf = ({ metadata }: Payload, name: string): string => Buffer.from(meta
 /** For the Web UI: decodes what a list of payloads of a namespace claims to be. */
 export interface PayloadDecoder {
   /** A payload that cannot be decoded (its tenant was erased, it was altered) is given back as it is. */
-  decode(namespace: string, payloads: Payload[]): Promise<Payload[]>;
+  decode(namespace: string, payloads: readonly Payload[]): Promise<readonly Payload[]>;
+  /** Whose key a payload says it is encrypted with; undefined for one that is not encrypted, or that nobody can decode. */
+  ownerOf(payload: Payload): Owner | undefined;
 }
 
 export const createPayloadDecoder = ({ dataKeys }: Pick<PayloadCodecDeps, "dataKeys">): PayloadDecoder => ({
@@ -135,6 +137,14 @@ export const createPayloadDecoder = ({ dataKeys }: Pick<PayloadCodecDeps, "dataK
         }),
       ),
     ),
+  ownerOf(payload) {
+    if (textOf(payload, "encoding") !== encoding) return undefined;
+    try {
+      return claimOf(payload).owner;
+    } catch {
+      return undefined;
+    }
+  },
 });
 
 // A payload as bytes: the count of its metadata (1 byte), each name and value behind its length (4 bytes), the data.

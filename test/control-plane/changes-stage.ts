@@ -1,7 +1,11 @@
 import { randomBytes } from "node:crypto";
+import { join } from "node:path";
 import { inject } from "vitest";
+import { type AnchorKeeper, startAnchorKeeper } from "../../control-plane/anchor-keeper.ts";
+import { directoryPlace } from "../../control-plane/anchor-place.ts";
 import { startAuditRelay, type AuditRelay } from "../../control-plane/audit-relay.ts";
 import { verifyAudit, type Verification } from "../../control-plane/audit-verify.ts";
+import { openSigningKey } from "../../control-plane/audit-signing-key.ts";
 import { createChanges, type Changes } from "../../control-plane/changes.ts";
 import { mintTenantToken } from "../../control-plane/credentials.ts";
 import type { ChainState, Command } from "../../domain/audit.ts";
@@ -15,6 +19,7 @@ export type ChangesStage = {
   readonly namespace: string;
   readonly changes: Changes;
   readonly relay: AuditRelay;
+  readonly anchors: AnchorKeeper;
   createTenant(name?: string): Promise<{ readonly tenantId: TenantId; readonly token: string }>;
   make(owner: Owner, command: Command, more?: { readonly key?: string; readonly request?: unknown }): Promise<void>;
   stateOf(owner: Owner): Promise<ChainState | undefined>;
@@ -48,6 +53,14 @@ export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {
     obstacle: relay.obstacle,
     log: quiet,
   });
+  const key = await openSigningKey({ database, home, log: quiet });
+  const anchors = await startAnchorKeeper({
+    database,
+    key,
+    places: [directoryPlace(join(home, "audit-anchors"), key)],
+    log: quiet,
+    intervalMs: 3_600_000,
+  });
   const stateOf = async (owner: Owner) => {
     await pool.wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(5_000));
@@ -63,6 +76,7 @@ export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {
     namespace,
     changes,
     relay,
+    anchors,
     make,
     stateOf,
     async createTenant(name = "acme") {
@@ -71,8 +85,9 @@ export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {
       await make(systemOwner, { type: "tenant.create", tenantId, displayName: null, markup: null, tokenHash: hash.toString("hex") });
       return { tenantId, token };
     },
-    verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }),
+    verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf, anchors }),
     async close() {
+      await anchors.stop();
       await relay.stop();
       await stack.close();
     },
