@@ -4,13 +4,13 @@ import type { Changes } from "../control-plane/changes.ts";
 import { mintTenantToken } from "../control-plane/credentials.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
 import type { TenantCommand } from "../domain/audit.ts";
-import { parseTenantId, systemOwner, type TenantId } from "../domain/tenant.ts";
+import { systemOwner, type TenantId } from "../domain/tenant.ts";
 import { acceptEmptyBodies, changeOptionsOf, noBody } from "./admin-change.ts";
+import { tenantNamedByAdmin, tenantOfPath } from "./admin-path.ts";
 import { tenantJson } from "./admin-routes.ts";
 
 export type TenantStateDeps = { readonly tenants: Tenants; readonly changes: Changes };
 
-const tenantParams = z.object({ tenant: z.string() });
 const newTenant = z.strictObject({
   id: z.string(),
   display_name: z.string().optional(),
@@ -27,7 +27,7 @@ export const createTenantStateRoutes =
 
     /** A change of a tenant that exists; one that does not has no chain. */
     const change = async (request: FastifyRequest, commandOf: (tenantId: TenantId) => TenantCommand): Promise<TenantId> => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      const tenantId = tenantOfPath(request);
       noBody.parse(request.body);
       const options = changeOptionsOf(request);
       await tenants.get(tenantId);
@@ -37,7 +37,7 @@ export const createTenantStateRoutes =
 
     app.post("/v1/tenants", { config: { access: "admin:tenants" } }, async (request, reply) => {
       const { id, display_name, markup } = newTenant.parse(request.body);
-      const tenantId = parseTenantId(id);
+      const tenantId = tenantNamedByAdmin(request, id);
       const { token, hash } = mintTenantToken(tenantId);
       await changes.make(
         systemOwner,
@@ -70,7 +70,7 @@ export const createTenantStateRoutes =
     });
 
     app.get("/v1/tenants/:tenant/token", { config: { access: "admin:read" } }, async (request) => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      const tenantId = tenantOfPath(request);
       await tenants.get(tenantId);
       const { hashPrefix, createdAtMs, lastUsedAtMs } = await tenants.tokenOf(tenantId);
       return {
