@@ -24,6 +24,7 @@ import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
 import { createTurnSlots } from "../gateway/turn-slots.ts";
 import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
+import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
@@ -38,19 +39,21 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
+  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, metrics } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
   const reports = createBillingReports({ database });
-  const turns = createTurnService({
-    database,
-    bus,
-    clientOf,
-    wake,
-    log,
-    slots: createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant }),
-  });
+  const turns = metrics.observeTurns(
+    createTurnService({
+      database,
+      bus,
+      clientOf,
+      wake,
+      log,
+      slots: metrics.observeSlots(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant })),
+    }),
+  );
   const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());
   const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
   const system = forSystem(temporal);
@@ -63,6 +66,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const app = await createGateway({
     authenticate: authentication.authenticate,
     logger,
+    edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
+    metrics: metrics.gateway,
     routes: [
       createHealthRoutes({
         config: async () => {},
@@ -79,6 +84,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createTenantStateRoutes({ tenants, changes }),
       createAdminKeyRoutes({ database, changes }),
       createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
+      createMetricsRoutes(metrics),
       createPageRoutes(),
     ],
   });

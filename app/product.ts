@@ -17,6 +17,7 @@ import { connectTemporal, type TemporalConnection } from "../temporal/temporal-c
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
 import { startGateway } from "./gateway-role.ts";
+import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
 import { Resources } from "./resources.ts";
 import { type Backends, startBackends } from "./backends.ts";
@@ -43,6 +44,7 @@ export type ProductParts = {
   readonly bus: TokenBus;
   readonly clientOf: (tenantId: TenantId) => TenantClient;
   readonly log: Log;
+  readonly metrics: Metrics;
 };
 
 /** The channel on which a gateway asks the workers to poll a tenant's queue. */
@@ -76,7 +78,18 @@ export async function startProduct(environment: Environment, { role, variables }
       modelCall: config.temporal.model_call ?? "remote",
     };
     const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
-    const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, clientOf, log };
+    const parts: ProductParts = {
+      environment,
+      variables,
+      home,
+      config,
+      database,
+      temporal,
+      bus,
+      clientOf,
+      log,
+      metrics: createMetrics({ database }),
+    };
 
     let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
     if (role !== "gateway") {
