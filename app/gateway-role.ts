@@ -40,6 +40,7 @@ import { createTurnSlots } from "../gateway/turn-slots.ts";
 import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { createPayloadDecoder } from "../temporal/payload-codec.ts";
+import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
@@ -55,20 +56,22 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, temporalUiUrl } = parts;
+  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, temporalUiUrl, metrics } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
   const sessions = createAdminSessions({ database, rootAdminKey: environment.adminKey });
   const reports = createBillingReports({ database });
-  const turns = createTurnService({
-    database,
-    bus,
-    clientOf,
-    wake,
-    log,
-    slots: createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant }),
-  });
+  const turns = metrics.observeTurns(
+    createTurnService({
+      database,
+      bus,
+      clientOf,
+      wake,
+      log,
+      slots: metrics.observeSlots(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant })),
+    }),
+  );
   const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());
   const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
   const anchors = resources.add(await startAnchors(parts), (started) => started.stop());
@@ -96,6 +99,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     authenticate: authentication.authenticate,
     authenticateSession: async (id) => (await sessions.find(id)).principal,
     logger,
+    edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
+    metrics: metrics.gateway,
     routes: [
       createHealthRoutes({
         config: async () => {},
@@ -118,6 +123,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         database,
         verify: async (options) => await verifyAudit({ database, home, flush: relay.flush, stateOf, anchors }, options),
       }),
+      createMetricsRoutes(metrics),
       createPageRoutes(),
       createAdminLoginRoutes({ sessions, authenticate: authentication.authenticateCredential, log }),
       createTemporalUiRoutes({ uiUrl: temporalUiUrl, changes, log }),

@@ -21,6 +21,7 @@ import { type LaneSettings, type TenantClient, forTenant } from "../temporal/ten
 import type { ProductFacts } from "./console-output.ts";
 import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
 import { startGateway } from "./gateway-role.ts";
+import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
 import { Resources } from "./resources.ts";
 import { type Backends, startBackends } from "./backends.ts";
@@ -50,6 +51,7 @@ export type ProductParts = {
   readonly overlays: OverlayReader;
   readonly clientOf: (tenantId: TenantId) => TenantClient;
   readonly log: Log;
+  readonly metrics: Metrics;
 };
 
 /** The channel on which a gateway asks the workers to poll a tenant's queue. */
@@ -104,6 +106,7 @@ export async function startProduct(environment: Environment, { role, variables }
       overlays,
       clientOf,
       log,
+      metrics: createMetrics({ database }),
     };
 
     let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);

@@ -32,12 +32,12 @@ const rememberedTenants = 1_000;
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, keys, temporal, bus, overlays, clientOf, log }: ProductParts,
+  { config, variables, home, database, keys, temporal, bus, overlays, clientOf, log, metrics }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
   const tenantOf = rememberTenants(createTenants({ database }).get);
-  const driver = createBwrapDriver();
+  const driver = metrics.observeSandbox(createBwrapDriver());
   const missing = await driver.probe();
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 

@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { requireOwnOrigin, sessionIdOf } from "./admin-cookie.ts";
 import { type FailedAuthenticationLimiter, createFailedAuthenticationLimiter } from "./failed-authentication-limiter.ts";
+import { isLocalProgram } from "./http-edge.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantContext } from "../domain/tenant.ts";
 import {
@@ -13,7 +14,13 @@ import {
 } from "../control-plane/authentication.ts";
 
 /** Who may call a route; every route declares it, or the gateway does not start. */
-export type Access = "public" | "tenant" | `admin:${AdminScope}` | `tenant-or-admin:${AdminScope}` | AdminPageAccess;
+export type Access =
+  | "public"
+  | "tenant"
+  | `admin:${AdminScope}`
+  | `tenant-or-admin:${AdminScope}`
+  | `local-or-admin:${AdminScope}`
+  | AdminPageAccess;
 
 /**
  * Operators' pages and what they load: a browser's session is enough, for anything but GET and HEAD only from a page of ours.
@@ -38,10 +45,11 @@ export type AccessDeps = {
   readonly authenticate: (authorization: string | undefined) => Promise<Principal>;
   /** Whose browser session this is; undefined: no cookie is accepted. */
   readonly authenticateSession?: (sessionId: string | undefined) => Promise<AdminPrincipal>;
+  readonly onFailure?: () => void;
 };
 
 /** Authenticates in `onRequest`, before a byte of the body is read. */
-export function registerAccess(app: FastifyInstance, { authenticate, authenticateSession }: AccessDeps): void {
+export function registerAccess(app: FastifyInstance, { authenticate, authenticateSession, onFailure }: AccessDeps): void {
   const limiter = createFailedAuthenticationLimiter();
   app.decorate("failedAuthentications", limiter);
   app.decorateRequest("principal", undefined);
@@ -63,10 +71,13 @@ export function registerAccess(app: FastifyInstance, { authenticate, authenticat
       request.principal = scope === undefined ? session : requireAdmin(session, scope);
       return;
     }
+    if (access.startsWith("local-or-") && request.headers.authorization === undefined && isLocalProgram(request)) return;
     const principal = await authenticate(request.headers.authorization).catch((error: unknown) => {
-      throw isRefusal(error) ? limiter.refuse(request.ip, error) : error;
+      if (!isRefusal(error)) throw error;
+      onFailure?.();
+      throw limiter.refuse(request.ip, error);
     });
-    const [who, scope] = access.split(":") as ["tenant" | "admin" | "admin-page" | "tenant-or-admin", AdminScope?];
+    const [who, scope] = access.split(":") as ["tenant" | "admin" | "admin-page" | "tenant-or-admin" | "local-or-admin", AdminScope?];
     if (who === "tenant") requireTenant(principal);
     else if (who !== "tenant-or-admin" || principal.kind === "admin") requireAdmin(principal, scope);
     request.principal = principal;

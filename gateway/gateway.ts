@@ -6,10 +6,14 @@ import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
 import { type AccessDeps, registerAccess } from "./access.ts";
 import { answerClientError, answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
 import type { GatewayLogger } from "./gateway-logger.ts";
+import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
+import { type EdgeOptions, registerEdge, serverLimits } from "./http-edge.ts";
 
 export type GatewayOptions = AccessDeps & {
   readonly routes: readonly FastifyPluginAsync[];
   readonly logger: GatewayLogger;
+  readonly edge?: EdgeOptions;
+  readonly metrics?: GatewayMetrics;
 };
 
 /** Contract §3: JSON bodies up to 16 MiB and 64 levels deep. */
@@ -19,14 +23,28 @@ const jsonDepth = 64;
 const jsonEntries = 10_000;
 
 /** The HTTP side, not yet listening. Every route is authenticated before its body is read, and answers errors in one shape. */
-export async function createGateway({ authenticate, authenticateSession, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
+export async function createGateway({
+  authenticate,
+  authenticateSession,
+  routes,
+  logger,
+  edge = {},
+  metrics,
+}: GatewayOptions): Promise<FastifyInstance> {
   const app = Fastify({
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
     bodyLimit: bodyLimitBytes,
-    requestTimeout: 60_000,
+    requestTimeout: serverLimits.requestMs,
     connectionTimeout: 0,
-    keepAliveTimeout: 65_000,
+    keepAliveTimeout: serverLimits.keepAliveMs,
+    maxRequestsPerSocket: serverLimits.requestsPerSocket,
+    http: {
+      maxHeaderSize: serverLimits.maxHeaderBytes,
+      headersTimeout: serverLimits.headersMs,
+      connectionsCheckingInterval: serverLimits.checkMs,
+    },
+    trustProxy: edge.trustedProxies === undefined || edge.trustedProxies.length === 0 ? false : [...edge.trustedProxies],
     genReqId: () => `req_${encodeUlid(ulidBytes(Date.now(), randomBytes(10)))}`,
     requestIdHeader: false,
     forceCloseConnections: "idle",
@@ -35,8 +53,14 @@ export async function createGateway({ authenticate, authenticateSession, routes,
   });
   app.removeContentTypeParser("text/plain");
   registerErrorEdge(app);
+  if (metrics !== undefined) registerMetrics(app, metrics);
+  await registerEdge(app, edge);
   await app.register(fastifyCookie);
-  registerAccess(app, { authenticate, ...(authenticateSession === undefined ? {} : { authenticateSession }) });
+  registerAccess(app, {
+    authenticate,
+    ...(authenticateSession === undefined ? {} : { authenticateSession }),
+    onFailure: () => metrics?.authenticationFailed(),
+  });
   app.addHook("onSend", async (request, reply) => {
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
   });

@@ -6,9 +6,10 @@ import { type Tenants, notFound } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantCommand } from "../domain/audit.ts";
 import { type TenantQuota, parseQuotaChange, quotaFieldsOf } from "../domain/tenant-quota.ts";
-import { lifeWorkflowIdOf, parseTenantId, systemOwner, type TenantId } from "../domain/tenant.ts";
+import { lifeWorkflowIdOf, systemOwner, type TenantId } from "../domain/tenant.ts";
 import type { OperationClient } from "../temporal/operation-client.ts";
 import { acceptEmptyBodies, changeOptionsOf, noBody } from "./admin-change.ts";
+import { tenantNamedByAdmin, tenantOfPath } from "./admin-path.ts";
 import { tenantJson } from "./admin-routes.ts";
 
 export type TenantStateDeps = {
@@ -19,7 +20,6 @@ export type TenantStateDeps = {
   readonly defaultQuota: TenantQuota;
 };
 
-const tenantParams = z.object({ tenant: z.string() });
 /** A JSON number is read as the shortest decimal text that stands for it. */
 const decimalText = z.union([z.string(), z.number().transform(String)]);
 const quotaBody = z.strictObject({
@@ -46,7 +46,7 @@ export const createTenantStateRoutes =
 
     /** A change of a tenant that exists; one that does not has no chain. */
     const changeExisting = async (request: FastifyRequest, commandOf: (tenantId: TenantId) => TenantCommand): Promise<TenantId> => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      const tenantId = tenantOfPath(request);
       const command = commandOf(tenantId);
       const options = changeOptionsOf(request);
       await tenants.get(tenantId);
@@ -58,7 +58,7 @@ export const createTenantStateRoutes =
       return await changeExisting(request, () => command);
     };
     const tenantToChange = async (request: FastifyRequest): Promise<TenantId> => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      const tenantId = tenantOfPath(request);
       noBody.parse(request.body);
       await tenants.get(tenantId);
       return tenantId;
@@ -66,7 +66,7 @@ export const createTenantStateRoutes =
 
     app.post("/v1/tenants", { config: { access: "admin:tenants" } }, async (request, reply) => {
       const { id, display_name, markup, quota = {} } = newTenant.parse(request.body);
-      const tenantId = parseTenantId(id);
+      const tenantId = tenantNamedByAdmin(request, id);
       const ceilings = { ...defaultQuota, ...parseQuotaChange(quota, "quota.") };
       const { token, hash } = mintTenantToken(tenantId);
       const answer = await changes.issue(
@@ -101,7 +101,7 @@ export const createTenantStateRoutes =
     });
 
     app.get("/v1/tenants/:tenant/quota", { config: { access: "admin:read" } }, async (request) => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      const tenantId = tenantOfPath(request);
       return quotaFieldsOf((await tenants.get(tenantId)).quota);
     });
 
@@ -114,7 +114,7 @@ export const createTenantStateRoutes =
     });
 
     app.delete("/v1/tenants/:tenant", { config: { access: "admin:tenants" } }, async (request, reply) => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      const tenantId = tenantOfPath(request);
       noBody.parse(request.body);
       const { confirm } = deleteQuery.parse(request.query);
       if (confirm !== tenantId) {
@@ -153,7 +153,7 @@ export const createTenantStateRoutes =
     });
 
     app.get("/v1/tenants/:tenant/token", { config: { access: "admin:read" } }, async (request) => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
+      const tenantId = tenantOfPath(request);
       await tenants.get(tenantId);
       const { hashPrefix, createdAtMs, lastUsedAtMs } = await tenants.tokenOf(tenantId);
       return {

@@ -137,3 +137,13 @@ test("a directory that is swapped for a link while it is removed takes nothing o
     expect(readdirSync(outside).toSorted()).toEqual(kept);
   }
 });
+
+test("a tenant may have a name that no path from outside may have", async () => {
+  const home = newHome();
+  const { tenantId } = someTenant("con");
+  const { root } = createTenantDirectory(home, { tenantId, osUidIndex: 7 });
+
+  await removeTenantDirectory(home, tenantId);
+
+  expect(lstatSync(root, { throwIfNoEntry: false })).toBeUndefined();
+});
