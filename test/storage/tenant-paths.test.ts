@@ -15,6 +15,7 @@ import {
 import { rename, symlink, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
+import { parseTenantId } from "../../domain/tenant.ts";
 import { createHome, createTenantDirectory, removeTenantDirectory, tenantDirectory, tenantUidOf } from "../../storage/tenant-paths.ts";
 import { someTenant, temporaryHome } from "./fresh-database.ts";
 
@@ -140,7 +141,7 @@ test("a directory that is swapped for a link while it is removed takes nothing o
 
 test("a tenant may have a name that no path from outside may have", async () => {
   const home = newHome();
-  const { tenantId } = someTenant("con");
+  const tenantId = parseTenantId("con");
   const { root } = createTenantDirectory(home, { tenantId, osUidIndex: 7 });
 
   await removeTenantDirectory(home, tenantId);
