@@ -19,6 +19,11 @@ import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
+import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
+import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
+import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
+import { createRpcSocketRoutes } from "../gateway/rpc/rpc-socket.ts";
+import { createSessionService } from "../gateway/session-service.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
@@ -60,15 +65,26 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
   };
+  const checks = {
+    config: async () => {},
+    database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
+    temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
+  };
+  const endpoint = createRpcEndpoint({
+    methods: createRpcMethods({
+      turns,
+      sessions: createSessionService({ database, bus, clientOf, log }),
+      defaultModel: () => resolveModel(config, "default").id,
+      reports,
+      checks,
+    }),
+    logFailure: (error, fields) => logger.error({ err: error, ...fields }, "a call of /rpc failed"),
+  });
   const app = await createGateway({
     authenticate: authentication.authenticate,
     logger,
     routes: [
-      createHealthRoutes({
-        config: async () => {},
-        database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
-        temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
-      }),
+      createHealthRoutes(checks),
       createChatRoutes({ turns, tokens, resolveModel: (name) => resolveModel(config, name).id }),
       createModelRoutes({
         models: () => [...config.models.values()].filter(({ id }) => config.rateCard.rates.has(id)),
@@ -79,6 +95,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createTenantStateRoutes({ tenants, changes }),
       createAdminKeyRoutes({ database, changes }),
       createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
+      createRpcRoutes({ endpoint, tenants }),
+      createRpcSocketRoutes({ endpoint, authenticateCredential: authentication.authenticateCredential, tokens }),
       createPageRoutes(),
     ],
   });

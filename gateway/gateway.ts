@@ -5,6 +5,7 @@ import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
 import { type AccessDeps, registerAccess } from "./access.ts";
 import { answerClientError, answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
 import type { GatewayLogger } from "./gateway-logger.ts";
+import { registerWebSockets } from "./web-sockets.ts";
 
 export type GatewayOptions = AccessDeps & {
   readonly routes: readonly FastifyPluginAsync[];
@@ -42,12 +43,13 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
     const fault = request.body === undefined ? undefined : shapeFault(request.body);
     if (fault !== undefined) throw new AppError("invalid_json", { client: { message: fault } });
   });
+  await registerWebSockets(app);
   for (const route of routes) await app.register(route);
   return app;
 }
 
 /** What is wrong with the size of a JSON value, in a sentence; undefined for one that may be looked at. */
-function shapeFault(root: unknown): string | undefined {
+export function shapeFault(root: unknown): string | undefined {
   let level = [root].filter(isContainer);
   for (let depth = 0; level.length > 0; depth++) {
     if (depth >= jsonDepth) return `The body is nested deeper than ${jsonDepth} levels.`;
