@@ -114,8 +114,9 @@ export async function readTurnState(
 /** Ends the turns among these that nothing runs yet. @returns their ids */
 export async function endQueuedTurns(tx: TenantTx, turnIds: readonly TurnId[], error: StoredError): Promise<readonly TurnId[]> {
   const ended = await tx.query<{ id: TurnId }>(
-    `WITH ended AS (
-       UPDATE turn SET state = 'aborted', error = $2, finished_at = now() WHERE id = ANY ($1) AND state = 'queued' RETURNING id
+    `WITH queued AS (SELECT id FROM turn WHERE id = ANY ($1) AND state = 'queued' ORDER BY id FOR UPDATE),
+     ended AS (
+       UPDATE turn SET state = 'aborted', error = $2, finished_at = now() FROM queued WHERE turn.id = queued.id RETURNING turn.id
      ), closed AS (DELETE FROM control.open_turn USING ended WHERE tenant_id = $3 AND turn_id = ended.id)
      SELECT id FROM ended`,
     [turnIds, toJsonb(error), tx.tenantId],
@@ -134,7 +135,10 @@ export async function clearSession(
 ): Promise<readonly TurnId[] | undefined> {
   // Turns before the session, as a turn that ends locks them: one that is ending now is waited for, and its messages go with the rest.
   const detached = await tx.query<{ id: TurnId }>(
-    "UPDATE turn SET detached = true WHERE session_id = $1 AND state IN ('queued', 'running') AND NOT stateless RETURNING id",
+    `WITH open AS (
+       SELECT id FROM turn WHERE session_id = $1 AND state IN ('queued', 'running') AND NOT stateless ORDER BY id FOR UPDATE
+     )
+     UPDATE turn SET detached = true FROM open WHERE turn.id = open.id RETURNING turn.id`,
     [sessionId],
   );
   const found = isDeleted
@@ -148,11 +152,13 @@ export async function clearSession(
 /** Takes what was said out of a deleted session's ended turns; their rows stay for whoever holds their ids, and answer `error`. */
 export async function wipeTurns(tx: TenantTx, sessionId: SessionId, error: StoredError): Promise<void> {
   await tx.execute(
-    `WITH wiped AS (
-       UPDATE turn SET request = NULL, reply = NULL, error = $2
+    `WITH ended AS (
+       SELECT id FROM turn
        WHERE session_id = $1 AND state NOT IN ('queued', 'running') AND request IS NOT NULL AND NOT stateless
          AND (detached OR NOT EXISTS (SELECT FROM session WHERE id = $1))
-       RETURNING id
+       ORDER BY id FOR UPDATE
+     ), wiped AS (
+       UPDATE turn SET request = NULL, reply = NULL, error = $2 FROM ended WHERE turn.id = ended.id RETURNING turn.id
      ), calls AS (DELETE FROM model_call USING wiped WHERE turn_id = wiped.id AND model_call.state <> 'started')
      DELETE FROM tool_run USING wiped WHERE turn_id = wiped.id`,
     [sessionId, toJsonb(error)],
