@@ -133,6 +133,7 @@ export async function clearSession(
   sessionId: SessionId,
   { isDeleted }: { readonly isDeleted: boolean },
 ): Promise<readonly TurnId[] | undefined> {
+  await lockSession(tx, sessionId);
   // Turns before the session, as a turn that ends locks them: one that is ending now is waited for, and its messages go with the rest.
   const detached = await tx.query<{ id: TurnId }>(
     `WITH open AS (
@@ -149,8 +150,14 @@ export async function clearSession(
   return detached.map(({ id }) => id);
 }
 
+/** One at a time: two that lock the same turns and the same session would stop each other. Turns themselves do not wait for it. */
+async function lockSession(tx: TenantTx, sessionId: SessionId): Promise<void> {
+  await tx.query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [`session/${tx.tenantId}/${sessionId}`]);
+}
+
 /** Takes what was said out of a deleted session's ended turns; their rows stay for whoever holds their ids, and answer `error`. */
 export async function wipeTurns(tx: TenantTx, sessionId: SessionId, error: StoredError): Promise<void> {
+  await lockSession(tx, sessionId);
   await tx.execute(
     `WITH ended AS (
        SELECT id FROM turn

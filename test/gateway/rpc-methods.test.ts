@@ -316,7 +316,6 @@ describe("sessions", () => {
         ? await stage.call("chat.send", { session_id: session, text: `storm ${place}` })
         : await stage.call(place % 3 === 1 ? "sessions.reset" : "sessions.delete", { session_id: session }),
     );
-    console.log((await Promise.all(storm)).filter((a)=>a.error?.code===-32053), JSON.stringify(stage.logged).slice(0,3000));
     for (const { error } of await Promise.all(storm)) expect([undefined, -32_004]).toContain(error?.code);
 
     await expect

@@ -54,6 +54,8 @@ export type RpcStage = {
   stateOf(turnId: string, tenant?: RpcTenant): Promise<unknown>;
   /** As a rotation does: the epoch rises, and every process is told. */
   raiseEpoch(tenant: RpcTenant): Promise<void>;
+  /** WebSockets that the server holds open. */
+  openConnections(): number;
   close(): Promise<void>;
 };
 
@@ -168,6 +170,7 @@ export async function startRpcStage(limits: RpcSocketDeps["limits"] = {}): Promi
         await tx.query("select pg_notify($1, $2)", [tokenChannel, tenantId]);
       });
     },
+    openConnections: () => app.websocketServer.clients.size,
     async close() {
       app.server.closeAllConnections();
       await app.close();
