@@ -35,6 +35,7 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
   });
   app.removeContentTypeParser("text/plain");
   registerErrorEdge(app);
+  await registerWebSockets(app); // before anything may refuse a request: it is what lets go of the socket of a refused upgrade
   registerAccess(app, { authenticate });
   app.addHook("onSend", async (request, reply) => {
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
@@ -43,7 +44,6 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
     const fault = request.body === undefined ? undefined : shapeFault(request.body);
     if (fault !== undefined) throw new AppError("invalid_json", { client: { message: fault } });
   });
-  await registerWebSockets(app);
   for (const route of routes) await app.register(route);
   return app;
 }
