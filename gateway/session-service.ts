@@ -87,17 +87,23 @@ export function createSessionService({ database, bus, clientOf, log }: SessionSe
     }
   }
 
+  const oneByOne = createTurnstile();
+
   async function clear(context: TenantContext, sessionId: SessionId, isDeleted: boolean): Promise<readonly TurnId[]> {
-    const open = await database.withTenant(context, async (tx) => {
-      const turnIds = await clearSession(tx, sessionId, { isDeleted });
-      if (turnIds !== undefined && isDeleted) await wipeTurns(tx, sessionId, deleted);
-      return turnIds;
-    });
+    const open = await oneByOne(`${context.tenantId}/${sessionId}`, async () => await clearRows(context, sessionId, isDeleted));
     if (open === undefined) throw noSession();
     await abortTurns(context, open).catch((error: unknown) => {
       log("turns of a cleared session run on", { sessionId, error: String(error) }); // they leave nothing behind
     });
     return open;
+  }
+
+  async function clearRows(context: TenantContext, sessionId: SessionId, isDeleted: boolean): Promise<readonly TurnId[] | undefined> {
+    return await database.withTenant(context, async (tx) => {
+      const turnIds = await clearSession(tx, sessionId, { isDeleted });
+      if (turnIds !== undefined && isDeleted) await wipeTurns(tx, sessionId, deleted);
+      return turnIds;
+    });
   }
 
   async function waitForEnd(context: TenantContext, turnIds: readonly TurnId[]): Promise<void> {
@@ -159,5 +165,19 @@ export function createSessionService({ database, bus, clientOf, log }: SessionSe
       await database.withTenant(context, async (tx) => await wipeTurns(tx, sessionId, deleted));
       return open;
     },
+  };
+}
+
+/** Lets one at a time of each name through: whoever waits here holds no connection of the database, which others need. */
+function createTurnstile() {
+  const last = new Map<string, Promise<unknown>>();
+  return async <T>(name: string, work: () => Promise<T>): Promise<T> => {
+    const mine = (last.get(name) ?? Promise.resolve()).then(work, work);
+    last.set(name, mine);
+    try {
+      return await mine;
+    } finally {
+      if (last.get(name) === mine) last.delete(name);
+    }
   };
 }

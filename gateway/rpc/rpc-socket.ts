@@ -165,7 +165,7 @@ export const createRpcSocketRoutes =
       socket.on("message", (data, isBinary) => {
         if (!isOpen()) return;
         if (isBinary) return socket.close(closeCodes.unsupportedData, "text frames only");
-        const text = String(data);
+        const text = (data as Buffer).toString(); // text frames come whole
         if (credential === undefined) {
           credential = tokenOf(text);
           if (credential === undefined) refuse();

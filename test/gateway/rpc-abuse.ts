@@ -4,7 +4,7 @@ const send = (params: unknown): string => request({ method: "chat.send", params 
 const nested = (depth: number): string => `${"[".repeat(depth)}${"]".repeat(depth)}`;
 const anId = "api:abuse:default";
 
-export const noJson: readonly string[] = [
+const noJson: readonly string[] = [
   "",
   " ",
   "{",
@@ -27,7 +27,7 @@ export const noJson: readonly string[] = [
   "\uFEFF{}x",
 ];
 
-export const noRequests: readonly string[] = [
+const noRequests: readonly string[] = [
   "null",
   "true",
   "1",
@@ -62,7 +62,7 @@ export const noRequests: readonly string[] = [
   '{"jsonrpc":"2.0","method":"health","id":1,"constructor":{"prototype":{"x":1}}}',
 ];
 
-export const noMethods: readonly string[] = [
+const noMethods: readonly string[] = [
   "",
   " health",
   "health ",
@@ -89,7 +89,7 @@ export const noMethods: readonly string[] = [
   "héalth",
 ].map((method) => request({ method }));
 
-export const noParams: readonly string[] = [
+const noParams: readonly string[] = [
   request({ params: [] }),
   request({ params: ["x"] }),
   request({ params: { tenant: "globex" } }),
@@ -130,7 +130,7 @@ export const noParams: readonly string[] = [
 ];
 
 /** Requests that are well-formed and have nothing to find. */
-export const noObjects: readonly string[] = [
+const noObjects: readonly string[] = [
   request({ method: "chat.abort", params: { turn_id: `trn_0${"0".repeat(25)}` } }),
   request({ method: "chat.history", params: { session_id: "api:nobody:default" } }),
   request({ method: "sessions.get", params: { session_id: "api:nobody:default" } }),

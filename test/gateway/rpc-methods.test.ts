@@ -316,7 +316,9 @@ describe("sessions", () => {
         ? await stage.call("chat.send", { session_id: session, text: `storm ${place}` })
         : await stage.call(place % 3 === 1 ? "sessions.reset" : "sessions.delete", { session_id: session }),
     );
-    for (const { error } of await Promise.all(storm)) expect([undefined, -32_004]).toContain(error?.code);
+    const answers = await Promise.all(storm);
+    expect(stage.logged).toEqual([]);
+    for (const { error } of answers) expect([undefined, -32_004]).toContain(error?.code);
 
     await expect
       .poll(async () => await rows("select id from turn where session_id = $1 and state in ('queued', 'running')", session), {

@@ -42,7 +42,7 @@ describe("one request", () => {
   test("acts as a notification, too", async () => {
     await send({ jsonrpc: "2.0", method: "chat.send", params: { session_id: "api:note:default", text: "as a notification" } });
 
-    await expect.poll(() => stage.asked).toContain("as a notification");
+    await expect.poll(() => stage.asked, { timeout: 20_000 }).toContain("as a notification");
   });
 
   test("that is none has the id that could be read in it, and null otherwise", async () => {

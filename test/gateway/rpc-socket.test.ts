@@ -211,16 +211,19 @@ describe("what a socket may cost", () => {
     await sockets[0]?.ended;
 
     await expect
-      .poll(async () => {
-        const again = await withHeader(tenant.token);
-        return await Promise.race([
-          again.call("health").then(
-            ({ id }) => typeof id,
-            () => "refused",
-          ),
-          again.ended,
-        ]);
-      })
+      .poll(
+        async () => {
+          const again = await withHeader(tenant.token);
+          return await Promise.race([
+            again.call("health").then(
+              ({ id }) => typeof id,
+              () => "refused",
+            ),
+            again.ended,
+          ]);
+        },
+        { timeout: 20_000 },
+      )
       .toBe("string");
   });
 
