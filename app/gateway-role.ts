@@ -33,6 +33,11 @@ import { createOperationRoutes } from "../gateway/operation-routes.ts";
 import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
+import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
+import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
+import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
+import { createRpcSocketRoutes } from "../gateway/rpc/rpc-socket.ts";
+import { createSessionService } from "../gateway/session-service.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
@@ -95,6 +100,23 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
   };
+  const checks = {
+    config: async () => {},
+    database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
+    temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
+  };
+  const endpoint = createRpcEndpoint({
+    methods: createRpcMethods({
+      turns,
+      sessions: createSessionService({ database, bus, clientOf, log }),
+      overlays,
+      defaultModel: (overlay) => resolveTenantModel(config, overlay, "default").id,
+      tenants,
+      reports,
+      checks,
+    }),
+    logFailure: (error, fields) => logger.error({ err: error, ...fields }, "a call of /rpc failed"),
+  });
   const app = await createGateway({
     authenticate: authentication.authenticate,
     authenticateSession: async (id) => (await sessions.find(id)).principal,
@@ -102,12 +124,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
     metrics: metrics.gateway,
     routes: [
-      createHealthRoutes({
-        config: async () => {},
-        database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
-        temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
-      }),
       createChatRoutes({ turns, tokens, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
+      createHealthRoutes(checks),
       createModelRoutes({
         models: async (tenantId) => modelsOfTenant(config, (await overlays.of(tenantId)).overlay),
         startedAtMs: Date.now(),
@@ -124,6 +142,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         verify: async (options) => await verifyAudit({ database, home, flush: relay.flush, stateOf, anchors }, options),
       }),
       createMetricsRoutes(metrics),
+      createRpcRoutes({ endpoint, tenants }),
+      createRpcSocketRoutes({ endpoint, authenticateCredential: authentication.authenticateCredential, tokens }),
       createPageRoutes(),
       createAdminLoginRoutes({ sessions, authenticate: authentication.authenticateCredential, log }),
       createTemporalUiRoutes({ uiUrl: temporalUiUrl, changes, log }),

@@ -8,6 +8,7 @@ import { answerClientError, answerFrameworkError, registerErrorEdge } from "./er
 import type { GatewayLogger } from "./gateway-logger.ts";
 import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
 import { type EdgeOptions, registerEdge, serverLimits } from "./http-edge.ts";
+import { registerWebSockets } from "./web-sockets.ts";
 
 export type GatewayOptions = AccessDeps & {
   readonly routes: readonly FastifyPluginAsync[];
@@ -53,6 +54,7 @@ export async function createGateway({
   });
   app.removeContentTypeParser("text/plain");
   registerErrorEdge(app);
+  await registerWebSockets(app); // before anything may refuse a request: it is what lets go of the socket of a refused upgrade
   if (metrics !== undefined) registerMetrics(app, metrics);
   await registerEdge(app, edge);
   await app.register(fastifyCookie);
@@ -73,7 +75,7 @@ export async function createGateway({
 }
 
 /** What is wrong with the size of a JSON value, in a sentence; undefined for one that may be looked at. */
-function shapeFault(root: unknown): string | undefined {
+export function shapeFault(root: unknown): string | undefined {
   let level = [root].filter(isContainer);
   for (let depth = 0; level.length > 0; depth++) {
     if (depth >= jsonDepth) return `The body is nested deeper than ${jsonDepth} levels.`;
