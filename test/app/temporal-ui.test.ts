@@ -23,6 +23,7 @@ beforeAll(async () => {
     adminKey: product.adminKey,
     env: {
       DATABASE_URL: embeddedOwnerUrl(join(product.home, "postgres")),
+      OPENCLAW_KEK: readFileSync(join(product.home, "kek"), "utf8").trim(),
       TEMPORAL_ADDRESS: temporal.address,
       TEMPORAL_UI_URL: temporal.ui,
     },

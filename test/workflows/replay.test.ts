@@ -47,14 +47,14 @@ afterAll(async () => {
   await stack.close();
 });
 
-async function replay(history: unknown, workflowId: string): Promise<void> {
+async function replay(history: unknown, workflowId: string, connection = stack.connection): Promise<void> {
   const { codePath } = await workflowBundle(inject("bundleDirectory"));
   await Worker.runReplayHistory(
     {
       workflowBundle: { codePath },
       replayName: "replay",
       taskQueue: taskQueueOf(ownerOfWorkflowId(workflowId)),
-      ...converterOption(stack.connection.converterOf()),
+      ...converterOption(connection.converterOf()),
     } as never,
     history,
     workflowId,
@@ -123,7 +123,7 @@ describe("a run of today replays", () => {
         const { connection } = workflowId.startsWith("turn:") ? stack : stage.stack;
         const history = await connection.client.workflow.getHandle(workflowId).fetchHistory();
 
-        await replay(history, workflowId);
+        await replay(history, workflowId, connection);
 
         const version = process.env["OPENCLAW_RECORD"];
         if (version !== undefined) {
