@@ -62,6 +62,11 @@ export class QuotaLease {
     return this.#granted;
   }
 
+  get requests(): number {
+    return this.#requests;
+  }
+
+  /** Whether there is nothing to report. */
   get isIdle(): boolean {
     return this.#underWay === undefined && this.#opened.length + this.#settled.length + this.#requestsSpent + this.#requestsGivenBack === 0;
   }

@@ -31,8 +31,9 @@ export type SettledCall = { readonly callId: CallId; readonly actual: Amount | u
 
 /** What the calls that wait in a process need. */
 export type Want = {
+  /** None: what is granted is for calls to come, as long as there is plenty. */
   readonly calls: number;
-  /** Of the first in line: what it can begin with, and what it would like. */
+  /** Of the first in line, or like the last one: what it can begin with, and what it would like. */
   readonly least: Amount;
   readonly first: Amount;
   /** What all of them would like. */
@@ -116,9 +117,9 @@ const aheadFrom = 100;
 
 export const utcDayOf = (atMs: number): UtcDay => new Date(atMs).toISOString().slice(0, 10);
 
-export const openLedger = (limits: QuotaLimits, nowMs: number, used: Amount = noAmount): QuotaLedger => ({
+export const openLedger = (limits: QuotaLimits, day: UtcDay, used: Amount = noAmount): QuotaLedger => ({
   limits,
-  day: utcDayOf(nowMs),
+  day,
   used,
   overshoot: noAmount,
   holders: new Map(),
@@ -220,6 +221,13 @@ export function recover(
 export const callsToCheck = (ledger: QuotaLedger, nowMs: number): readonly CallId[] =>
   [...ledger.calls].filter(([, { checkedAtMs }]) => nowMs - checkedAtMs >= callCheckMs).map(([callId]) => callId);
 
+/** When a lease is over, or a call is to be checked, at the earliest. */
+export const nextDueMs = ({ holders, calls }: QuotaLedger): number =>
+  Math.min(
+    ...[...holders.values()].map(({ untilMs }) => untilMs),
+    ...[...calls.values()].map(({ checkedAtMs }) => checkedAtMs + callCheckMs),
+  );
+
 export function applyFate(ledger: QuotaLedger, callId: CallId, fate: RowFate, nowMs: number): void {
   const held = ledger.calls.get(callId);
   if (held === undefined) return;
@@ -273,7 +281,6 @@ export function freeOf({ limits, used, holders, calls, requests }: QuotaLedger):
 
 /** What a holder gets beside what it has: plenty ahead of its calls while there is plenty, and one call at a time near the limit. */
 function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want): Amount {
-  if (want.calls === 0) return noAmount;
   const dimensions = [
     dimension(tokens === undefined ? undefined : BigInt(tokens), BigInt(has.tokens), want, ({ tokens: value }) => BigInt(value)),
     dimension(nanoUsd, has.nanoUsd, want, ({ nanoUsd: value }) => value),
@@ -287,6 +294,7 @@ function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want): Amount {
 function dimension(free: bigint | undefined, has: bigint, want: Want, of: (amount: Amount) => bigint): bigint | undefined {
   const missing = (target: bigint): bigint => most(target - has, 0n);
   const first = of(want.first);
+  if (want.calls === 0 && free !== undefined && free < first * BigInt(aheadFrom)) return 0n;
   const ahead = most(of(want.total), first * BigInt(grantShare));
   if (free === undefined) return missing(ahead);
   const share = free / BigInt(grantShare);

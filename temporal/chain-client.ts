@@ -33,16 +33,7 @@ export function chainClient(owner: Owner, client: Client, settings: ChainSetting
   const workflowId = `tenant:${owner}`;
   return {
     async change(order, signal) {
-      const startWorkflowOperation = new WithStartWorkflowOperation<(input: TenantInput) => Promise<void>>("tenant", {
-        workflowId,
-        taskQueue: taskQueueOf(owner),
-        args: [settings],
-        workflowIdConflictPolicy: WorkflowIdConflictPolicy.USE_EXISTING,
-        workflowIdReusePolicy: WorkflowIdReusePolicy.ALLOW_DUPLICATE,
-        workflowTaskTimeout: "5s",
-        ...(owner === systemOwner ? {} : { typedSearchAttributes: [{ key: tenantIdKey, value: owner }] }),
-        staticSummary: owner === systemOwner ? "state changes of the system" : `state changes of ${owner}`,
-      });
+      const startWorkflowOperation = openingOf(owner, settings);
       return await client.withAbortSignal(
         signal,
         async () =>
@@ -58,6 +49,20 @@ export function chainClient(owner: Owner, client: Client, settings: ChainSetting
       }
     },
   };
+}
+
+/** Opens the workflow of the owner where it is not open. */
+export function openingOf(owner: Owner, settings: ChainSettings) {
+  return new WithStartWorkflowOperation<(input: TenantInput) => Promise<void>>("tenant", {
+    workflowId: `tenant:${owner}`,
+    taskQueue: taskQueueOf(owner),
+    args: [settings],
+    workflowIdConflictPolicy: WorkflowIdConflictPolicy.USE_EXISTING,
+    workflowIdReusePolicy: WorkflowIdReusePolicy.ALLOW_DUPLICATE,
+    workflowTaskTimeout: "5s",
+    ...(owner === systemOwner ? {} : { typedSearchAttributes: [{ key: tenantIdKey, value: owner }] }),
+    staticSummary: owner === systemOwner ? "state changes of the system" : `state and quota of ${owner}`,
+  });
 }
 
 /** Refuses every call that names a workflow or a queue of another owner, whoever built the name. */

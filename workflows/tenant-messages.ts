@@ -1,4 +1,5 @@
 import { defineQuery, defineUpdate } from "@temporalio/workflow";
+import type { LedgerWire } from "../domain/quota-wire.ts";
 import type { ChainHead, ChainState, ChangeOutcome, ChangeRequest } from "../domain/audit.ts";
 
 /** What opens the workflow `tenant:<tenant>` or `tenant:_system`; all but the first two only by its own previous run. */
@@ -9,6 +10,7 @@ export type TenantInput = {
   readonly adoptedSeq?: number;
   readonly operations?: readonly RememberedOperation[];
   readonly broken?: string | undefined;
+  readonly quota?: LedgerWire | undefined;
 };
 
 export type RememberedOperation = { readonly opId: string; readonly atMs: number; readonly outcome: ChangeOutcome };

@@ -13,7 +13,8 @@ import {
 } from "@temporalio/workflow";
 import type { AuditActivities } from "../activities/audit-activities.ts";
 import { type AuditEntry, type ChainHead, type ChangeOutcome, belongsToChain, hashOfEntry, opMemoryMs } from "../domain/audit.ts";
-import { ownerOfWorkflowId } from "../domain/tenant.ts";
+import { ownerOfWorkflowId, systemOwner } from "../domain/tenant.ts";
+import { openQuotaDesk } from "./quota-desk.ts";
 import {
   type ChangeOrder,
   type ChangeResult,
@@ -142,12 +143,14 @@ export async function tenant(input: TenantInput): Promise<void> {
       },
     },
   );
+  const quota = owner === systemOwner ? undefined : openQuotaDesk(input.quota);
   setHandler(tenantState, () => ({ head, adoptedSeq, broken }));
 
   describe();
   const isFull = (): boolean => changes >= (input.changesPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
   await CancellationScope.nonCancellable(async () => {
     await condition(isFull);
+    quota?.close();
     moving = true; // whoever stands in line now is told to come again; no handler outlives the run
     await sleep(1, { summary: "moves to a new run" });
     await condition(allHandlersFinished);
@@ -158,6 +161,7 @@ export async function tenant(input: TenantInput): Promise<void> {
     adoptedSeq,
     operations: [...operations.values()],
     broken,
+    quota: quota?.carry(),
   });
 }
 

@@ -47,7 +47,7 @@ const startMs = Date.UTC(2026, 1, 28, 23, 50);
 /** Two processes, their rows, a workflow and a network that loses either way; every step checks what may never be. */
 class World {
   nowMs = startMs;
-  readonly ledger: QuotaLedger = openLedger(limits, startMs);
+  readonly ledger: QuotaLedger = openLedger(limits, utcDayOf(startMs));
   readonly fences = new Set<HolderId>();
   readonly rows = new Map<CallId, Row>();
   readonly admissions: Admission[] = [];
