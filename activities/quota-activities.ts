@@ -14,6 +14,7 @@ import {
   countUnreportedTurns,
   fenceAllLeases,
   fenceLease,
+  insertLease,
   readCallFates,
   readDay,
   readUnreportedCalls,
@@ -53,6 +54,11 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
         calls: open.map(({ callId, reserved }) => ({ callId, reserved: amountToWire(reserved) })),
       };
     });
+  },
+
+  /** Lets a lease open calls and turns. */
+  async openLease({ holder }: { readonly holder: HolderId }): Promise<void> {
+    await asActivity(async (context) => await database.withTenant(context, async (tx) => await insertLease(tx, holder)));
   },
 
   /** Fences the lease first, then reads what it did and never reported. */

@@ -5,8 +5,6 @@ import { type Amount, type LeaseAnswer, type QuotaLimits, type Want, covers, noA
 import { answerFromWire, orderToWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { CallId } from "../domain/turn-id.ts";
-import type { Database } from "../storage/database.ts";
-import { insertLease } from "../storage/quota-repository.ts";
 import type { QuotaClient } from "../temporal/quota-client.ts";
 
 /** What a call needs of a quota: what it can begin with, and what it would like. */
@@ -45,7 +43,6 @@ export interface QuotaLeases {
 }
 
 export type QuotaLeasesDeps = {
-  readonly database: Pick<Database, "withTenant">;
   readonly limitsOf: (tenantId: TenantId) => Promise<QuotaLimits>;
   readonly clientOf: (tenantId: TenantId) => { readonly quota: QuotaClient };
   readonly wake: (tenantId: TenantId) => Promise<void>;
@@ -212,7 +209,7 @@ class TenantLease {
   async #run(): Promise<void> {
     for (let failures = 0; ;) {
       try {
-        const lease = await this.#openLease();
+        const lease = this.#openLease();
         const answer = await this.#sendOne(lease, this.#want());
         if (answer.state === "gone") {
           this.#lease = undefined;
@@ -240,12 +237,9 @@ class TenantLease {
     }
   }
 
-  async #openLease(): Promise<QuotaLease> {
-    if (this.#lease !== undefined && !this.#lease.isGone) return this.#lease;
-    const lease = new QuotaLease(randomUUID());
-    await this.#deps.database.withTenant(this.#context(), async (tx) => await insertLease(tx, lease.holder));
-    this.#lease = lease;
-    return lease;
+  #openLease(): QuotaLease {
+    if (this.#lease === undefined || this.#lease.isGone) this.#lease = new QuotaLease(randomUUID());
+    return this.#lease;
   }
 
   async #sendOne(lease: QuotaLease, want: Want): Promise<LeaseAnswer> {
@@ -322,10 +316,6 @@ class TenantLease {
 
   #now(): { monotonicMs: number; wallMs: number } {
     return { monotonicMs: performance.now(), wallMs: Date.now() };
-  }
-
-  #context() {
-    return { tenantId: this.#tenantId, requestId: "quota" };
   }
 }
 

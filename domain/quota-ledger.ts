@@ -117,6 +117,12 @@ const aheadFrom = 100;
 
 export const utcDayOf = (atMs: number): UtcDay => new Date(atMs).toISOString().slice(0, 10);
 
+/** The nearest time to `atMs` within the day: two clocks may disagree at midnight, and a call is counted in one day only. */
+export function withinDay(atMs: number, day: UtcDay): number {
+  const startMs = Date.parse(`${day}T00:00:00Z`);
+  return Math.min(Math.max(atMs, startMs), startMs + 86_400_000 - 1);
+}
+
 export const openLedger = (limits: QuotaLimits, day: UtcDay, used: Amount = noAmount): QuotaLedger => ({
   limits,
   day,

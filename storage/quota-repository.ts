@@ -1,4 +1,5 @@
 import type { NanoUsd } from "../domain/money.ts";
+import type { Reservation } from "../domain/quota-lease.ts";
 import type { Amount, HolderId, RowFate, UtcDay } from "../domain/quota-ledger.ts";
 import type { CallId } from "../domain/turn-id.ts";
 import type { TenantTx } from "./database.ts";
@@ -22,6 +23,21 @@ export async function fenceAllLeases(tx: TenantTx): Promise<void> {
 /** Locks the lease until the transaction ends. @returns false when it was fenced */
 export async function holdLease(tx: TenantTx, holder: HolderId): Promise<boolean> {
   return (await tx.query("select from quota_lease where holder = $1 for share", [holder])).length === 1;
+}
+
+/** Writes a reservation to the journal row of its call. @returns false when the lease was fenced, or another attempt has the call */
+export async function reserveCall(
+  tx: TenantTx,
+  { callId, attempt }: { readonly callId: CallId; readonly attempt: number },
+  { holder, batch, day, reserved }: Reservation,
+): Promise<boolean> {
+  const written = await tx.execute(
+    `with lease as (select from quota_lease where holder = $3 for share)
+     update model_call set holder = $3, batch = $4, day = $5, reserved_tokens = $6, reserved_nano_usd = $7
+     where id = $1 and attempt = $2 and state = 'started' and exists (select from lease)`,
+    [callId, attempt, holder, batch, day, reserved.tokens, reserved.nanoUsd.toString()],
+  );
+  return written === 1;
 }
 
 type CallRow = {
@@ -64,7 +80,7 @@ export async function readCallFates(tx: TenantTx, callIds: readonly CallId[]): P
 export async function countUnreportedTurns(tx: TenantTx, holder: HolderId, afterBatch: number): Promise<number> {
   const [row] = await tx.query<{ turns: bigint }>(
     `select count(*) as turns from turn where holder = $1 and batch > $2
-       and not (state = 'failed' and error ->> 'code' in ('tokens_per_day', 'cost_per_day_usd'))`,
+       and not (state = 'failed' and coalesce((error ->> 'isRefusal')::boolean, false))`,
     [holder, afterBatch],
   );
   return Number(row?.turns ?? 0n);

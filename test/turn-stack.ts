@@ -5,9 +5,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import type { Overlay } from "../control-plane/overlay.ts";
+import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
 import { noMarkup } from "../domain/money.ts";
+import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
@@ -35,6 +38,10 @@ export type TurnStack = {
   readonly connection: TemporalConnection;
   readonly pool: TenantWorkerPool;
   readonly bus: TokenBus;
+  /** The leases that the stack's own workers spend. */
+  readonly quota: QuotaLeases;
+  /** The leases of one more process. */
+  otherLeases(): QuotaLeases;
   addTenant(name: string): Promise<TenantContext>;
   clientOf(tenantId: TenantId): TenantClient;
   close(): Promise<void>;
@@ -46,6 +53,8 @@ export type TurnStackOptions = {
   readonly lane?: Partial<LaneSettings>;
   /** Of every tenant; default: empty. */
   readonly overlay?: Overlay;
+  /** Of every tenant; default: none. */
+  readonly limits?: QuotaLimits;
   /** An existing database instead of a fresh one. */
   readonly ownerUrl?: string;
   readonly temporalAddress?: string;
@@ -60,11 +69,14 @@ const testRateCard: RateCard = {
   rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
 };
 
+const noLimits: QuotaLimits = { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: undefined };
+
 export async function startTurnStack({
   provider,
   tools = [],
   lane,
   overlay = someOverlay(""),
+  limits = noLimits,
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
   try {
@@ -81,7 +93,14 @@ export async function startTurnStack({
   const bus = createInProcessTokenBus();
   const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
   chmodSync(home, 0o711);
+  const clientOf = (tenantId: TenantId): TenantClient =>
+    forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
+  const limitsOf = async (): Promise<QuotaLimits> => limits;
+  const leases = (): QuotaLeases =>
+    createQuotaLeases({ limitsOf, clientOf, wake: async (tenantId) => await pool.wake(tenantId), log: quiet });
+  const quota = leases();
   const activities = {
+    ...createQuotaActivities({ database, limitsOf }),
     ...createAuditActivities({ database, home, log: quiet }),
     ...createTurnActivities({
       database,
@@ -92,6 +111,7 @@ export async function startTurnStack({
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
+      quota,
       now: () => Date.now(),
       log: quiet,
     }),
@@ -106,6 +126,8 @@ export async function startTurnStack({
     connection,
     pool,
     bus,
+    quota,
+    otherLeases: leases,
     async addTenant(name) {
       const context = someTenant(name);
       await database.withControl(async (tx) => {
@@ -114,8 +136,9 @@ export async function startTurnStack({
       await database.createTenantSchema(context.tenantId);
       return context;
     },
-    clientOf: (tenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane }),
+    clientOf,
     async close() {
+      await quota.close();
       await pool.close();
       await connection.close();
       await database.close();

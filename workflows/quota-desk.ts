@@ -52,7 +52,7 @@ export function openQuotaDesk(carried: LedgerWire | undefined): QuotaDesk {
   let limitsAreOld = false;
   const goodbyes = new Set<HolderId>();
 
-  /** A workflow without a memory begins with what the rows say, after every lease that it does not know was fenced. */
+  /** A workflow without a memory begins with what the rows say, after every lease was fenced. */
   const read = async (): Promise<QuotaLedger> => {
     const { limits, day, used, calls } = await rows.readQuota();
     const opened = openLedger(limitsFromWire(limits), day, amountFromWire(used));
@@ -110,6 +110,7 @@ export function openQuotaDesk(carried: LedgerWire | undefined): QuotaDesk {
       return await CancellationScope.nonCancellable(async () => {
         const known = ledger ?? (await open());
         await readLimits(known);
+        if (wire.seq === 1 && !known.holders.has(wire.holder)) await rows.openLease({ holder: wire.holder });
         const answer = takeOrder(known, orderFromWire(wire), Date.now());
         if (isHeld(known)) startWatching(known);
         return answerToWire(answer);
