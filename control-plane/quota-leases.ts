@@ -51,6 +51,8 @@ export type QuotaLeasesDeps = {
 
 /** How long a caller waits for quota while Temporal is away. */
 const patienceMs = 10_000;
+/** How old may be what the `x-ratelimit-*` headers say of other processes. */
+const standingAgeMs = 5_000;
 /** Reports are gathered for so long. */
 const reportEveryMs = 1_000;
 /** A tenant that nobody called for so long is forgotten; its lease has been taken back by then. */
@@ -104,6 +106,7 @@ class TenantLease {
   #report: NodeJS.Timeout | undefined;
   #lastNeed: Amount = noAmount;
   #lastUsedMs = performance.now();
+  #answeredAtMs = Number.NEGATIVE_INFINITY;
   #isClosed = false;
 
   constructor(tenantId: TenantId, deps: QuotaLeasesDeps) {
@@ -153,7 +156,7 @@ class TenantLease {
   }
 
   async standing(): Promise<QuotaStanding | undefined> {
-    if (this.#lease?.answer === undefined || this.#lease.isGone) await this.#pump();
+    if (performance.now() - this.#answeredAtMs > standingAgeMs) await this.#pump();
     const answer = this.#lease?.answer;
     if (answer === undefined || this.#lease === undefined) return undefined;
     const { limits, left } = answer;
@@ -249,6 +252,7 @@ class TenantLease {
     const result = await this.#deps.clientOf(this.#tenantId).quota.lease(orderToWire(order));
     const answer = answerFromWire(result);
     lease.take(answer);
+    if (answer.state === "granted") this.#answeredAtMs = performance.now();
     return answer;
   }
 

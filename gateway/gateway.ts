@@ -2,14 +2,16 @@ import Fastify, { LogController, type FastifyInstance, type FastifyPluginAsync }
 import { randomBytes } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
+import { type RateLimitDeps, registerRateLimitHeaders } from "./rate-limit-headers.ts";
 import { type AccessDeps, registerAccess } from "./access.ts";
 import { answerClientError, answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
 import type { GatewayLogger } from "./gateway-logger.ts";
 
-export type GatewayOptions = AccessDeps & {
-  readonly routes: readonly FastifyPluginAsync[];
-  readonly logger: GatewayLogger;
-};
+export type GatewayOptions = AccessDeps &
+  Partial<RateLimitDeps> & {
+    readonly routes: readonly FastifyPluginAsync[];
+    readonly logger: GatewayLogger;
+  };
 
 /** Contract §3: JSON bodies up to 16 MiB and 64 levels deep. */
 const bodyLimitBytes = 16 * 1024 * 1024;
@@ -18,7 +20,7 @@ const jsonDepth = 64;
 const jsonEntries = 10_000;
 
 /** The HTTP side, not yet listening. Every route is authenticated before its body is read, and answers errors in one shape. */
-export async function createGateway({ authenticate, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
+export async function createGateway({ authenticate, quota, routes, logger }: GatewayOptions): Promise<FastifyInstance> {
   const app = Fastify({
     loggerInstance: logger,
     logController: new LogController({ disableRequestLogging: true }),
@@ -35,6 +37,7 @@ export async function createGateway({ authenticate, routes, logger }: GatewayOpt
   app.removeContentTypeParser("text/plain");
   registerErrorEdge(app);
   registerAccess(app, { authenticate });
+  if (quota !== undefined) registerRateLimitHeaders(app, { quota });
   app.addHook("onSend", async (request, reply) => {
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
   });
