@@ -41,7 +41,7 @@ type LocalCall = {
 type Process = { lease: QuotaLease; readonly calls: LocalCall[]; answer: LeaseAnswer | undefined };
 type Admission = { readonly atMs: number; readonly holder: HolderId; readonly batch: number; refused: boolean };
 
-const limits = { tokensPerDay: 3_000, nanoUsdPerDay: 24_000n as NanoUsd, requestsPerMinute: 12 };
+const limits = { tokensPerDay: 800, nanoUsdPerDay: 6_000n as NanoUsd, requestsPerMinute: 5 };
 const startMs = Date.UTC(2026, 1, 28, 23, 50);
 
 /** Two processes, their rows, a workflow and a network that loses either way; every step checks what may never be. */
@@ -268,17 +268,17 @@ class Act implements fc.Command<object, World> {
 }
 
 const which = fc.constantFrom<0 | 1>(0, 1);
-const tokens = fc.integer({ min: 1, max: 900 });
+const tokens = fc.integer({ min: 40, max: 300 });
 const act = (name: string, step: (world: World, process: Process) => void) =>
   which.map((index) => new Act(`${name}(${index})`, (world) => step(world, world.processes[index])));
 const fates = fc.constantFrom<"arrives" | "lost" | "answer lost">("arrives", "arrives", "arrives", "lost", "answer lost");
 
 const wants = fc
   .record({
-    calls: fc.integer({ min: 0, max: 20 }),
+    calls: fc.integer({ min: 0, max: 4 }),
     tokens,
     least: fc.integer({ min: 1, max: 50 }),
-    requests: fc.integer({ min: 0, max: 12 }),
+    requests: fc.integer({ min: 0, max: 4 }),
   })
   .map(({ calls, tokens: first, least, requests }): Want =>
     calls === 0
@@ -295,7 +295,7 @@ const asks = fc.tuple(which, wants, fates).map(
     }),
 );
 const reserves = fc
-  .tuple(which, fc.integer({ min: 1, max: 60 }), tokens)
+  .tuple(which, fc.integer({ min: 1, max: 40 }), tokens)
   .map(
     ([index, least, desired]) =>
       new Act(`reserve(${index}, ${desired})`, (world) => world.reserve(world.processes[index], Math.min(least, desired), desired)),
