@@ -22,8 +22,8 @@ export const createAuditActivities = (deps: AuditActivityDeps) => ({
   /** Writes a change and its entry, both or none. Safe to repeat. */
   async writeChange(attempt: ChangeAttempt): Promise<ChangeAnswer> {
     return await asOwnActivity(async (owner) => {
-      const workflowId = Context.current().info.workflowExecution?.workflowId ?? "";
-      const answer = await writeChange(deps, owner, workflowId, attempt).catch((error: unknown) => {
+      const { workflowId = "", runId = null } = Context.current().info.workflowExecution ?? {};
+      const answer = await writeChange(deps, owner, { workflowId, runId }, attempt).catch((error: unknown) => {
         if (error instanceof AppError && error.code === "unavailable") throw error;
         // The transaction was rolled back, so the place in the chain is free again: waiting would only block it.
         deps.log("a state change failed", { chain: chainOf(owner), action: attempt.command.type, error: String(error) });

@@ -52,7 +52,7 @@ export type CallDeps = {
   readonly tools: ReadonlyMap<string, Tool>;
   readonly overlayOf: OverlayOfTurn;
   /** The files of the tenant's memory that its agent always sees. */
-  readonly promptFilesOf: (tenantId: TenantId) => Promise<readonly PromptFile[]>;
+  readonly promptFilesOf: (tenantId: TenantId) => readonly PromptFile[];
   /** @throws {AppError} `model_not_found` */
   readonly modelOf: (id: string) => ServedModel;
   /** The card in force now, and the markup of the tenant. */
@@ -143,7 +143,7 @@ export const createModelCall = (deps: CallDeps) => {
     const { mode, request } = turn;
     const overlay = await overlayOf(context.tenantId, request.overlay);
     const isAgent = mode === "agent";
-    const prompt = isAgent ? promptOf(overlay.systemPrompt, await promptFilesOf(context.tenantId)) : undefined;
+    const prompt = isAgent ? promptOf(overlay.systemPrompt, promptFilesOf(context.tenantId)) : undefined;
     const { settings } = request;
     return {
       messages: composeMessages({ turn, prompt, transcript, calls: earlier, toolRuns, model }),

@@ -32,7 +32,7 @@ export const createToolRun = ({ database, bus, tools, overlayOf, placeOf }: Tool
     const { call, attempt } = opened;
     // A model may ask for what it was not offered: the overlay holds where the tool would run.
     const overlay = await overlayOf(context.tenantId, opened.overlay);
-    const tool = isToolAllowed(overlay, call.name) ? tools.get(call.name) : undefined;
+    const tool = isToolAllowed(overlay, call.name) ? tools.get(call.name) : "denied";
     const shown = { type: "tool", id: call.id, name: call.name, summary: summaryOf(call.arguments) } as const;
     bus.publish(key.turnId, { ...shown, state: "started" });
     const outcome = await runOnce(
@@ -77,11 +77,13 @@ function summaryOf(argumentsJson: string): string {
 }
 
 async function runOnce(
-  tool: Tool | undefined,
+  tool: Tool | "denied" | undefined,
   name: string,
   attempt: number,
   run: (tool: Tool) => Promise<ToolOutcome>,
 ): Promise<ToolOutcome> {
+  if (tool === "denied")
+    return { failed: true, content: `The tool ${JSON.stringify(name.slice(0, 64))} is not allowed here.`, facts: { reason: "denied" } };
   if (tool === undefined)
     return { failed: true, content: `There is no tool named ${JSON.stringify(name.slice(0, 64))}.`, facts: { reason: "unknown_tool" } };
   if (attempt > 1 && !tool.idempotent) {

@@ -18,6 +18,7 @@ export type Backends = {
   readonly temporal: {
     readonly address: string;
     readonly namespace: string;
+    /** Of Temporal's Web UI itself, which asks nobody who they are: people go through the gateway. */
     readonly uiUrl: string | undefined;
     readonly cliPath: string | undefined;
   };
@@ -62,7 +63,12 @@ export async function startBackends({ environment, config, home, role, log, reso
   return {
     databaseUrl: postgres?.ownerUrl ?? databaseUrl ?? "",
     databaseKind: postgres === undefined ? "external" : "embedded",
-    temporal: { address: temporal?.address ?? temporalAddress ?? "", namespace, uiUrl: temporal?.uiUrl, cliPath: temporal?.cliPath },
+    temporal: {
+      address: temporal?.address ?? temporalAddress ?? "",
+      namespace,
+      uiUrl: temporal?.uiUrl ?? environment.temporalUiUrl,
+      cliPath: temporal?.cliPath,
+    },
     bundle,
     warnings: temporal === undefined ? [] : portWarnings(temporal),
   };
@@ -92,6 +98,8 @@ async function startTemporal({
     dataDir: join(home, "temporal"),
     namespace,
     searchAttributes: searchAttributeTypes,
+    uiPublicPath: "/temporal",
+    uiCodecEndpoint: "/temporal-codec",
     log,
   });
   return { ...pickServer(server), cliPath: binary.path };

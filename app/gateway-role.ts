@@ -1,10 +1,16 @@
 import type { AddressInfo } from "node:net";
+import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
+import { defaultQuota } from "../control-plane/admin-config.ts";
+import { type AnchorKeeper, startAnchorKeeper } from "../control-plane/anchor-keeper.ts";
+import { directoryPlace } from "../control-plane/anchor-place.ts";
 import { startAuditRelay } from "../control-plane/audit-relay.ts";
+import { openSigningKey } from "../control-plane/audit-signing-key.ts";
 import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
 import { createBillingReports } from "../control-plane/billing-reports.ts";
+import { createAdminSessions } from "../control-plane/admin-sessions.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { defaultPort } from "../control-plane/environment.ts";
 import { startOverlayFiles } from "../control-plane/overlay-files.ts";
@@ -14,25 +20,39 @@ import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, systemOwner } from "../domain/tenant.ts";
 import { createAdminKeyRoutes } from "../gateway/admin-key-routes.ts";
+import { createAdminLoginRoutes } from "../gateway/admin-login-routes.ts";
 import { createAdminRoutes, createUsageRoutes } from "../gateway/admin-routes.ts";
 import { createAuditRoutes } from "../gateway/audit-routes.ts";
 import { createChatRoutes } from "../gateway/chat-routes.ts";
+import { createCodecRoutes } from "../gateway/codec-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
+import { createKeyRoutes } from "../gateway/key-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
+import { createOperationRoutes } from "../gateway/operation-routes.ts";
 import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
+import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
+import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
+import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
+import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
+import { createRpcSocketRoutes } from "../gateway/rpc/rpc-socket.ts";
+import { createSessionService } from "../gateway/session-service.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
 import { createTurnSlots } from "../gateway/turn-slots.ts";
 import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
+import { createOperationClient } from "../temporal/operation-client.ts";
+import { createPayloadDecoder } from "../temporal/payload-codec.ts";
+import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
 export type GatewayParts = ProductParts & {
   readonly logger: Logger;
   readonly tenants: Tenants;
+  readonly temporalUiUrl: string | undefined;
   /** Makes sure that a worker polls the owner's queue. */
   readonly wake: (owner: Owner) => Promise<void>;
 };
@@ -41,24 +61,31 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, temporal, bus, clientOf, log, logger, tenants, wake, environment, home } = parts;
+  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, temporalUiUrl, metrics, quota } =
+    parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
+  const sessions = createAdminSessions({ database, rootAdminKey: environment.adminKey });
   const reports = createBillingReports({ database });
-  const turns = createTurnService({
-    database,
-    bus,
-    clientOf,
-    wake,
-    log,
-    slots: createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant }),
-  });
+  const turns = metrics.observeTurns(
+    createTurnService({
+      database,
+      bus,
+      clientOf,
+      wake,
+      quota,
+      log,
+      slots: metrics.observeSlots(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant })),
+    }),
+  );
   const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());
   const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
+  const anchors = resources.add(await startAnchors(parts), (started) => started.stop());
   const system = forSystem(temporal);
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
-  const changes = createChanges({ database, chainOf, wake, obstacle: relay.obstacle, log });
+  const changes = createChanges({ database, dataKeys: keys.dataKeys, chainOf, wake, obstacle: relay.obstacle, log });
+  const operations = createOperationClient({ connection: temporal, wake });
   const ground = () => config;
   const writeOverlay = createOverlayWriter({ reader: parts.overlays, database, encryption: parts.encryption, ground, changes });
   const files = resources.add(await startOverlayFiles({ database, home, reader: parts.overlays, write: writeOverlay, log }), (started) =>
@@ -75,31 +102,66 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
   };
+  const checks = {
+    config: async () => {},
+    database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
+    temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
+  };
+  const endpoint = createRpcEndpoint({
+    methods: createRpcMethods({
+      turns,
+      sessions: createSessionService({ database, bus, clientOf, log }),
+      overlays,
+      defaultModel: (overlay) => resolveTenantModel(config, overlay, "default").id,
+      tenants,
+      reports,
+      checks,
+    }),
+    logFailure: (error, fields) => logger.error({ err: error, ...fields }, "a call of /rpc failed"),
+  });
   const app = await createGateway({
     authenticate: authentication.authenticate,
+    authenticateSession: async (id) => (await sessions.find(id)).principal,
+    quota,
     logger,
+    edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
+    metrics: metrics.gateway,
     routes: [
-      createHealthRoutes({
-        config: async () => {},
-        database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
-        temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
-      }),
-      createChatRoutes({ turns, tokens, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
+      createChatRoutes({ turns, tokens, quota, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
+      createHealthRoutes(checks),
       createModelRoutes({
         models: async (tenantId) => modelsOfTenant(config, (await overlays.of(tenantId)).overlay),
         startedAtMs: Date.now(),
       }),
       createAdminRoutes({ tenants, reports, database }),
       createUsageRoutes({ reports }),
-      createTenantStateRoutes({ tenants, changes }),
+      createTenantStateRoutes({ tenants, changes, operations, defaultQuota: defaultQuota(config) }),
+      createOperationRoutes({ operations }),
       createOverlayRoutes({ tenants, overlays }),
       createAdminKeyRoutes({ database, changes }),
-      createAuditRoutes({ database, verify: async () => await verifyAudit({ database, home, flush: relay.flush, stateOf }) }),
+      createKeyRoutes({ changes }),
+      createAuditRoutes({
+        database,
+        verify: async (options) => await verifyAudit({ database, home, flush: relay.flush, stateOf, anchors }, options),
+      }),
+      createMetricsRoutes(metrics),
+      createRpcRoutes({ endpoint, tenants }),
+      createRpcSocketRoutes({ endpoint, authenticateCredential: authentication.authenticateCredential, tokens }),
       createPageRoutes(),
+      createAdminLoginRoutes({ sessions, authenticate: authentication.authenticateCredential, log }),
+      createTemporalUiRoutes({ uiUrl: temporalUiUrl, changes, log }),
+      createCodecRoutes({ decoder: createPayloadDecoder(keys), changes }),
     ],
   });
   resources.add(app, closeGateway);
   return await listen(app, environment.host, environment.port);
+}
+
+/** Signed anchors go to the database, to a directory of the home, and to one that the operator names. */
+async function startAnchors({ database, home, environment, log }: GatewayParts): Promise<AnchorKeeper> {
+  const key = await openSigningKey({ database, home, seed: environment.auditKey, log });
+  const directories = [join(home, "audit-anchors"), ...(environment.auditAnchors === undefined ? [] : [environment.auditAnchors])];
+  return await startAnchorKeeper({ database, key, places: directories.map((path) => directoryPlace(path, key)), log });
 }
 
 /** How long `audit verify` waits for one workflow to tell its end. */

@@ -5,12 +5,14 @@ import { ensureDemoTenant } from "../control-plane/demo-tenant.ts";
 import type { Environment } from "../control-plane/environment.ts";
 import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
+import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
 import { storeRateCard } from "../control-plane/rate-cards.ts";
-import { createTenants } from "../control-plane/tenants.ts";
+import { type Tenant, createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
 import type { FieldEncryption } from "../storage/field-encryption.ts";
+import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { createHome } from "../storage/tenant-paths.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
@@ -18,8 +20,10 @@ import type { TokenBus } from "../streams/token-bus.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
-import { interimFieldEncryption } from "./interim-field-encryption.ts";
+import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
+import { rememberTenants } from "./remembered-tenants.ts";
 import { startGateway } from "./gateway-role.ts";
+import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
 import { Resources } from "./resources.ts";
 import { type Backends, startBackends } from "./backends.ts";
@@ -42,12 +46,17 @@ export type ProductParts = {
   readonly home: string;
   readonly config: AdminConfig;
   readonly database: Database;
+  readonly keys: OpenedDataKeys;
   readonly temporal: TemporalConnection;
   readonly bus: TokenBus;
   readonly encryption: FieldEncryption;
   readonly overlays: OverlayReader;
   readonly clientOf: (tenantId: TenantId) => TenantClient;
+  /** From memory; a change is seen at once. */
+  readonly tenantOf: (tenantId: TenantId) => Promise<Tenant>;
+  readonly quota: QuotaLeases;
   readonly log: Log;
+  readonly metrics: Metrics;
 };
 
 /** The channel on which a gateway asks the workers to poll a tenant's queue. */
@@ -74,18 +83,51 @@ export async function startProduct(environment: Environment, { role, variables }
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();
     await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
-    const temporal = resources.add(await connectTemporal(backends.temporal), (connection) => connection.close());
+    const keys = resources.add(
+      await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
+      async (opened) => await opened.close(),
+    );
+    const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys: keys.dataKeys }), (connection) =>
+      connection.close(),
+    );
     const bus = await openBus(role, database, log, resources);
-    const encryption = interimFieldEncryption(home, environment.keyEncryptionKey); // LEAD: the real FieldEncryption goes here
+    const encryption = createFieldEncryption(keys.dataKeys);
     const overlays = resources.add(await openOverlayReader({ database, encryption, ground: () => config }), (opened) => opened.close());
     const lane: LaneSettings = {
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
       modelCall: config.temporal.model_call ?? "remote",
     };
     const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
-    const parts: ProductParts = { environment, variables, home, config, database, temporal, bus, encryption, overlays, clientOf, log };
-
+    const tenants = createTenants({ database });
+    const remembered = resources.add(await rememberTenants(database, tenants.get), (opened) => opened.close());
     let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
+    const quota = resources.add(
+      createQuotaLeases({
+        limitsOf: async (tenantId) => quotaLimitsOf(await remembered.of(tenantId)),
+        clientOf,
+        wake: async (tenantId) => await wake(tenantId),
+        log,
+      }),
+      (leases) => leases.close(),
+    );
+    const parts: ProductParts = {
+      environment,
+      variables,
+      home,
+      config,
+      database,
+      keys,
+      temporal,
+      bus,
+      encryption,
+      overlays,
+      clientOf,
+      tenantOf: remembered.of,
+      quota,
+      log,
+      metrics: createMetrics({ database }),
+    };
+
     if (role !== "gateway") {
       const workers = await startWorkers(parts, backends.bundle, resources);
       wake = workers.wake;
@@ -101,7 +143,9 @@ export async function startProduct(environment: Environment, { role, variables }
     const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
     const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
     const gateway =
-      role === "worker" ? undefined : await startGateway({ ...parts, logger, wake, tenants: createTenants({ database }) }, resources);
+      role === "worker"
+        ? undefined
+        : await startGateway({ ...parts, logger, wake, tenants, temporalUiUrl: backends.temporal.uiUrl }, resources);
     if (gateway !== undefined) recordGateway(home, gateway.url, backends);
     if (role === "all") void warmUp(database, wake).catch((error: unknown) => log("no worker was started ahead", { error: String(error) }));
     log("ready", { role, url: gateway?.url });
@@ -109,7 +153,7 @@ export async function startProduct(environment: Environment, { role, variables }
       facts: {
         role,
         url: gateway?.url,
-        temporalUi: backends.temporal.uiUrl,
+        temporalUi: gateway === undefined || backends.temporal.uiUrl === undefined ? undefined : `${gateway.url}/temporal`,
         home,
         adminKeyPath: adminKey === undefined || adminKey.state === "elsewhere" ? undefined : adminKey.path,
         demo,

@@ -1,33 +1,39 @@
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createQuotaActivities } from "../activities/quota-activities.ts";
+import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
+import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
-import { type Tenant, createTenants } from "../control-plane/tenants.ts";
+import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
-import type { TenantId } from "../domain/tenant.ts";
+import { type Owner, type TenantId, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { defaultToolLimits } from "../sandbox/default-limits.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
+import { forSystem } from "../temporal/chain-client.ts";
+import { createOperationClient } from "../temporal/operation-client.ts";
+import { rekeyStarter } from "../temporal/rekey-client.ts";
+import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
+import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
-/** How long a tenant's row (markup, uid) is believed without another look. */
-const tenantMemoryMs = 5_000;
-const rememberedTenants = 1_000;
+/** The channel that tells every worker process that a tenant is gone; the payload is its id. */
+const forgetChannel = "openclaw_forget";
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, temporal, bus, overlays, clientOf, log }: ProductParts,
+  { config, variables, home, database, keys, temporal, bus, overlays, clientOf, tenantOf, quota, log, metrics }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
-  const tenantOf = rememberTenants(createTenants({ database }).get);
-  const driver = createBwrapDriver();
+  const driver = metrics.observeSandbox(createBwrapDriver());
   const missing = await driver.probe();
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
@@ -37,7 +43,7 @@ export async function startWorkers(
     tools: missing === undefined ? createBuiltinTools({ driver, limits: defaultToolLimits }) : new Map(),
     overlayOf: async (tenantId, digest) =>
       digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
-    promptFilesOf: async (tenantId) => await readPromptFiles(home, tenantId, log),
+    promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
     placeOf: async (tenantId) => {
       const { osUidIndex } = await tenantOf(tenantId);
       return { workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox, uid: tenantUidOf(osUidIndex) };
@@ -47,12 +53,38 @@ export async function startWorkers(
       rateCard: config.rateCard,
       markupPpm: ((await tenantOf(tenantId)).markupPpm ?? config.billing.markupPpm) as MarkupPpm,
     }),
+    quota,
     now: () => Date.now(),
     log,
   });
-  const activities = { ...turnActivities, ...createAuditActivities({ database, home, log }) };
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const operations = createOperationClient({ connection: temporal, wake });
+  const lifeActivities = createTenantLifeActivities({
+    database,
+    home,
+    runs: createTenantLifeRuns({ clientOf, system: forSystem(temporal), operations, wake, log }),
+    ensureDataKey: keys.dataKeys.ensure,
+    eraseDataKey: keys.dataKeys.erase,
+    forget: async (tenantId) => await database.notify(forgetChannel, tenantId),
+  });
+  const activities = {
+    ...turnActivities,
+    ...lifeActivities,
+    ...createAuditActivities({ database, home, log }),
+    ...createKeyActivities({ database, ...keys }),
+    ...createQuotaActivities({ database, limitsOf: async (tenantId) => quotaLimitsOf(await createTenants({ database }).get(tenantId)) }),
+  };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
+  const stopForgetting = await database.listen(
+    forgetChannel,
+    (payload) =>
+      void pool
+        .forget(parseTenantId(payload))
+        .catch((error: unknown) => log("the worker of a deleted tenant was not stopped", { error: String(error) })),
+  );
+  resources.add(stopForgetting, (stop) => stop());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
+  resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake: pool.wake, log }), (relay) => relay.stop());
   return pool;
 }
 
@@ -77,19 +109,5 @@ function servedModels(config: AdminConfig, variables: ProductParts["variables"])
     const served = providers.get(provider.name);
     if (served === undefined) throw new AppError("provider_error", { model: id, missing: requireProviderKey(provider, variables) });
     return { id, provider: served, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
-  };
-}
-
-function rememberTenants(read: (tenantId: TenantId) => Promise<Tenant>): (tenantId: TenantId) => Promise<Tenant> {
-  const remembered = new Map<TenantId, { readonly tenant: Promise<Tenant>; readonly untilMs: number }>();
-  return async (tenantId) => {
-    const known = remembered.get(tenantId);
-    if (known !== undefined && known.untilMs > performance.now()) return await known.tenant;
-    const tenant = read(tenantId);
-    const oldest = remembered.size >= rememberedTenants ? remembered.keys().next().value : undefined;
-    if (oldest !== undefined) remembered.delete(oldest);
-    remembered.set(tenantId, { tenant, untilMs: performance.now() + tenantMemoryMs });
-    tenant.catch(() => remembered.delete(tenantId));
-    return await tenant;
   };
 }

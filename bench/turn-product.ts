@@ -19,6 +19,7 @@ export type RunningProduct = {
   readonly startedInMs: number;
   readonly temporal: { readonly address: string; readonly namespace: string };
   createTenant(id: string): Promise<string>;
+  listTenants(): Promise<void>;
   /** Billing rows of a tenant. */
   countRows(tenantId: string): Promise<number>;
   stop(): Promise<void>;
@@ -88,6 +89,9 @@ export async function startProduct(options: {
     temporal,
     async createTenant(id) {
       return (JSON.parse(await asAdmin("/v1/tenants", { method: "POST", body: JSON.stringify({ id }) })) as { token: string }).token;
+    },
+    async listTenants() {
+      await asAdmin("/v1/tenants");
     },
     async countRows(tenantId) {
       const csv = await asAdmin(`/v1/billing/report?tenant=${tenantId}&period=current-month&format=csv&detail=1`);

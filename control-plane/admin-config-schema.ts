@@ -1,3 +1,4 @@
+import { isIP } from "node:net";
 import { z } from "zod";
 import { AppError } from "../domain/app-error.ts";
 import { parseMarkup, parseRate } from "../domain/money.ts";
@@ -54,6 +55,22 @@ const url = (...protocols: string[]) =>
       (value) => URL.canParse(value) && protocols.includes(new URL(value).protocol),
       `must be a URL that begins with ${protocols.join(" or ")}`,
     );
+
+const network = z.string().refine((value) => {
+  const [address = "", bits, ...more] = value.split("/");
+  const family = isIP(address);
+  return (
+    family !== 0 &&
+    more.length === 0 &&
+    (bits === undefined || (/^\d{1,3}$/.test(bits) && Number(bits) >= 1 && Number(bits) <= (family === 4 ? 32 : 128)))
+  );
+}, "must be an IP address or a network such as 10.0.0.0/8");
+const origin = z
+  .string()
+  .refine(
+    (value) => URL.canParse(value) && /^https?:$/.test(new URL(value).protocol) && new URL(value).origin === value,
+    "must be an origin as browsers send it, for example https://chat.example.com",
+  );
 
 const providerSchema = z.strictObject({
   kind: z.enum(["openai", "anthropic", "openai-compatible", "demo"], "must be openai, anthropic, openai-compatible or demo"),
@@ -164,6 +181,10 @@ export const adminConfigSchema = z.strictObject({
       slots_per_tenant: whole(1, 10_000).default(64),
       // How long a provider may be silent, before its first byte and between two pieces of its answer.
       provider_idle_seconds: whole(1, 290).default(120),
+      // Whose X-Forwarded-* headers are believed; nobody's unless listed.
+      trusted_proxies: z.array(network).default([]),
+      // Origins whose pages may call the API, beside the gateway's own.
+      allowed_origins: z.array(origin).default([]),
     })
     .prefault({}),
   telemetry: z.strictObject({ otlp_endpoint: url("http:", "https:").optional(), service_name: text.optional() }).prefault({}),

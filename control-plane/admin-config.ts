@@ -1,3 +1,4 @@
+import { type TenantQuota, noQuota, parseQuotaChange } from "../domain/tenant-quota.ts";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
@@ -182,3 +183,9 @@ export function configurationWarnings(config: AdminConfig, variables: KeySource)
     .map((id) => `The price of ${id} is not used: it is not one of models.`);
   return [...keyless, ...unpriced, ...unused];
 }
+
+/** The ceilings of a new tenant that is given none: copied when it is made, so that its audit tells what it has. */
+export const defaultQuota = ({ quotas }: Pick<AdminConfig, "quotas">): TenantQuota => ({
+  ...noQuota,
+  ...parseQuotaChange(quotas.default ?? {}),
+});

@@ -9,6 +9,7 @@ import {
   belongsToChain,
   chainOf,
   commandHashOf,
+  credentialSubjectOf,
   genesis,
   hashOfEntry,
   offlineWorkflowId,
@@ -18,35 +19,43 @@ import {
 import type { Owner } from "../domain/tenant.ts";
 import { appendEntry, findOperation, lockChainHead, readChain } from "../storage/audit-repository.ts";
 import type { ControlTx } from "../storage/database.ts";
-import { type CommandDeps, applyCommand, prepareCommand } from "./commands.ts";
+import { factsOf } from "./tenants.ts";
+import { settleAnswers } from "../storage/sealed-answers.ts";
+import { type CommandDeps, applyCommand } from "./commands.ts";
 
 /** Entries that a chain may have got without its workflow between two changes of it. */
 const offlineEntriesAtOnce = 200;
 
+/** Making a tenant makes its tables: on a busy disk one statement may take seconds. Below the activity's startToClose. */
+const changeOptions = { statementTimeoutMs: 10_000 };
+
 /** Actions that may be recorded without the workflow: what a first start makes, and the break-glass. */
-const offlineActions: readonly Command["type"][] = ["token.revoke", "tenant.create", "admin-key.create"];
+const offlineActions: readonly Command["type"][] = ["token.revoke", "tenant.create", "admin-key.create", "audit-key.create"];
+
+/** Who writes an entry: the chain's workflow in one of its runs, or nobody but the database. */
+export type EntryWriter = { readonly workflowId: string; readonly runId: string | null };
 
 /**
  * One attempt to write a change at the place that the chain's workflow gave it: the change, its entry and the chain's new end in
  * one transaction, or nothing. A repeat of an attempt that was committed answers what was answered then.
  * @throws {AppError} `unavailable`: try again
  */
-export async function writeChange(deps: CommandDeps, owner: Owner, workflowId: string, attempt: ChangeAttempt): Promise<ChangeAnswer> {
-  await prepareOrLeaveToRefusal(deps, attempt.command);
+export async function writeChange(deps: CommandDeps, owner: Owner, writer: EntryWriter, attempt: ChangeAttempt): Promise<ChangeAnswer> {
   return await deps.database.withControl(async (tx): Promise<ChangeAnswer> => {
     const chain = chainOf(owner);
     const head = await lockChainHead(tx, chain, genesis);
     const known = await findOperation(tx, chain, attempt.opId, opMemoryMs);
     if (known?.entry.seq === attempt.seq && known.entry.prev === attempt.prev)
-      return { state: "written", entry: known.entry, outcome: known.answer };
+      return { state: "written", entry: known.entry, outcome: known.answer, ...(await factsOf(tx, owner)) };
     if (known !== undefined) return { state: "repeated", outcome: known.answer };
+    if (head.closed) return { state: "closed" };
     if (head.seq >= attempt.seq) return await explainLead(tx, chain, attempt);
     if (head.seq !== attempt.seq - 1)
       return { state: "broken", reason: `the chain ends at ${head.seq}, entry ${attempt.seq} was to follow` };
     if (head.hash !== attempt.prev) return { state: "broken", reason: `entry ${head.seq} has another hash than the workflow knows` };
-    const { entry, outcome } = await append(tx, deps, owner, { ...attempt, workflowId });
-    return { state: "written", entry, outcome };
-  });
+    const { entry, outcome } = await append(tx, deps, owner, { ...attempt, ...writer });
+    return { state: "written", entry, outcome, ...(await factsOf(tx, owner)) };
+  }, changeOptions);
 }
 
 /** The chain has grown without its workflow: lawful for entries that say so, and for nothing else. */
@@ -79,12 +88,19 @@ export function offlineFault(entries: readonly AuditEntry[], head: { readonly se
 export async function changeOffline(deps: CommandDeps, owner: Owner, request: ChangeRequest): Promise<void> {
   if (!offlineActions.includes(request.command.type))
     throw new AppError("internal", { reason: `${request.command.type} needs its workflow` });
-  await prepareOrLeaveToRefusal(deps, request.command);
   const outcome = await deps.database.withControl(async (tx) => {
     const head = await lockChainHead(tx, chainOf(owner), genesis);
-    const attempt = { ...request, seq: head.seq + 1, prev: head.hash, ts: new Date().toISOString(), workflowId: offlineWorkflowId };
+    if (head.closed) throw new AppError("not_found");
+    const attempt = {
+      ...request,
+      seq: head.seq + 1,
+      prev: head.hash,
+      ts: new Date().toISOString(),
+      workflowId: offlineWorkflowId,
+      runId: null,
+    };
     return (await append(tx, deps, owner, attempt)).outcome;
-  });
+  }, changeOptions);
   throwRefusal(outcome);
 }
 
@@ -98,20 +114,13 @@ export function throwRefusal(outcome: ChangeOutcome): void {
 const isRefusal = (error: unknown): error is AppError =>
   error instanceof AppError && error.code !== "unavailable" && error.code !== "internal";
 
-/** A command that cannot even be prepared is refused in its place of the chain, by the same checks. */
-async function prepareOrLeaveToRefusal(deps: CommandDeps, command: Command): Promise<void> {
-  await prepareCommand(deps, command).catch((error: unknown) => {
-    if (!isRefusal(error)) throw error;
-  });
-}
-
 async function append(
   tx: ControlTx,
   deps: CommandDeps,
   owner: Owner,
-  { opId, command, actor, requestId, seq, prev, ts, workflowId }: ChangeAttempt & { readonly workflowId: string },
+  { opId, command, actor, requestId, seq, prev, ts, workflowId, runId }: ChangeAttempt & EntryWriter,
 ): Promise<{ readonly entry: AuditEntry; readonly outcome: ChangeOutcome }> {
-  const outcome = await attemptCommand(tx, deps, owner, { command, seq });
+  const outcome = await attemptCommand(tx, deps, owner, { command, seq, opId });
   const fields = {
     chain: chainOf(owner),
     seq,
@@ -125,7 +134,7 @@ async function append(
     prev,
   };
   const entry = { ...fields, hash: hashOfEntry(fields) };
-  await appendEntry(tx, entry, { opId, answer: outcome });
+  await appendEntry(tx, entry, { opId, answer: outcome, runId });
   return { entry, outcome };
 }
 
@@ -134,13 +143,15 @@ async function attemptCommand(
   tx: ControlTx,
   deps: CommandDeps,
   owner: Owner,
-  { command, seq }: { readonly command: Command; readonly seq: number },
+  { command, seq, opId }: { readonly command: Command; readonly seq: number; readonly opId: string },
 ): Promise<ChangeOutcome> {
   const commandHash = commandHashOf(command);
   await tx.execute("savepoint change");
   try {
     if (!belongsToChain(owner, command)) throw new AppError("tenant_violation", { owner, command: command.type });
     await applyCommand(tx, owner, command, deps);
+    const subject = credentialSubjectOf(owner, command);
+    if (subject !== undefined) await settleAnswers(tx, subject, { opId, commandHash });
     return { state: "applied", seq, commandHash };
   } catch (error) {
     if (!isRefusal(error)) throw error;

@@ -49,14 +49,16 @@ function dropUnfinishedLine(file: number): void {
 
 export type FileLine = { readonly number: number; readonly text: string; readonly chain: string | undefined; readonly seq: number };
 
-/** Every line with the place that it says it has; one that cannot be read has no chain. A last line without its end is left out. */
+/** Every line with the place that it says it has; one that cannot be read has no chain. */
 export async function* readLines(path: string): AsyncGenerator<FileLine> {
+  for await (const line of readTextLines(path)) yield { ...line, ...placeOf(line.text) };
+}
+
+/** The lines of a file that may not exist. */
+export async function* readTextLines(path: string): AsyncGenerator<{ readonly number: number; readonly text: string }> {
   if (!existsSync(path)) return;
   let number = 0;
-  for await (const text of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) {
-    number++;
-    yield { number, text, ...placeOf(text) };
-  }
+  for await (const text of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) yield { number: ++number, text };
 }
 
 function placeOf(text: string): { readonly chain: string | undefined; readonly seq: number } {

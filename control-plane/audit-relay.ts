@@ -20,7 +20,7 @@ export interface AuditRelay {
 
 const entriesAtOnce = 500;
 /** Below this the disk is as good as full: Postgres needs the rest. */
-const leastFreeBytes = 16 * 1024 * 1024;
+export const leastFreeBytes = 16 * 1024 * 1024;
 /** How long the file may not be written before changes are refused. */
 const patienceMs = 10_000;
 

@@ -149,10 +149,10 @@ export function requireTenant(principal: Principal): TenantPrincipal {
   return principal;
 }
 
-/** For admin routes. @throws {AppError} `forbidden` for a tenant token, and for a key without `scope`. */
-export function requireAdmin(principal: Principal, scope: AdminScope): AdminPrincipal {
+/** For admin routes. @throws {AppError} `forbidden` for a tenant token, and for a key without `scope`; without one any admin key will do. */
+export function requireAdmin(principal: Principal, scope: AdminScope | undefined): AdminPrincipal {
   if (principal.kind !== "admin") throw new AppError("forbidden");
-  if (!principal.scopes.includes("all") && !principal.scopes.includes(scope)) {
+  if (scope !== undefined && !principal.scopes.includes("all") && !principal.scopes.includes(scope)) {
     throw new AppError("forbidden", { client: { message: `This admin key lacks the scope ${scope}.` }, keyId: principal.keyId });
   }
   return principal;

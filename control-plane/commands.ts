@@ -1,29 +1,24 @@
+import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import type { Command } from "../domain/audit.ts";
 import { parseMarkup } from "../domain/money.ts";
+import { type QuotaChange, noQuota } from "../domain/tenant-quota.ts";
 import { parseTenantId, systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
+import { closeChain } from "../storage/audit-repository.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
 import { acceptOverlay } from "../storage/overlay-repository.ts";
+import { requestRotation } from "../storage/key-rotation.ts";
 import { createTenantDirectory } from "../storage/tenant-paths.ts";
 import { adminScopes } from "./authentication.ts";
-import { checkDisplayName, tenantExists } from "./tenants.ts";
+import { checkDisplayName, notFound, tenantExists } from "./tenants.ts";
 
 /** The channel that tells every process that a tenant's token or state has changed; the payload is the tenant's id. */
 export const tokenChannel = "openclaw_token";
 
 export type CommandDeps = {
-  readonly database: Pick<Database, "withControl" | "createTenantSchema">;
+  readonly database: Pick<Database, "withControl">;
   readonly home: string;
 };
-
-/** What a command needs before its transaction: rights of the owner of the database. Safe to repeat, and harmless when the command is refused. */
-export async function prepareCommand({ database }: CommandDeps, command: Command): Promise<void> {
-  if (command.type !== "tenant.create") return;
-  const id = parseTenantId(command.tenantId);
-  checkNewTenant(command);
-  if (await database.withControl((tx) => tenantExists(tx, id), { readOnly: true })) return; // refused in its place of the chain
-  await database.createTenantSchema(id);
-}
 
 /**
  * Makes a state change in a transaction that has locked the chain.
@@ -33,13 +28,28 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
   switch (command.type) {
     case "tenant.create":
       return await createTenant(tx, command, home);
+    case "tenant.delete":
+      return await deleteTenant(tx, parseTenantId(command.tenantId));
     case "admin-key.create":
       return await createAdminKey(tx, command);
     case "admin-key.revoke":
       return await revokeAdminKey(tx, command.keyId);
+    case "keys.rotate":
+      return await requestRotation(tx, command.rotationId);
+    case "payloads.decode":
+    case "temporal.operate":
+      return; // the entry is all there is to do
+    case "audit-key.create":
+      return await createAuditKey(tx, command);
     case "tenant.suspend":
     case "tenant.resume":
-      return await changeTenant(tx, tenantOf(owner), "state = $2", command.type === "tenant.suspend" ? "suspended" : "active");
+      return await changeTenant(tx, tenantOf(owner), { state: command.type === "tenant.suspend" ? "suspended" : "active" });
+    case "tenant.update":
+      return await updateTenant(tx, tenantOf(owner), command);
+    case "quota.update":
+      return await updateTenant(tx, tenantOf(owner), command);
+    case "tenant.erase":
+      return await endChain(tx, tenantOf(owner));
     case "token.revoke":
       return await replaceTokens(tx, tenantOf(owner), undefined);
     case "token.rotate":
@@ -70,6 +80,7 @@ function checkNewTenant({ tenantId, displayName, markup }: Extract<Command, { ty
   return markup === null ? null : parseMarkup(markup, "markup");
 }
 
+/** A tenant is made as a whole, or not at all: everything in the database in this transaction, and an empty directory. */
 async function createTenant(tx: ControlTx, command: Extract<Command, { type: "tenant.create" }>, home: string): Promise<void> {
   const id = parseTenantId(command.tenantId);
   const markupPpm = checkNewTenant(command);
@@ -79,29 +90,78 @@ async function createTenant(tx: ControlTx, command: Extract<Command, { type: "te
       client: { message: `The tenant id "${id}" is taken. Ids of deleted tenants are not given again.`, param: "id" },
     });
   }
+  const quota = quotaValues({ ...noQuota, ...command.quota });
   // Rows of deleted tenants stay, so an index is never given again and files of the dead have no new owner.
   const [row] = await tx.query<{ os_uid_index: number }>(
-    `insert into control.tenant (id, display_name, markup_ppm, os_uid_index)
-     select $1, $2, $3, coalesce(max(os_uid_index) + 1, 0) from control.tenant returning os_uid_index`,
-    [id, command.displayName, markupPpm],
+    `with made as (
+       insert into control.tenant (id, display_name, markup_ppm, ${Object.keys(quota).join(", ")}, os_uid_index)
+       select $1, $2, $3, $4, $5, $6, coalesce(max(os_uid_index) + 1, 0) from control.tenant returning os_uid_index
+     ), schema as (select control.make_tenant_schema($1))
+     select os_uid_index from made, schema`,
+    [id, command.displayName, markupPpm, ...Object.values(quota)],
   );
   if (row === undefined) throw new AppError("internal", { reason: "an insert returned nothing" });
-  createTenantDirectory(home, { tenantId: id, osUidIndex: row.os_uid_index });
   await tx.execute("insert into control.tenant_token (hash, tenant_id) values ($1, $2)", [hashBytes(command.tokenHash), id]);
+  createTenantDirectory(home, { tenantId: id, osUidIndex: row.os_uid_index });
 }
 
-async function changeTenant(tx: ControlTx, id: TenantId, assignment: string, value: unknown): Promise<void> {
-  const changed = await tx.execute(
-    `update control.tenant set ${assignment} where id = $1 and state <> 'deleted'`,
-    value === undefined ? [id] : [id, value],
+const quotaValues = ({ tokensPerDay, costPerDayNanoUsd, requestsPerMinute }: QuotaChange) => ({
+  ...(tokensPerDay === undefined ? {} : { tokens_per_day: tokensPerDay }),
+  ...(costPerDayNanoUsd === undefined ? {} : { cost_per_day_nano_usd: costPerDayNanoUsd }),
+  ...(requestsPerMinute === undefined ? {} : { requests_per_minute: requestsPerMinute }),
+});
+
+/** From the commit on the tenant is refused everywhere; the workflow `erase:` does the rest. A repeat before its end changes nothing. */
+async function deleteTenant(tx: ControlTx, id: TenantId): Promise<void> {
+  const deleted = await tx.execute(
+    `update control.tenant set state = 'deleted', deleted_at = coalesce(deleted_at, now()), token_epoch = token_epoch + 1
+     where id = $1 and erased_at is null`,
+    [id],
   );
-  if (changed === 0) throw new AppError("not_found", { client: { message: `There is no tenant "${id}".` } });
+  if (deleted === 0) throw notFound(id);
+  await tx.execute("update control.tenant_token set revoked_at = now() where tenant_id = $1 and revoked_at is null", [id]);
+  await tx.query("select pg_notify($1, $2)", [tokenChannel, id]);
+}
+
+async function endChain(tx: ControlTx, id: TenantId): Promise<void> {
+  const rows = await tx.query("select from control.tenant where id = $1 and state = 'deleted'", [id]);
+  if (rows.length === 0) throw new AppError("conflict", { client: { message: `The tenant "${id}" is not deleted.` } });
+  await closeChain(tx, id);
+}
+
+async function updateTenant(
+  tx: ControlTx,
+  id: TenantId,
+  { displayName, markup, quota = {} }: Omit<Extract<Command, { type: "tenant.update" }>, "type">,
+): Promise<void> {
+  checkDisplayName(displayName ?? undefined);
+  const values = {
+    ...(displayName === undefined ? {} : { display_name: displayName }),
+    ...(markup === undefined ? {} : { markup_ppm: markup === null ? null : parseMarkup(markup, "markup") }),
+    ...quotaValues(quota),
+  };
+  if (Object.keys(values).length === 0) throw new AppError("invalid_request", { client: { message: "Nothing was given to change." } });
+  await changeTenant(tx, id, values);
+}
+
+/** Columns of a live tenant; the keys are ours, the values anybody's. */
+async function changeTenant(tx: ControlTx, id: TenantId, values: Readonly<Record<string, unknown>>): Promise<void> {
+  const assignments = Object.keys(values).map((column, index) => `${column} = $${index + 2}`);
+  await changeTenantRow(tx, id, assignments, Object.values(values));
+}
+
+async function changeTenantRow(tx: ControlTx, id: TenantId, assignments: readonly string[], values: readonly unknown[]): Promise<void> {
+  const changed = await tx.execute(`update control.tenant set ${assignments.join(", ")} where id = $1 and state <> 'deleted'`, [
+    id,
+    ...values,
+  ]);
+  if (changed === 0) throw notFound(id);
   await tx.query("select pg_notify($1, $2)", [tokenChannel, id]);
 }
 
 /** Ends every token of the tenant; readers see it with the commit. `hash` is the new one's. */
 async function replaceTokens(tx: ControlTx, id: TenantId, hash: Buffer | undefined): Promise<void> {
-  await changeTenant(tx, id, "token_epoch = token_epoch + 1", undefined);
+  await changeTenantRow(tx, id, ["token_epoch = token_epoch + 1"], []);
   await tx.execute("update control.tenant_token set revoked_at = now() where tenant_id = $1 and revoked_at is null", [id]);
   if (hash !== undefined) await tx.execute("insert into control.tenant_token (hash, tenant_id) values ($1, $2)", [hash, id]);
 }
@@ -147,4 +207,16 @@ async function revokeAdminKey(tx: ControlTx, keyId: string): Promise<void> {
     throw new AppError("conflict", { client: { message: `"${keyId}" is the last key with the scope all: create another one first.` } });
   }
   await tx.execute("update control.admin_key set revoked_at = now() where id = $1", [keyId]);
+}
+
+async function createAuditKey(tx: ControlTx, { keyId, publicKey }: Extract<Command, { type: "audit-key.create" }>): Promise<void> {
+  const bytes = Buffer.from(publicKey, "base64");
+  if (createHash("sha256").update(bytes).digest("hex") !== keyId) {
+    throw new AppError("invalid_request", { client: { message: "The id of an audit key is the SHA-256 of its public key." } });
+  }
+  const made = await tx.execute("insert into control.audit_key (id, public_key) values ($1, $2) on conflict (id) do nothing", [
+    keyId,
+    bytes,
+  ]);
+  if (made === 0) throw new AppError("conflict", { client: { message: `The audit key ${keyId} is known.` } });
 }

@@ -2,7 +2,7 @@ import { readFileSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import { parseTenantId, systemOwner, type TenantId } from "../domain/tenant.ts";
-import type { AdminConfig } from "./admin-config.ts";
+import { type AdminConfig, defaultQuota } from "./admin-config.ts";
 import { changeOffline } from "./audit-chain.ts";
 import type { CommandDeps } from "./commands.ts";
 import { hashPrefixOf, mintTenantToken, parseTenantToken } from "./credentials.ts";
@@ -36,7 +36,14 @@ export async function ensureDemoTenant(deps: CommandDeps & { readonly config: Ad
   try {
     await changeOffline(deps, systemOwner, {
       opId: `demo:${hashPrefixOf(token.hash)}`,
-      command: { type: "tenant.create", tenantId, displayName: "Demo", markup: null, tokenHash: token.hash.toString("hex") },
+      command: {
+        type: "tenant.create",
+        tenantId,
+        displayName: "Demo",
+        markup: null,
+        tokenHash: token.hash.toString("hex"),
+        quota: defaultQuota(deps.config),
+      },
       actor: { type: "system", id: "start" },
       requestId: "start",
     });

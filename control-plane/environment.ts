@@ -53,7 +53,18 @@ export const environmentSchema = z.object({
     .optional(),
   OPENCLAW_KEK: z
     .string()
+    .refine(
+      (text) => /^[A-Za-z0-9+/]{43}=(,[A-Za-z0-9+/]{43}=){0,7}$/.test(text),
+      "must be 32 bytes in base64, or up to 8 such keys with commas between: the first is current, the others only unwrap",
+    )
+    .optional(),
+  OPENCLAW_AUDIT_KEY: z
+    .string()
     .refine((text) => /^[A-Za-z0-9+/]{43}=$/.test(text), "must be 32 bytes in base64")
+    .optional(),
+  OPENCLAW_AUDIT_ANCHORS: z
+    .string()
+    .refine((path) => isAbsolute(path), "must be the absolute path of a directory")
     .optional(),
   OPENCLAW_URL: url("http:", "https:").optional(),
   OPENCLAW_TOKEN: z
@@ -67,6 +78,7 @@ export const environmentSchema = z.object({
     .optional(),
   TEMPORAL_NAMESPACE: z.string().optional(),
   TEMPORAL_CLI_PATH: z.string().optional(),
+  TEMPORAL_UI_URL: url("http:", "https:").optional(),
 });
 
 export type Environment = {
@@ -76,13 +88,20 @@ export type Environment = {
   /** Undefined: nobody asked for a port, so 18789 or, where that is taken, a free one. */
   readonly port: number | undefined;
   readonly adminKey: string | undefined;
+  /** One key in base64, or several with commas between. */
   readonly keyEncryptionKey: string | undefined;
+  /** Seed of the key that signs the audit's anchors. */
+  readonly auditKey: string | undefined;
+  /** Absolute: a directory that gets every anchor, beside the home's own. */
+  readonly auditAnchors: string | undefined;
   readonly url: string | undefined;
   readonly token: string | undefined;
   readonly databaseUrl: string | undefined;
   readonly temporalAddress: string | undefined;
   readonly temporalNamespace: string | undefined;
   readonly temporalCliPath: string | undefined;
+  /** Of a Web UI that somebody else runs with the public path `/temporal`. */
+  readonly temporalUiUrl: string | undefined;
 };
 
 export const defaultPort = 18_789;
@@ -103,11 +122,14 @@ export function readEnvironment(variables: Readonly<Record<string, string | unde
     port: data.OPENCLAW_PORT,
     adminKey: data.OPENCLAW_ADMIN_KEY,
     keyEncryptionKey: data.OPENCLAW_KEK,
+    auditKey: data.OPENCLAW_AUDIT_KEY,
+    auditAnchors: data.OPENCLAW_AUDIT_ANCHORS,
     url: data.OPENCLAW_URL,
     token: data.OPENCLAW_TOKEN,
     databaseUrl: data.DATABASE_URL,
     temporalAddress: data.TEMPORAL_ADDRESS,
     temporalNamespace: data.TEMPORAL_NAMESPACE,
     temporalCliPath: data.TEMPORAL_CLI_PATH,
+    temporalUiUrl: data.TEMPORAL_UI_URL,
   };
 }

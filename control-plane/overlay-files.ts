@@ -12,11 +12,12 @@ import {
   readOverlayFiles,
   rememberOverlayFile,
   storeOverlayFault,
+  wasOverlayAccepted,
 } from "../storage/overlay-repository.ts";
 import { NotPlainFile, readPlainFile } from "../storage/plain-file.ts";
 import { createTenantDirectory, tenantDirectory } from "../storage/tenant-paths.ts";
 import type { ChangeOptions } from "./changes.ts";
-import { decodeOverlay, digestOfOverlay, emptyOverlayDigest, overlayMaxBytes } from "./overlay.ts";
+import { decodeOverlay, emptyOverlayDigest, overlayMaxBytes } from "./overlay.ts";
 import type { OverlayReader } from "./overlays.ts";
 import { replacePrivateFile } from "./private-file.ts";
 
@@ -54,7 +55,7 @@ type Held = { readonly digest: string; readonly text: string | undefined; readon
 /** By which a file that has not changed is known again without reading it. */
 type Signature = string;
 
-export const overlayPath = (home: string, tenantId: TenantId): string => join(tenantDirectory(home, tenantId), fileName);
+const overlayPath = (home: string, tenantId: TenantId): string => join(tenantDirectory(home, tenantId), fileName);
 
 export async function startOverlayFiles({
   database,
@@ -74,6 +75,9 @@ export async function startOverlayFiles({
 
   const remember = async (tenantId: TenantId, digest: string): Promise<void> =>
     await database.withControl(async (tx) => await rememberOverlayFile(tx, file, tenantId, digest));
+
+  const wasAccepted = async (tenantId: TenantId, digest: string): Promise<boolean> =>
+    await database.withControl(async (tx) => await wasOverlayAccepted(tx, tenantId, digest), { readOnly: true });
 
   const signatureOf = async (tenantId: TenantId): Promise<{ readonly signature: Signature; readonly mtimeMs: number } | undefined> => {
     try {
@@ -135,10 +139,11 @@ export async function startOverlayFiles({
     }
     const remembered = known.get(tenantId);
     let held: Held | undefined;
-    let digest = remembered?.digest;
-    if (remembered?.signature !== present.signature) {
+    let digest: string;
+    if (remembered?.signature === present.signature) digest = remembered.digest;
+    else {
       if (!isSettled(tenantId, present)) return;
-      held = await read(tenantId);
+      held = read(tenantId);
       if (held === undefined) return lookAgain(tenantId);
       digest = held.digest;
       known.set(tenantId, { signature: present.signature, digest });
@@ -148,18 +153,21 @@ export async function startOverlayFiles({
       if (handled !== accepted) await remember(tenantId, accepted);
     } else if (digest === handled && !(isFirst && fault !== undefined)) {
       if (fault === undefined) await rewrite();
+    } else if (handled === undefined && (await wasAccepted(tenantId, digest))) {
+      await rewrite(); // a home by another name, as of a new container: its file is an earlier form, not an edit
     } else {
-      held ??= await read(tenantId);
+      held ??= read(tenantId);
       if (held === undefined || held.digest !== digest) return lookAgain(tenantId);
       await take(tenantId, held, overlay);
     }
     lookedAt.add(tenantId);
   };
 
-  const read = async (tenantId: TenantId): Promise<Held | undefined> => {
+  const read = (tenantId: TenantId): Held | undefined => {
     try {
-      const found = await readPlainFile(tenantDirectory(home, tenantId), fileName, overlayMaxBytes);
-      if (found === undefined) return undefined;
+      const found = readPlainFile(tenantDirectory(home, tenantId), fileName, overlayMaxBytes);
+      const isGrowing = found?.isCut === true && found.bytes.length < overlayMaxBytes;
+      if (found === undefined || isGrowing) return undefined;
       const digest = createHash("sha256").update(found.bytes).digest("hex");
       if (found.isCut) return { digest: `longer:${digest}`, text: undefined, reason: `is larger than ${overlayMaxBytes} bytes` };
       return { digest, ...decoded(found.bytes) };
@@ -173,7 +181,7 @@ export async function startOverlayFiles({
   const take = async (tenantId: TenantId, { digest, text, reason }: Held, overlay: OverlayFileRow["overlay"]): Promise<void> => {
     const version = overlay?.version ?? 0;
     try {
-      if (text === undefined) throw new AppError("overlay_refused", { client: { message: `overlay line 1: ${reason}`, param: "" } });
+      if (text === undefined) throw new AppError("overlay_refused", { client: { message: `overlay line 1: ${reason}` } });
       // The same edit of the same version is one change, however often and by how many processes it is met.
       const requestId = `overlay-file:${tenantId}:${version}:${digest.slice(0, 16)}`;
       await write(tenantId, text, { actor: { type: "system", id: "file" }, requestId });

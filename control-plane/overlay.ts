@@ -70,7 +70,9 @@ export function parseOverlay(text: string, ground: OverlayGround): Overlay {
   }
 }
 
-const refused = (error: AppError): AppError => new AppError("overlay_refused", { client: error.client });
+function refused({ client: { message = "", param } }: AppError): AppError {
+  return new AppError("overlay_refused", { client: { message, ...(param === undefined || param === "" ? {} : { param }) } });
+}
 
 type Fault = (path: KeyPath, says: string) => AppError;
 

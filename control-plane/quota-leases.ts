@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import { QuotaLease, type Reservation } from "../domain/quota-lease.ts";
-import { type Amount, type LeaseAnswer, type QuotaLimits, type Want, covers, noAmount, plus, wantNothing } from "../domain/quota-ledger.ts";
+import { type Amount, type LeaseAnswer, type QuotaLimits, type Want, covers, noAmount, plus } from "../domain/quota-ledger.ts";
 import { answerFromWire, orderToWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { CallId } from "../domain/turn-id.ts";
@@ -38,7 +38,7 @@ export interface QuotaLeases {
   giveBack(tenantId: TenantId): void;
   /** Undefined when there is no ceiling. */
   standingOf(tenantId: TenantId): Promise<QuotaStanding | undefined>;
-  /** Reports what is unreported and gives the leases back. */
+  /** Gives the leases back. What they have not reported is found in the rows. */
   close(): Promise<void>;
 }
 
@@ -177,10 +177,8 @@ class TenantLease {
   async close(): Promise<void> {
     this.#isClosed = true;
     clearTimeout(this.#report);
-    await this.#pumping;
     const lease = this.#lease;
-    if (lease === undefined || lease.isGone) return;
-    if (!lease.isIdle) await this.#sendOne(lease, wantNothing);
+    if (lease?.answer === undefined || lease.isGone) return;
     await this.#deps.clientOf(this.#tenantId).quota.endLease(lease.holder);
   }
 

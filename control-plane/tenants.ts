@@ -1,5 +1,9 @@
 import { AppError } from "../domain/app-error.ts";
-import type { TenantId } from "../domain/tenant.ts";
+import type { TenantFacts } from "../domain/audit.ts";
+import { parseNanoUsd } from "../domain/money.ts";
+import type { QuotaLimits } from "../domain/quota-ledger.ts";
+import type { TenantQuota } from "../domain/tenant-quota.ts";
+import { systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
 import { hashPrefixOf } from "./credentials.ts";
 
@@ -14,8 +18,12 @@ export type Tenant = {
   readonly osUidIndex: number;
   /** In millionths; undefined: the one of `config.yaml`. */
   readonly markupPpm: number | undefined;
+  readonly quota: TenantQuota;
   readonly createdAtMs: number;
 };
+
+/** How far the deletion of a tenant has come. */
+export type Deletion = "none" | "running" | "done";
 
 /** A tenant's live token as it may be shown: the token itself is known only as its hash. */
 export type TokenFacts = {
@@ -31,6 +39,8 @@ export type Tenants = {
   list(): Promise<readonly Tenant[]>;
   /** @throws {AppError} `not_found`, also for a deleted tenant. */
   get(tenantId: TenantId): Promise<Tenant>;
+  /** @throws {AppError} `not_found` when there has never been such a tenant. */
+  deletionOf(tenantId: TenantId): Promise<Deletion>;
   /** @throws {AppError} `not_found` when the tenant has no live token. */
   tokenOf(tenantId: TenantId): Promise<TokenFacts>;
 };
@@ -44,9 +54,19 @@ type TenantRow = {
   os_uid_index: number;
   markup_ppm: number | null;
   created_at: Date;
-};
+} & QuotaRow;
 
-const columns = "id, display_name, state, os_uid_index, markup_ppm, created_at";
+/** The ceilings of a row of `control.tenant`. */
+type QuotaRow = { tokens_per_day: bigint | null; cost_per_day_nano_usd: bigint | null; requests_per_minute: number | null };
+const quotaColumns = "tokens_per_day, cost_per_day_nano_usd, requests_per_minute";
+
+const toQuota = ({ tokens_per_day, cost_per_day_nano_usd, requests_per_minute }: QuotaRow): TenantQuota => ({
+  tokensPerDay: tokens_per_day === null ? null : Number(tokens_per_day),
+  costPerDayNanoUsd: cost_per_day_nano_usd === null ? null : cost_per_day_nano_usd.toString(),
+  requestsPerMinute: requests_per_minute,
+});
+
+const columns = `id, display_name, state, os_uid_index, markup_ppm, ${quotaColumns}, created_at`;
 const longestDisplayName = 200;
 
 const toTenant = (row: TenantRow): Tenant => ({
@@ -55,8 +75,19 @@ const toTenant = (row: TenantRow): Tenant => ({
   state: row.state,
   osUidIndex: row.os_uid_index,
   markupPpm: row.markup_ppm ?? undefined,
+  quota: toQuota(row),
   createdAtMs: row.created_at.getTime(),
 });
+
+/** The ceilings as leases count them. */
+export const quotaLimitsOf = ({ quota: { tokensPerDay, costPerDayNanoUsd, requestsPerMinute } }: Pick<Tenant, "quota">): QuotaLimits => ({
+  tokensPerDay: tokensPerDay ?? undefined,
+  nanoUsdPerDay: costPerDayNanoUsd === null ? undefined : parseNanoUsd(costPerDayNanoUsd),
+  requestsPerMinute: requestsPerMinute ?? undefined,
+});
+
+export const notFound = (tenantId: TenantId): AppError =>
+  new AppError("not_found", { client: { message: `There is no tenant "${tenantId}".` } });
 
 /** What is known of the tenants. They are made and changed by audited changes only (control-plane/commands.ts). */
 export function createTenants({ database }: TenantsDeps): Tenants {
@@ -73,8 +104,20 @@ export function createTenants({ database }: TenantsDeps): Tenants {
         (tx) => tx.query<TenantRow>(`select ${columns} from control.tenant where id = $1 and state <> 'deleted'`, [tenantId]),
         { readOnly: true },
       );
-      if (row === undefined) throw new AppError("not_found", { client: { message: `There is no tenant "${tenantId}".` } });
+      if (row === undefined) throw notFound(tenantId);
       return toTenant(row);
+    },
+    async deletionOf(tenantId) {
+      const [row] = await database.withControl(
+        (tx) =>
+          tx.query<{ state: TenantState; erased: boolean }>(
+            "select state, erased_at is not null as erased from control.tenant where id = $1",
+            [tenantId],
+          ),
+        { readOnly: true },
+      );
+      if (row === undefined) throw notFound(tenantId);
+      return row.state !== "deleted" ? "none" : row.erased ? "done" : "running";
     },
     async tokenOf(tenantId) {
       const [row] = await database.withControl(
@@ -94,6 +137,16 @@ export function createTenants({ database }: TenantsDeps): Tenants {
       };
     },
   };
+}
+
+/** What a tenant's own workflow shows of it; nothing for the system's chain. */
+export async function factsOf(tx: ControlTx, owner: Owner): Promise<{ readonly facts?: TenantFacts }> {
+  if (owner === systemOwner) return {};
+  const [row] = await tx.query<QuotaRow & { state: TenantState; token_epoch: number }>(
+    `select state, token_epoch, ${quotaColumns} from control.tenant where id = $1`,
+    [owner],
+  );
+  return row === undefined ? {} : { facts: { state: row.state, tokenEpoch: row.token_epoch, quota: toQuota(row) } };
 }
 
 /** Also for a deleted tenant. */

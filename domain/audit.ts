@@ -1,7 +1,8 @@
 import type { ErrorCode } from "./app-error.ts";
 import { canonicalJson } from "./canonical-json.ts";
 import { sha256Hex } from "./sha256.ts";
-import { systemOwner, type Owner } from "./tenant.ts";
+import type { QuotaChange, TenantQuota } from "./tenant-quota.ts";
+import { systemOwner, type LifeKind, type Owner } from "./tenant.ts";
 
 /** The state changes and the hash-chained entries that record them (contract §7, docs/adr/007). */
 
@@ -43,36 +44,68 @@ export const offlineWorkflowId = "offline";
 
 export const hashOfEntry = (entry: Omit<AuditEntry, "hash">): string => sha256Hex(canonicalJson(entry));
 
+/** An administrator read encrypted payloads of workflows. `digest`: SHA-256 over them, 64 hex. */
+type DecodeCommand = { readonly type: "payloads.decode"; readonly count: number; readonly digest: string };
+
 /** Commands on a tenant's own chain: the tenant is the chain's. */
 export type TenantCommand =
+  | DecodeCommand
   | { readonly type: "tenant.suspend" | "tenant.resume" | "token.revoke" }
   /** `tokenHash`: 64 hex. The token itself never leaves the edge that minted it. */
   | { readonly type: "token.rotate"; readonly tokenHash: string }
+  /** What is absent is left as it is. */
+  | { readonly type: "tenant.update"; readonly displayName?: string | null; readonly markup?: string | null; readonly quota?: QuotaChange }
+  | { readonly type: "quota.update"; readonly quota: QuotaChange }
+  /** The last entry of the chain: behind it nothing is written. Only the workflow `erase:<tenant>` makes it. */
+  | { readonly type: "tenant.erase" }
   /** `digest`: SHA-256 of a text that stands, sealed, in the database. The text itself never leaves the edge. */
   | { readonly type: "overlay.write"; readonly digest: string };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
+  | DecodeCommand
+  /** An administrator acted on workflows through Temporal's Web UI: what is passed on is not ours to describe. */
+  | { readonly type: "temporal.operate"; readonly method: string; readonly path: string }
   | {
       readonly type: "tenant.create";
       readonly tenantId: string;
       readonly displayName: string | null;
       readonly markup: string | null;
       readonly tokenHash: string;
+      /** Absent in changes of earlier versions: none. */
+      readonly quota?: TenantQuota;
     }
+  | { readonly type: "tenant.delete"; readonly tenantId: string }
   | { readonly type: "admin-key.create"; readonly keyId: string; readonly keyHash: string; readonly scopes: readonly string[] }
-  | { readonly type: "admin-key.revoke"; readonly keyId: string };
+  | { readonly type: "admin-key.revoke"; readonly keyId: string }
+  /** `rotationId` is the rest of the workflow id `rekey:_system:<rotation id>`. */
+  | { readonly type: "keys.rotate"; readonly rotationId: string }
+  /** `publicKey`: base64 of the key's SubjectPublicKeyInfo; its SHA-256 is the key's id. */
+  | { readonly type: "audit-key.create"; readonly keyId: string; readonly publicKey: string };
 
 export type Command = TenantCommand | SystemCommand;
 
 /** The operations of each chain. */
-const systemActions: readonly string[] = ["tenant.create", "admin-key.create", "admin-key.revoke"] satisfies SystemCommand["type"][];
+const systemActions: readonly string[] = [
+  "tenant.create",
+  "tenant.delete",
+  "admin-key.create",
+  "admin-key.revoke",
+  "keys.rotate",
+  "audit-key.create",
+  "payloads.decode",
+  "temporal.operate",
+] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
   "tenant.resume",
   "token.revoke",
   "token.rotate",
+  "tenant.update",
+  "quota.update",
+  "tenant.erase",
   "overlay.write",
+  "payloads.decode",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -83,21 +116,57 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
   const tenant = owner === systemOwner ? null : owner;
   switch (command.type) {
     case "tenant.create":
+    case "tenant.delete":
       return { tenant: command.tenantId, target: command.tenantId };
     case "tenant.suspend":
     case "tenant.resume":
+    case "tenant.update":
+    case "tenant.erase":
       return { tenant, target: tenant ?? "" };
+    case "quota.update":
+      return { tenant, target: "quota" };
     case "token.revoke":
       return { tenant, target: "token" };
     case "token.rotate":
       return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
     case "overlay.write":
       return { tenant, target: `overlay:${command.digest}` };
+    case "payloads.decode":
+      return { tenant, target: `${command.count} payloads:${command.digest.slice(0, 8)}` };
+    case "temporal.operate":
+      return { tenant, target: `${command.method} ${command.path}` };
     case "admin-key.create":
     case "admin-key.revoke":
+    case "audit-key.create":
       return { tenant, target: command.keyId };
+    case "keys.rotate":
+      return { tenant, target: `rekey:${command.rotationId}` };
   }
 }
+
+/**
+ * Whose credential a command makes or ends: it erases the kept answers that hold an earlier one of the same subject.
+ * @returns undefined for a command that touches none
+ */
+export function credentialSubjectOf(owner: Owner, command: Command): string | undefined {
+  switch (command.type) {
+    case "tenant.create":
+    case "tenant.delete":
+      return `tenant:${command.tenantId}`;
+    case "token.rotate":
+    case "token.revoke":
+      return `tenant:${owner}`;
+    case "admin-key.create":
+    case "admin-key.revoke":
+      return `admin-key:${command.keyId}`;
+    default:
+      return undefined;
+  }
+}
+
+/** The workflow that a command starts once it is applied. */
+export const lifeKindOf = ({ type }: Command): LifeKind | undefined =>
+  type === "tenant.create" ? "provision" : type === "tenant.delete" ? "erase" : undefined;
 
 export type ChangeRequest = {
   /** 1 to 128 printable characters. The same id within 24 h is the same change. */
@@ -128,12 +197,32 @@ export const opMemoryMs = 24 * 60 * 60 * 1_000;
 export type ChangeAttempt = ChangeRequest & { readonly seq: number; readonly prev: string; readonly ts: string };
 
 export type ChangeAnswer =
-  | { readonly state: "written"; readonly entry: AuditEntry; readonly outcome: ChangeOutcome }
+  | {
+      readonly state: "written";
+      readonly entry: AuditEntry;
+      readonly outcome: ChangeOutcome;
+      /** Of a tenant's own chain: what it is behind this entry. */
+      readonly facts?: TenantFacts;
+    }
   /** The op id has been used within its memory: nothing was written. */
   | { readonly state: "repeated"; readonly outcome: ChangeOutcome }
   /** Entries that were written without the workflow stand where this one would go. */
   | { readonly state: "behind"; readonly entries: readonly AuditEntry[] }
-  | { readonly state: "broken"; readonly reason: string };
+  | { readonly state: "broken"; readonly reason: string }
+  /** The chain has had its last entry. */
+  | { readonly state: "closed" };
+
+/** What the tenant's workflow knows of the tenant itself. */
+export type TenantFacts = { readonly state: "active" | "suspended" | "deleted"; readonly tokenEpoch: number; readonly quota: TenantQuota };
+
+/** A change as a status page names it: no content. */
+export type ChangeNote = {
+  readonly seq: number;
+  readonly ts: string;
+  readonly action: string;
+  readonly by: string;
+  readonly outcome: Outcome;
+};
 
 /** What a chain's workflow knows of it. */
 export type ChainState = {
@@ -142,4 +231,8 @@ export type ChainState = {
   /** The chain's end that this workflow took from the database when it had no memory of its own: it vouches for what follows. */
   readonly adoptedSeq: number;
   readonly broken: string | undefined;
+  /** Undefined on the chain `system`, and before a tenant's first change. */
+  readonly tenant?: TenantFacts | undefined;
+  /** The newest ones, the last first. */
+  readonly lastChanges?: readonly ChangeNote[];
 };

@@ -120,6 +120,12 @@ export const errorCatalogue = {
     retryable: false,
     says: "The turn was aborted.",
   },
+  data_key_erased: {
+    type: "invalid_request_error",
+    http: 404,
+    retryable: false,
+    says: "The data was erased with its tenant.",
+  },
   request_too_large: {
     type: "invalid_request_error",
     http: 413,

@@ -54,6 +54,18 @@ export function parseMarkup(text: string, name: string): MarkupPpm {
   return Number(ppm) as MarkupPpm;
 }
 
+/** An amount in US dollars as decimal text. @throws {AppError} `invalid_request` beyond 9 places or outside 0 to 1,000,000. */
+export function parseUsdAmount(text: string, param: string): NanoUsd {
+  const [, whole, fraction = ""] = /^(0|[1-9]\d{0,6})(?:\.(\d{1,9}))?$/.exec(text) ?? [];
+  const nanoUsd = whole === undefined ? undefined : BigInt(whole + fraction.padEnd(9, "0"));
+  if (nanoUsd === undefined || nanoUsd > 1_000_000_000_000_000n) {
+    throw new AppError("invalid_request", {
+      client: { message: `${param} must be US dollars: a decimal of at most 9 places between 0 and 1,000,000.`, param },
+    });
+  }
+  return nanoUsd as NanoUsd;
+}
+
 /** Decimal text with `places` decimals, half-even from the exact value; nine places are exact. */
 export function formatUsd(nanoUsd: bigint, places: 6 | 9 = 9): string {
   const sign = nanoUsd < 0n ? "-" : "";

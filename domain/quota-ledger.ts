@@ -2,7 +2,7 @@ import type { NanoUsd } from "./money.ts";
 import type { CallId } from "./turn-id.ts";
 
 /**
- * The quota of one tenant as its workflow keeps it: pure, so that workflows replay it and tests race it (docs/adr/008).
+ * The quota of one tenant as its workflow keeps it: pure, so that workflows replay it and tests race it (docs/adr/012).
  * Each unit of the day's limit is in exactly one place: free, a holder's grant, a call, or used.
  */
 

@@ -46,9 +46,31 @@ export function tenantOfName(name: string): TenantId {
  */
 export const ownerOfTaskQueue = (taskQueue: string): Owner => (taskQueue === systemTaskQueue ? systemOwner : tenantOfName(taskQueue));
 
+/** How a tenant begins and ends. These workflows are about a tenant and belong to the system: they outlive the tenant's own. */
+export type LifeKind = "provision" | "erase";
+
+/** The one name of a tenant's `provision:` or `erase:` workflow. */
+export const lifeWorkflowIdOf = (kind: LifeKind, tenantId: TenantId): string => `${kind}:${tenantId}`;
+
 /**
- * Whose workflow this is: `<kind>:_system…` is the system's.
+ * The tenant that a workflow `provision:<tenant>` or `erase:<tenant>` is about.
+ * @throws {AppError} `tenant_violation` for any other name.
+ */
+export function tenantOfLifeWorkflow(workflowId: string): TenantId {
+  const tenantId = tenantOfName(workflowId);
+  if (workflowId !== lifeWorkflowIdOf("provision", tenantId) && workflowId !== lifeWorkflowIdOf("erase", tenantId)) {
+    throw new AppError("tenant_violation", { name: workflowId.slice(0, 128) });
+  }
+  return tenantId;
+}
+
+/**
+ * Whose workflow this is: `<kind>:_system…`, `provision:<tenant>` and `erase:<tenant>` are the system's.
  * @throws {AppError} `tenant_violation` when it is nobody's.
  */
-export const ownerOfWorkflowId = (workflowId: string): Owner =>
-  /^[a-z-]+:_system(?::|$)/.test(workflowId) ? systemOwner : tenantOfName(workflowId);
+export function ownerOfWorkflowId(workflowId: string): Owner {
+  if (/^[a-z-]+:_system(?::|$)/.test(workflowId)) return systemOwner;
+  if (!/^(?:provision|erase):/.test(workflowId)) return tenantOfName(workflowId);
+  tenantOfLifeWorkflow(workflowId);
+  return systemOwner;
+}

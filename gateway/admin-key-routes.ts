@@ -38,12 +38,13 @@ export const createAdminKeyRoutes =
     app.post("/v1/admin-keys", { config: { access: "admin:all" } }, async (request, reply) => {
       const { id, scopes } = newKey.parse(request.body);
       const { key, hash } = mintAdminKey(id);
-      await changes.make(
+      const answer = await changes.issue(
         systemOwner,
         { type: "admin-key.create", keyId: id, keyHash: hash.toString("hex"), scopes },
         changeOptionsOf(request),
+        { id, scopes, key },
       );
-      return await reply.code(201).header("cache-control", "no-store").send({ id, scopes, key });
+      return await reply.code(201).header("cache-control", "no-store").send(answer);
     });
 
     const revoke = async (request: FastifyRequest, reply: FastifyReply, named: unknown): Promise<FastifyReply> => {

@@ -5,13 +5,12 @@ import { explainCall } from "../control-plane/billing-explanation.ts";
 import { parsePeriod } from "../control-plane/billing-period.ts";
 import type { BillingReports } from "../control-plane/billing-reports.ts";
 import type { Tenant, Tenants } from "../control-plane/tenants.ts";
-import { parseTenantId } from "../domain/tenant.ts";
+import { quotaFieldsOf } from "../domain/tenant-quota.ts";
 import type { Database } from "../storage/database.ts";
-import { AppError } from "../domain/app-error.ts";
+import { tenantNamedByAdmin, tenantOfPath } from "./admin-path.ts";
 
 export type AdminDeps = { readonly tenants: Tenants; readonly reports: BillingReports; readonly database: Database };
 
-const tenantParams = z.object({ tenant: z.string() });
 const rowParams = z.object({ id: z.string() });
 const reportQuery = z.strictObject({
   tenant: z.string().optional(),
@@ -21,11 +20,12 @@ const reportQuery = z.strictObject({
 });
 
 /** A tenant as the admin API shows it. */
-export const tenantJson = ({ id, displayName, state, markupPpm, createdAtMs }: Tenant) => ({
+export const tenantJson = ({ id, displayName, state, markupPpm, quota, createdAtMs }: Tenant) => ({
   id,
   display_name: displayName ?? null,
   state,
   markup_ppm: markupPpm ?? null,
+  quota: quotaFieldsOf(quota),
   created_at: new Date(createdAtMs).toISOString(),
 });
 
@@ -39,14 +39,13 @@ export const createAdminRoutes =
     }));
 
     app.get("/v1/tenants/:tenant", { config: { access: "admin:read" } }, async (request) => {
-      const { tenant } = tenantParams.parse(request.params);
-      return tenantJson(await tenants.get(parseTenantId(tenant)));
+      return tenantJson(await tenants.get(tenantOfPath(request)));
     });
 
     app.get("/v1/billing/report", { config: { access: "admin:billing" } }, async (request, reply) => {
       const { tenant, period, format, detail } = reportQuery.parse(request.query);
       const report = {
-        tenantId: tenant === undefined ? undefined : parseTenantId(tenant),
+        tenantId: tenant === undefined ? undefined : tenantNamedByAdmin(request, tenant),
         period: parsePeriod(period, Date.now()),
         detail: detail !== undefined && detail !== "false" && detail !== "0",
       };
@@ -67,8 +66,7 @@ export const createUsageRoutes =
   ({ reports }: Pick<AdminDeps, "reports">): FastifyPluginAsync =>
   async (app) => {
     app.get("/v1/tenants/:tenant/usage", { config: { access: "tenant-or-admin:billing" } }, async (request) => {
-      const tenantId = parseTenantId(tenantParams.parse(request.params).tenant);
-      if (request.principal?.kind === "tenant" && request.principal.tenantId !== tenantId) throw new AppError("not_found");
+      const tenantId = tenantOfPath(request);
       const { period } = usageQuery.parse(request.query);
       return await reports.usage(tenantId, parsePeriod(period, Date.now()));
     });

@@ -11,11 +11,18 @@ export const createHealthRoutes =
     app.get("/healthz", { config: { access: "public" } }, async () => ({ status: "ok" }));
 
     app.get("/readyz", { config: { access: "public" } }, async (_request, reply) => {
-      const results = await Promise.all(Object.entries(checks).map(async ([name, check]) => [name, await outcomeOf(check)] as const));
-      const isReady = results.every(([, outcome]) => outcome === "ok");
-      return await reply.code(isReady ? 200 : 503).send({ status: isReady ? "ok" : "unavailable", checks: Object.fromEntries(results) });
+      const readiness = await readinessOf(checks);
+      return await reply.code(readiness.status === "ok" ? 200 : 503).send(readiness);
     });
   };
+
+export type Readiness = { readonly status: "ok" | "unavailable"; readonly checks: Record<string, "ok" | "failed"> };
+
+export async function readinessOf(checks: Readonly<Record<string, ReadinessCheck>>): Promise<Readiness> {
+  const results = await Promise.all(Object.entries(checks).map(async ([name, check]) => [name, await outcomeOf(check)] as const));
+  const isReady = results.every(([, outcome]) => outcome === "ok");
+  return { status: isReady ? "ok" : "unavailable", checks: Object.fromEntries(results) };
+}
 
 /** Only whether it works: why it does not stands in the log, not on a public page. */
 async function outcomeOf(check: ReadinessCheck): Promise<"ok" | "failed"> {

@@ -1,16 +1,15 @@
 import type { Readable } from "node:stream";
-import type { FastifyPluginAsync } from "fastify";
-import { z } from "zod";
+import type { FastifyPluginAsync, FastifyRequest } from "fastify";
 import { decodeOverlay, overlayMaxBytes } from "../control-plane/overlay.ts";
 import type { Overlays } from "../control-plane/overlays.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
-import { parseTenantId, type TenantId } from "../domain/tenant.ts";
+import type { TenantId } from "../domain/tenant.ts";
 import { changeOptionsOf } from "./admin-change.ts";
+import { tenantOfPath } from "./admin-path.ts";
 
 export type OverlayDeps = { readonly tenants: Pick<Tenants, "get">; readonly overlays: Overlays };
 
-const tenantParams = z.object({ tenant: z.string() });
 const yamlTypes = ["application/yaml", "application/x-yaml", "text/yaml"];
 
 /** Says that the text is not what the tenant's turns use now, and why; ASCII, as headers are. */
@@ -27,18 +26,17 @@ export const createOverlayRoutes =
       throw notYaml();
     });
 
-    const tenantIdOf = async (params: unknown): Promise<TenantId> =>
-      (await tenants.get(parseTenantId(tenantParams.parse(params).tenant))).id;
+    const tenantIdOf = async (request: FastifyRequest): Promise<TenantId> => (await tenants.get(tenantOfPath(request))).id;
 
     app.get("/v1/tenants/:tenant/overlay", { config: { access: "admin:read" } }, async (request, reply) => {
-      const { text, fault } = await overlays.textOf(await tenantIdOf(request.params));
+      const { text, fault } = await overlays.textOf(await tenantIdOf(request));
       if (fault !== undefined) void reply.header(faultHeader, headerText(fault));
       return await reply.header("cache-control", "no-store").type("application/yaml; charset=utf-8").send(text);
     });
 
     app.put("/v1/tenants/:tenant/overlay", { config: { access: "admin:tenants" } }, async (request, reply) => {
       if (typeof request.body !== "string") throw notYaml(); // without a content type there is no body: an accident must not empty an overlay
-      const tenantId = await tenantIdOf(request.params);
+      const tenantId = await tenantIdOf(request);
       await overlays.write(tenantId, request.body, changeOptionsOf(request));
       return await reply.header("cache-control", "no-store").type("application/yaml; charset=utf-8").send(request.body);
     });

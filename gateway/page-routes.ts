@@ -16,7 +16,8 @@ const contentSecurityPolicy = [
   "trusted-types 'none'",
 ].join("; ");
 
-const pageHeaders = {
+/** Of every page, and of what it loads. */
+export const pageHeaders = {
   "content-security-policy": contentSecurityPolicy,
   "cross-origin-opener-policy": "same-origin",
   "cross-origin-resource-policy": "same-origin",
@@ -37,6 +38,8 @@ const contentTypes = {
 
 /** Every file that is served, by its path. A file that is not here does not exist for the outside. */
 const pages: Readonly<Record<string, { readonly file: string; readonly type: keyof typeof contentTypes }>> = {
+  "/admin": { file: "admin.html", type: "html" },
+  "/admin.js": { file: "admin.js", type: "js" },
   "/chat": { file: "chat.html", type: "html" },
   "/chat.css": { file: "chat.css", type: "css" },
   "/chat.js": { file: "chat.js", type: "js" },
@@ -50,7 +53,7 @@ const pages: Readonly<Record<string, { readonly file: string; readonly type: key
   "/favicon.svg": { file: "favicon.svg", type: "svg" },
 };
 
-/** The WebChat page and what it loads, from memory. No route here needs a token: the page asks for one. */
+/** The WebChat page, the administrators' login and what they load, from memory. No route here needs a credential: the pages ask for one. */
 export const createPageRoutes = (): FastifyPluginAsync => {
   const folder = new URL("../control-plane/web/", import.meta.url);
   const served = Object.entries(pages).map(([path, { file, type }]) => {

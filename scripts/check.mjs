@@ -1,9 +1,10 @@
-// What CI runs before the tests: types, lint with the import arrows, format, dead code. All of them run; any failure fails the check.
+// What CI runs before the tests: types, lint with the import arrows, casts, format, dead code. All of them run; any failure fails the check.
 import { spawnSync } from "node:child_process";
 
 const steps = [
   ["types", "tsc", "--noEmit"],
   ["lint", "oxlint", "--deny-warnings"],
+  ["casts", "node", "scripts/check-casts.mjs"],
   ["format", "oxfmt", "--check", "."],
   ["dead code", "knip", "--no-progress"],
 ];

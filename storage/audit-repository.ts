@@ -38,16 +38,22 @@ const toEntry = (row: EntryRow): AuditEntry => ({
 });
 
 /** Locks the chain's end until the transaction ends: of all that append, one at a time gets on. */
-export async function lockChainHead(tx: ControlTx, chain: string, start: ChainHead): Promise<ChainHead> {
+export async function lockChainHead(tx: ControlTx, chain: string, start: ChainHead): Promise<ChainHead & { readonly closed: boolean }> {
   await tx.execute("insert into control.chain_head (chain, seq, hash) values ($1, $2, $3) on conflict (chain) do nothing", [
     chain,
     start.seq,
     start.hash,
   ]);
-  const [row] = await tx.query<{ seq: bigint; hash: string }>("select seq, hash from control.chain_head where chain = $1 for update", [
-    chain,
-  ]);
-  return row === undefined ? start : { seq: Number(row.seq), hash: row.hash };
+  const [row] = await tx.query<{ seq: bigint; hash: string; closed: boolean }>(
+    "select seq, hash, closed from control.chain_head where chain = $1 for update",
+    [chain],
+  );
+  return row === undefined ? { ...start, closed: false } : { seq: Number(row.seq), hash: row.hash, closed: row.closed };
+}
+
+/** After this the chain takes no entry any more. */
+export async function closeChain(tx: ControlTx, chain: string): Promise<void> {
+  await tx.execute("update control.chain_head set closed = true where chain = $1", [chain]);
 }
 
 export async function readChainHead(tx: ControlTx, chain: string): Promise<ChainHead | undefined> {
@@ -63,10 +69,10 @@ export async function readChainHeads(tx: ControlTx): Promise<ReadonlyMap<string,
 export async function appendEntry(
   tx: ControlTx,
   entry: AuditEntry,
-  { opId, answer }: { opId: string; answer: ChangeOutcome },
+  { opId, answer, runId }: { opId: string; answer: ChangeOutcome; runId: string | null },
 ): Promise<void> {
   await tx.execute(
-    `insert into control.audit_entry (${columns}, op_id, answer) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+    `insert into control.audit_entry (${columns}, op_id, answer, run_id) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
     [
       entry.chain,
       entry.seq,
@@ -83,6 +89,7 @@ export async function appendEntry(
       entry.hash,
       opId,
       JSON.stringify(answer),
+      runId,
     ],
   );
   await tx.execute("update control.chain_head set seq = $2, hash = $3 where chain = $1", [entry.chain, entry.seq, entry.hash]);
@@ -118,16 +125,28 @@ export type EntryFilter = {
   readonly tenant?: string | undefined;
   readonly sinceMs?: number | undefined;
   readonly action?: string | undefined;
+  /** Behind this one. */
+  readonly after?: Pick<AuditEntry, "ts" | "chain" | "seq"> | undefined;
   readonly limit: number;
 };
 
 /** Entries of all chains by time. */
-export async function listEntries(tx: ControlTx, { tenant, sinceMs, action, limit }: EntryFilter): Promise<readonly AuditEntry[]> {
+export async function listEntries(tx: ControlTx, { tenant, sinceMs, action, after, limit }: EntryFilter): Promise<readonly AuditEntry[]> {
   const rows = await tx.query<EntryRow>(
     `select ${columns} from control.audit_entry
-     where ($1::text is null or tenant = $1) and ($2::timestamptz is null or ts >= $2) and ($3::text is null or action = $3)
-     order by ts, chain, seq limit $4`,
-    [tenant ?? null, sinceMs === undefined ? null : new Date(sinceMs), action ?? null, limit],
+     where ($1::text is null or tenant = $1) and ($3::text is null or action = $3)
+       and ts >= greatest($2::timestamptz, $4::timestamptz, '-infinity')
+       and ($4::timestamptz is null or (ts, chain, seq) > ($4, $5, $6))
+     order by ts, chain, seq limit $7`,
+    [
+      tenant ?? null,
+      sinceMs === undefined ? null : new Date(sinceMs),
+      action ?? null,
+      after?.ts ?? null,
+      after?.chain ?? null,
+      after?.seq ?? null,
+      limit,
+    ],
   );
   return rows.map(toEntry);
 }

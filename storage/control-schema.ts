@@ -1,7 +1,7 @@
 import pg from "pg";
 import { sqlStateOf } from "./database-error.ts";
 import { gatewayRole, gatewayUrlOf, scramVerifierOf } from "./gateway-login.ts";
-import { controlMigrations, migrate } from "./migrations.ts";
+import { controlMigrations, migrate, tenantMigrations, tenantTemplate } from "./migrations.ts";
 import { inOwnerTransaction, retryOnRoleRace, tenantGroupRole, type OwnerClient } from "./tenant-schemas.ts";
 
 const oldestServer = 160_000; // GRANT … WITH INHERIT, SET
@@ -23,6 +23,11 @@ export async function prepareControlSchema(client: OwnerClient, ownerUrl: string
       const schema = await ensureVector(client);
       await client.query("create schema if not exists control");
       await migrate(client, { schema: "control", migrations: controlMigrations, sharedSchema: schema });
+      await client.query(
+        `insert into control.tenant_template (version, shared_schema, statements) values ($1, $2, $3)
+         on conflict (only_one) do update set version = excluded.version, shared_schema = excluded.shared_schema, statements = excluded.statements`,
+        [tenantMigrations.length, schema, tenantTemplate],
+      );
       return schema;
     });
     return { sharedSchema };

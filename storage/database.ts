@@ -5,7 +5,7 @@ import { openSharedSchema, prepareControlSchema } from "./control-schema.ts";
 import { asStorageError, isConnectionError } from "./database-error.ts";
 import { gatewayUrlOf } from "./gateway-login.ts";
 import { NotificationListener, type NotificationHandler } from "./notification-listener.ts";
-import { createTenantSchema, migrateTenantSchemas } from "./tenant-schemas.ts";
+import { closeTenantSchema, createTenantSchema, dropTenantSchema, migrateTenantSchemas } from "./tenant-schemas.ts";
 import { ControlTx, TenantTx } from "./transaction.ts";
 
 export type { ControlTx, TenantTx } from "./transaction.ts";
@@ -209,11 +209,21 @@ export class Database {
   }
 
   /**
-   * Makes a tenant's role and schema, or brings them up to date; safe to repeat. Needs the owner's rights, so it has a
-   * transaction of its own: make the tenant's row in `control.tenant` before, and hand out its token after.
+   * Brings a tenant's role and schema up to date, or makes them; safe to repeat, in a transaction of its own. A new tenant's are
+   * made by `control.make_tenant_schema`, inside the transaction that makes the tenant.
    */
   async createTenantSchema(tenantId: TenantId): Promise<void> {
     await this.#asOwner((client) => createTenantSchema(client, tenantId, this.#parts.sharedSchema));
+  }
+
+  /** Lets no new turn of a deleted tenant in, and waits for those on their way; safe to repeat. */
+  async closeTenantSchema(tenantId: TenantId): Promise<void> {
+    await this.#asOwner((client) => closeTenantSchema(client, tenantId));
+  }
+
+  /** Removes a deleted tenant's schema and role; safe to repeat. @throws {Error} when the tenant is not deleted. */
+  async dropTenantSchema(tenantId: TenantId): Promise<void> {
+    await this.#asOwner((client) => dropTenantSchema(client, tenantId));
   }
 
   /** Brings all tenant schemas up to date, one query when there is nothing to do. @returns how many were changed. */

@@ -5,7 +5,7 @@ import { basename, dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { endOrphans } from "./postgres-orphans.ts";
 import { holdPlace, readState, writeState, type Log, type Place, type State } from "./postgres-place.ts";
-import { embeddedPlatform, postgresMajor, preparePostgresServer, type PostgresServerFiles } from "./postgres-server-files.ts";
+import { embeddedPlatform, findPackage, postgresMajor, preparePostgresServer, type PostgresServerFiles } from "./postgres-server-files.ts";
 import { ownerName, ownerUrlOf, Supervisor } from "./postgres-supervisor.ts";
 import { asServerUser, findOrMakeSystemUser, serverEnvironment } from "./postgres-user.ts";
 import { runsAsRoot, traversableDirectory } from "./traversable-directory.ts";
@@ -65,7 +65,17 @@ export async function startEmbeddedPostgres({ dataDir, port, log }: EmbeddedPost
 /** The owner's URL of a server that another process of ours runs on `dataDir`. @throws {Error} when there is none. */
 export const embeddedOwnerUrl = (dataDir: string): string => ownerUrlOf(readState(join(dataDir, "state.json")));
 
-function refuseOtherMajor({ data }: Place): void {
+/**
+ * Which server a start on `dataDir` would run; changes nothing.
+ * @throws {Error} in plain words when it would not start: no binaries for this platform, a data directory of another major version.
+ */
+export function describeEmbeddedPostgres(dataDir: string): string {
+  const platform = embeddedPlatform();
+  refuseOtherMajor({ data: join(dataDir, "data") });
+  return `Postgres ${findPackage(platform).version.replace(/-.*/, "")} with pgvector, built in`;
+}
+
+function refuseOtherMajor({ data }: Pick<Place, "data">): void {
   if (!existsSync(join(data, "PG_VERSION"))) return;
   const major = readFileSync(join(data, "PG_VERSION"), "utf8").trim();
   if (major === postgresMajor) return;

@@ -60,6 +60,15 @@ export async function migrate(client: Client | PoolClient, { schema, migrations,
   return migrations.length;
 }
 
+/** All that `migrate` does to a new tenant schema, as one text of statements for a search_path that begins with the schema. */
+export const tenantTemplate: string = [
+  "create table schema_version (version int primary key, name text not null, checksum text not null, applied_at timestamptz not null default now())",
+  ...tenantMigrations.flatMap(({ version, name, sql, checksum }) => [
+    sql,
+    `insert into schema_version (version, name, checksum) values (${version}, '${name}', '${checksum}')`,
+  ]),
+].join("\n;\n");
+
 export const newerDatabase = (schema: string, found: number, known: number): Error =>
   new Error(
     `the database schema ${schema} is at version ${found}, and this program knows only ${known}: start the newer program that made it`,

@@ -1,3 +1,4 @@
+import type { TenantId } from "../domain/tenant.ts";
 import type { TurnId } from "../domain/turn-id.ts";
 import type { TurnKind } from "../domain/turn.ts";
 import type { ControlTx } from "./database.ts";
@@ -28,5 +29,13 @@ export async function takeOpenTurns(tx: ControlTx, minimumAgeMs: number): Promis
      FROM due WHERE open.tenant_id = due.tenant_id AND open.turn_id = due.turn_id
      RETURNING open.tenant_id AS "tenantId", open.turn_id AS "turnId", lane, kind, attempts AS sends`,
     [minimumAgeMs, turnsPerSweep],
+  );
+}
+
+/** A tenant's turns that have not ended, the oldest first. */
+export async function readOpenTurns(tx: ControlTx, tenantId: TenantId): Promise<readonly Pick<OpenTurn, "turnId" | "lane">[]> {
+  return await tx.query<Pick<OpenTurn, "turnId" | "lane">>(
+    `SELECT turn_id AS "turnId", lane FROM control.open_turn WHERE tenant_id = $1 ORDER BY created_at LIMIT $2`,
+    [tenantId, turnsPerSweep],
   );
 }

@@ -64,10 +64,10 @@ export async function storeOverlayText(
  * @returns why not, or undefined
  */
 export async function acceptOverlay(tx: ControlTx, tenantId: TenantId, digest: string): Promise<"no tenant" | "no text" | undefined> {
-  const stored = await tx.execute("update control.overlay_text set used_at = now() where tenant_id = $1 and digest = $2", [
-    tenantId,
-    digest,
-  ]);
+  const stored = await tx.execute(
+    "update control.overlay_text set used_at = now(), accepted_at = now() where tenant_id = $1 and digest = $2",
+    [tenantId, digest],
+  );
   if (stored === 0) return "no text";
   const [former] = await tx.query<{ digest: string }>("select digest from control.overlay where tenant_id = $1 for update", [tenantId]);
   const accepted = await tx.execute(
@@ -130,7 +130,7 @@ export async function readOverlayFiles(tx: ControlTx, file: string, tenantId?: T
      from control.tenant
      left join control.overlay on overlay.tenant_id = tenant.id
      left join control.overlay_file held on held.tenant_id = tenant.id and held.file = $1
-     where tenant.state <> 'deleted' and ($2::text is null or tenant.id = $2)`,
+     where tenant.state in ('active', 'suspended') and ($2::text is null or tenant.id = $2)`,
     [file, tenantId ?? null],
   );
   return rows.map(({ id, os_uid_index, version, digest, fault, known }) => ({
@@ -139,6 +139,15 @@ export async function readOverlayFiles(tx: ControlTx, file: string, tenantId?: T
     overlay: version === null || digest === null ? undefined : { version: Number(version), digest, fault },
     known: known ?? undefined,
   }));
+}
+
+/** Whether a text was in force before, as far as it is kept. */
+export async function wasOverlayAccepted(tx: ControlTx, tenantId: TenantId, digest: string): Promise<boolean> {
+  const rows = await tx.query("select from control.overlay_text where tenant_id = $1 and digest = $2 and accepted_at is not null", [
+    tenantId,
+    digest,
+  ]);
+  return rows.length > 0;
 }
 
 /** Remembers that what a file holds was dealt with. */

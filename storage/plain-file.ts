@@ -1,5 +1,4 @@
-import { constants } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
+import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
 
 const { O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
 
@@ -14,29 +13,33 @@ export type PlainFile = { readonly bytes: Buffer; readonly isCut: boolean };
 /**
  * Reads the file `name` (one component) in `directory`. Neither may be a link, and only what the descriptor says is believed, so
  * that nothing is gained by swapping one for another in between. Linux only: the file is opened relative to its directory.
+ * Synchronous: for small local files it costs a tenth of the same calls through the thread pool.
  * @returns undefined where there is no such file or directory
  * @throws {NotPlainFile}
  */
-export async function readPlainFile(directory: string, name: string, maxBytes: number): Promise<PlainFile | undefined> {
-  const place = await openOrUndefined(directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-  if (place === undefined) return undefined;
+export function readPlainFile(directory: string, name: string, maxBytes: number): PlainFile | undefined {
+  return withDescriptor(directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, (place) =>
+    withDescriptor(`/proc/self/fd/${place}/${name}`, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, (file) => {
+      const stat = fstatSync(file);
+      if (!stat.isFile()) throw new NotPlainFile("is not a plain file");
+      return readUpTo(file, maxBytes, stat.size);
+    }),
+  );
+}
+
+function withDescriptor<T>(path: string, flags: number, work: (descriptor: number) => T): T | undefined {
+  const descriptor = openOrUndefined(path, flags);
+  if (descriptor === undefined) return undefined;
   try {
-    const file = await openOrUndefined(`/proc/self/fd/${place.fd}/${name}`, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-    if (file === undefined) return undefined;
-    try {
-      if (!(await file.stat()).isFile()) throw new NotPlainFile("is not a plain file");
-      return await readUpTo(file, maxBytes);
-    } finally {
-      await file.close();
-    }
+    return work(descriptor);
   } finally {
-    await place.close();
+    closeSync(descriptor);
   }
 }
 
-async function openOrUndefined(path: string, flags: number): Promise<FileHandle | undefined> {
+function openOrUndefined(path: string, flags: number): number | undefined {
   try {
-    return await open(path, flags);
+    return openSync(path, flags);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === "ENOENT") return undefined;
@@ -45,13 +48,14 @@ async function openOrUndefined(path: string, flags: number): Promise<FileHandle 
   }
 }
 
-async function readUpTo(file: FileHandle, maxBytes: number): Promise<PlainFile> {
-  const room = Buffer.alloc(maxBytes + 1);
+/** One byte more than expected is asked for: what has grown since is cut. */
+function readUpTo(file: number, maxBytes: number, expectedBytes: number): PlainFile {
+  const room = Buffer.allocUnsafe(Math.min(maxBytes, expectedBytes) + 1);
   let length = 0;
   while (length < room.length) {
-    const { bytesRead } = await file.read(room, length, room.length - length, length);
+    const bytesRead = readSync(file, room, length, room.length - length, length);
     if (bytesRead === 0) break;
     length += bytesRead;
   }
-  return { bytes: room.subarray(0, Math.min(length, maxBytes)), isCut: length > maxBytes };
+  return { bytes: room.subarray(0, Math.min(length, maxBytes)), isCut: length > Math.min(maxBytes, expectedBytes) };
 }

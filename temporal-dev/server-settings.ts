@@ -38,6 +38,7 @@ export type ServerArguments = {
   readonly uiPort: number;
   readonly searchAttributes: Readonly<Record<string, SearchAttributeType>>;
   readonly uiPublicPath?: string | undefined;
+  readonly uiCodecEndpoint?: string | undefined;
 };
 
 /** The command line of `temporal`. Loopback only: neither the server nor its Web UI asks who is there. */
@@ -59,6 +60,7 @@ export function serverArguments(settings: ServerArguments): readonly string[] {
     "--ui-port",
     String(settings.uiPort),
     ...(settings.uiPublicPath === undefined ? [] : ["--ui-public-path", settings.uiPublicPath]),
+    ...(settings.uiCodecEndpoint === undefined ? [] : ["--ui-codec-endpoint", settings.uiCodecEndpoint]),
     "--namespace",
     settings.namespace,
     ...Object.entries(settings.searchAttributes).flatMap(([name, type]) => ["--search-attribute", `${name}=${type}`]),

@@ -23,6 +23,8 @@ export type TemporalServerOptions = {
   readonly searchAttributes: Readonly<Record<string, SearchAttributeType>>;
   /** Path under which a reverse proxy serves the Web UI, e.g. `/temporal`. Default `/`. */
   readonly uiPublicPath?: string;
+  /** Where the Web UI has payloads decoded, also as a path of the origin that shows it. */
+  readonly uiCodecEndpoint?: string;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
 
@@ -156,9 +158,9 @@ class Supervisor {
   }
 
   #spawn(): void {
-    const { binaryPath, namespace, searchAttributes, uiPublicPath } = this.#options;
+    const { binaryPath, namespace, searchAttributes, uiPublicPath, uiCodecEndpoint } = this.#options;
     const { port, uiPort } = this;
-    const args = serverArguments({ dbFile: this.#dbFile, namespace, port, uiPort, searchAttributes, uiPublicPath });
+    const args = serverArguments({ dbFile: this.#dbFile, namespace, port, uiPort, searchAttributes, uiPublicPath, uiCodecEndpoint });
     const [command, ...rest] = [...endsWithParent(), binaryPath, ...args] as [string, ...string[]];
     // A group of its own: Ctrl-C on the terminal reaches us alone, and we stop the server last.
     const child = spawn(command, rest, { detached: true, env: serverEnv(), stdio: ["ignore", "ignore", "pipe"] });

@@ -1,10 +1,16 @@
-import { Client, WithStartWorkflowOperation, type WorkflowClientInterceptor, WorkflowNotFoundError } from "@temporalio/client";
+import {
+  Client,
+  WithStartWorkflowOperation,
+  WorkflowExecutionAlreadyStartedError,
+  type WorkflowClientInterceptor,
+  WorkflowNotFoundError,
+} from "@temporalio/client";
 import { WorkflowIdConflictPolicy, WorkflowIdReusePolicy, defineSearchAttributeKey } from "@temporalio/common";
 import { AppError } from "../domain/app-error.ts";
-import type { ChainState } from "../domain/audit.ts";
+import type { ChainState, TenantFacts } from "../domain/audit.ts";
 import { type Owner, ownerOfTaskQueue, ownerOfWorkflowId, systemOwner, taskQueueOf } from "../domain/tenant.ts";
 import { type ChangeOrder, type ChangeResult, type TenantInput, changeState, tenantState } from "../workflows/tenant-messages.ts";
-import type { TemporalConnection } from "./temporal-connection.ts";
+import { type TemporalConnection, converterOption } from "./temporal-connection.ts";
 
 /** The audit chain's workflow of one owner. */
 export interface ChainClient {
@@ -15,6 +21,9 @@ export interface ChainClient {
   change(order: ChangeOrder, signal: AbortSignal): Promise<ChangeResult>;
   /** Undefined when the workflow has never run, or its history is gone. */
   state(signal: AbortSignal): Promise<ChainState | undefined>;
+  /** Starts the workflow of a tenant that is `facts` now, unless it runs or is closed. */
+  open(facts: TenantFacts): Promise<void>;
+  isOpen(): Promise<boolean>;
 }
 
 const tenantIdKey = defineSearchAttributeKey("TenantId", "KEYWORD");
@@ -27,18 +36,42 @@ export const forSystem = (connection: TemporalConnection, settings: ChainSetting
 
 /** A client that refuses every name of another owner. */
 export const guardedClient = (owner: Owner, connection: TemporalConnection): Client =>
-  new Client({ connection: connection.native, namespace: connection.namespace, interceptors: { workflow: [ownerGuard(owner)] } });
+  new Client({
+    connection: connection.native,
+    namespace: connection.namespace,
+    interceptors: { workflow: [ownerGuard(owner)] },
+    ...converterOption(connection.converterOf(owner)),
+  });
 
 export function chainClient(owner: Owner, client: Client, settings: ChainSettings = {}): ChainClient {
   const workflowId = `tenant:${owner}`;
+  const start = (input: TenantInput) => chainStart(owner, input);
   return {
     async change(order, signal) {
-      const startWorkflowOperation = openingOf(owner, settings);
-      return await client.withAbortSignal(
-        signal,
-        async () =>
-          await client.workflow.executeUpdateWithStart(changeState, { updateId: order.opId, args: [order], startWorkflowOperation }),
-      );
+      const startWorkflowOperation = new WithStartWorkflowOperation<ChainWorkflow>("tenant", start(settings));
+      try {
+        return await client.withAbortSignal(
+          signal,
+          async () =>
+            await client.workflow.executeUpdateWithStart(changeState, { updateId: order.opId, args: [order], startWorkflowOperation }),
+        );
+      } catch (error) {
+        if (error instanceof WorkflowExecutionAlreadyStartedError) return { state: "closed" };
+        throw error;
+      }
+    },
+    async open(facts) {
+      await client.workflow.start<ChainWorkflow>("tenant", start({ ...settings, tenant: facts })).catch((error: unknown) => {
+        if (!(error instanceof WorkflowExecutionAlreadyStartedError)) throw error;
+      });
+    },
+    async isOpen() {
+      try {
+        return (await client.workflow.getHandle(workflowId).describe()).status.name === "RUNNING";
+      } catch (error) {
+        if (error instanceof WorkflowNotFoundError) return false;
+        throw error;
+      }
     },
     async state(signal) {
       try {
@@ -51,19 +84,20 @@ export function chainClient(owner: Owner, client: Client, settings: ChainSetting
   };
 }
 
-/** Opens the workflow of the owner where it is not open. */
-export function openingOf(owner: Owner, settings: ChainSettings) {
-  return new WithStartWorkflowOperation<(input: TenantInput) => Promise<void>>("tenant", {
-    workflowId: `tenant:${owner}`,
-    taskQueue: taskQueueOf(owner),
-    args: [settings],
-    workflowIdConflictPolicy: WorkflowIdConflictPolicy.USE_EXISTING,
-    workflowIdReusePolicy: WorkflowIdReusePolicy.ALLOW_DUPLICATE,
-    workflowTaskTimeout: "5s",
-    ...(owner === systemOwner ? {} : { typedSearchAttributes: [{ key: tenantIdKey, value: owner }] }),
-    staticSummary: owner === systemOwner ? "state changes of the system" : `state and quota of ${owner}`,
-  });
-}
+/** How the workflow of an owner is opened where it is not open. */
+export const chainStart = (owner: Owner, input: TenantInput) => ({
+  workflowId: `tenant:${owner}`,
+  taskQueue: taskQueueOf(owner),
+  args: [input] as [TenantInput],
+  workflowIdConflictPolicy: WorkflowIdConflictPolicy.USE_EXISTING,
+  // A chain that has had its last entry has completed, and is not begun anew; one that an operator ended may be.
+  workflowIdReusePolicy: WorkflowIdReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+  workflowTaskTimeout: "5s",
+  ...(owner === systemOwner ? {} : { typedSearchAttributes: [{ key: tenantIdKey, value: owner }] }),
+  staticSummary: owner === systemOwner ? "state changes of the system" : `state and quota of ${owner}`,
+});
+
+export type ChainWorkflow = (input: TenantInput) => Promise<unknown>;
 
 /** Refuses every call that names a workflow or a queue of another owner, whoever built the name. */
 export function ownerGuard(owner: Owner): WorkflowClientInterceptor {

@@ -1,9 +1,9 @@
-import { type Client, WorkflowNotFoundError } from "@temporalio/client";
+import { type Client, WithStartWorkflowOperation, WorkflowNotFoundError } from "@temporalio/client";
 import type { HolderId } from "../domain/quota-ledger.ts";
 import type { AnswerWire, OrderWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import { endLease, leaseQuota } from "../workflows/quota-messages.ts";
-import { openingOf } from "./chain-client.ts";
+import { type ChainWorkflow, chainStart } from "./chain-client.ts";
 
 /** The quota of one tenant, which its workflow keeps. */
 export interface QuotaClient {
@@ -26,7 +26,7 @@ export function quotaClient(tenantId: TenantId, client: Client): QuotaClient {
             await client.workflow.executeUpdateWithStart(leaseQuota, {
               updateId: `${order.holder}.${order.seq}`,
               args: [order],
-              startWorkflowOperation: openingOf(tenantId, {}),
+              startWorkflowOperation: new WithStartWorkflowOperation<ChainWorkflow>("tenant", chainStart(tenantId, {})),
             }),
         );
         if (answer.state !== "moved") return answer;
@@ -34,7 +34,10 @@ export function quotaClient(tenantId: TenantId, client: Client): QuotaClient {
     },
     async endLease(holder) {
       try {
-        await client.workflow.getHandle(`tenant:${tenantId}`).signal(endLease, holder);
+        await client.withDeadline(
+          Date.now() + answerMs,
+          async () => await client.workflow.getHandle(`tenant:${tenantId}`).signal(endLease, holder),
+        );
       } catch (error) {
         if (!(error instanceof WorkflowNotFoundError)) throw error;
       }

@@ -1,7 +1,15 @@
 import { Client } from "@temporalio/client";
 import { NativeConnection } from "@temporalio/worker";
+import type { Owner } from "../domain/tenant.ts";
+import type { DataKeys } from "../storage/data-keys.ts";
+import { type EncryptedConverter, encryptedConverter } from "./payload-codec.ts";
 
-export type TemporalOptions = { readonly address: string; readonly namespace: string };
+export type TemporalOptions = {
+  readonly address: string;
+  readonly namespace: string;
+  /** Payloads are encrypted with these; undefined: they are not, which is for tests of other things only. */
+  readonly dataKeys?: DataKeys | undefined;
+};
 
 /**
  * The process's one connection to Temporal, shared by its client and all its workers. The client stays in this room: the rest of
@@ -11,10 +19,23 @@ export type TemporalConnection = {
   readonly native: NativeConnection;
   readonly client: Client;
   readonly namespace: string;
+  /** How payloads are converted; of an owner: also those that belong to no workflow yet. */
+  converterOf(owner?: Owner): EncryptedConverter | undefined;
   close(): Promise<void>;
 };
 
-export async function connectTemporal({ address, namespace }: TemporalOptions): Promise<TemporalConnection> {
+export async function connectTemporal({ address, namespace, dataKeys }: TemporalOptions): Promise<TemporalConnection> {
   const native = await NativeConnection.connect({ address });
-  return { native, client: new Client({ connection: native, namespace }), namespace, close: async () => await native.close() };
+  const converterOf = (owner?: Owner): EncryptedConverter | undefined =>
+    dataKeys === undefined ? undefined : encryptedConverter({ dataKeys, namespace }, owner);
+  return {
+    native,
+    client: new Client({ connection: native, namespace, ...converterOption(converterOf()) }),
+    namespace,
+    converterOf,
+    close: async () => await native.close(),
+  };
 }
+
+export const converterOption = (dataConverter: EncryptedConverter | undefined): { dataConverter?: EncryptedConverter } =>
+  dataConverter === undefined ? {} : { dataConverter };

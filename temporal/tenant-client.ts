@@ -1,7 +1,7 @@
 import { WithStartWorkflowOperation, WorkflowNotFoundError, WorkflowUpdateStage } from "@temporalio/client";
 import { WorkflowIdConflictPolicy, WorkflowIdReusePolicy, defineSearchAttributeKey } from "@temporalio/common";
 import { channelPrefixes, sessionPartsOf, type SessionId } from "../domain/session-id.ts";
-import { type TenantContext, taskQueueOf } from "../domain/tenant.ts";
+import { type TenantContext, ownerOfWorkflowId, taskQueueOf } from "../domain/tenant.ts";
 import type { TurnId } from "../domain/turn-id.ts";
 import type { TurnTicket, TurnVerdict } from "../domain/turn.ts";
 import { type LaneInput, type LaneState, abortTurn, laneState, submitTurn, turnArrived } from "../workflows/turn-messages.ts";
@@ -39,8 +39,12 @@ export interface TenantClient {
   submitTurn(lane: Lane, ticket: TurnTicket): Promise<TurnVerdict>;
   /** Hands a turn to its lane without waiting. */
   sendTurn(lane: Lane, ticket: TurnTicket): Promise<void>;
-  /** Ends one turn; a lane that is not open has nothing to abort. */
-  abortTurn(lane: Lane, turnId: TurnId): Promise<void>;
+  /** Ends one turn. @returns false when the lane is not open: nothing to abort */
+  abortTurn(lane: Lane, turnId: TurnId): Promise<boolean>;
+  /** Ids of the tenant's open workflows, as far as visibility knows yet; its audit chain is not among them. */
+  openRuns(): Promise<readonly string[]>;
+  /** Terminates a workflow of the tenant, if it is open. */
+  endRun(workflowId: string, reason: string): Promise<void>;
   /** Terminates the run of a lane whose workflow task fails again and again; its turns stand in their rows. @returns whether it did */
   endStuckLane(lane: Lane): Promise<boolean>;
   /** Undefined when the lane is not open. */
@@ -117,7 +121,18 @@ export function forTenant(
       });
     },
     async abortTurn(lane, turnId) {
-      await orUndefinedWhenNotOpen(client.workflow.getHandle(workflowIdOf(lane)).signal(abortTurn, turnId));
+      const signalled = client.workflow.getHandle(workflowIdOf(lane)).signal(abortTurn, turnId);
+      return (await orUndefinedWhenNotOpen(signalled.then(() => true))) ?? false;
+    },
+    async openRuns() {
+      const query = `ExecutionStatus = "Running" AND (TenantId = "${tenantId}" OR TaskQueue = "${taskQueueOf(tenantId)}")`;
+      const ids = new Set<string>();
+      for await (const { workflowId } of client.workflow.list({ query })) ids.add(workflowId);
+      ids.delete(`tenant:${tenantId}`);
+      return [...ids].filter((workflowId) => ownerOfWorkflowId(workflowId) === tenantId);
+    },
+    async endRun(workflowId, reason) {
+      await orUndefinedWhenNotOpen(client.workflow.getHandle(workflowId).terminate(reason));
     },
     async endStuckLane(lane) {
       const handle = client.workflow.getHandle(workflowIdOf(lane));

@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { inject } from "vitest";
+import { sharedKek } from "./storage/fresh-database.ts";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 
@@ -65,7 +66,8 @@ export async function startProduct({
   shareBundle(home);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  let child = await launch(home, port, role, env);
+  const given = env["DATABASE_URL"] === undefined ? env : { OPENCLAW_KEK: sharedKek(env["DATABASE_URL"]), ...env };
+  let child = await launch(home, port, role, given);
   const adminKey = givenKey ?? readFileSync(join(home, "admin-key"), "utf8").trim();
   const demoTokenPath = join(home, "demo-token");
 
@@ -93,7 +95,7 @@ export async function startProduct({
       await exited;
     },
     async restart() {
-      child = await launch(home, port, role, env);
+      child = await launch(home, port, role, given);
     },
     async stop() {
       const startedAt = performance.now();

@@ -6,14 +6,16 @@ import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createQuotaActivities } from "../activities/quota-activities.ts";
+import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
+import type { OverlayOfTurn } from "../activities/model-call.ts";
+import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
-import type { Overlay } from "../control-plane/overlay.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
 import { noMarkup } from "../domain/money.ts";
 import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
-import type { TenantContext, TenantId } from "../domain/tenant.ts";
+import type { Owner, TenantContext, TenantId } from "../domain/tenant.ts";
 import { mintTurnId } from "../domain/turn-id.ts";
 import type { TurnSubmission } from "../domain/turn.ts";
 import type { ModelProvider } from "../providers/model-provider.ts";
@@ -21,12 +23,16 @@ import type { Tool } from "../sandbox/tool.ts";
 import { openDatabase, type Database } from "../storage/database.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
+import { forSystem } from "../temporal/chain-client.ts";
+import { type OperationClient, createOperationClient } from "../temporal/operation-client.ts";
+import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
+import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
 import { someOverlay } from "./control-plane/some-overlay.ts";
-import { freshDatabase, someTenant } from "./storage/fresh-database.ts";
+import { freshDatabase, sharedKek, someTenant } from "./storage/fresh-database.ts";
 
 export const quiet = (): void => undefined;
 
@@ -35,6 +41,7 @@ export type TurnStack = {
   readonly ownerUrl: string;
   readonly home: string;
   readonly database: Database;
+  readonly keys: OpenedDataKeys;
   readonly connection: TemporalConnection;
   readonly pool: TenantWorkerPool;
   readonly bus: TokenBus;
@@ -44,6 +51,7 @@ export type TurnStack = {
   otherLeases(): QuotaLeases;
   addTenant(name: string): Promise<TenantContext>;
   clientOf(tenantId: TenantId): TenantClient;
+  readonly operations: OperationClient;
   close(): Promise<void>;
 };
 
@@ -51,16 +59,23 @@ export type TurnStackOptions = {
   readonly provider: ModelProvider;
   readonly tools?: readonly Tool[];
   readonly lane?: Partial<LaneSettings>;
-  /** Of every tenant; default: empty. */
-  readonly overlay?: Overlay;
   /** Of every tenant; default: none. */
   readonly limits?: QuotaLimits;
+  /** Default: empty. */
+  readonly overlayOf?: OverlayOfTurn;
   /** An existing database instead of a fresh one. */
   readonly ownerUrl?: string;
   readonly temporalAddress?: string;
   /** Default: the one that all tests share, whose chain `system` is nobody's to use. */
   readonly namespace?: string;
   readonly bundleDirectory?: string;
+  /** Instead of the stack's own data keys. */
+  readonly ensureDataKey?: (tenantId: TenantId) => Promise<void>;
+  readonly eraseDataKey?: (tenantId: TenantId) => Promise<void>;
+  /** Default: the one that all processes on the database share. */
+  readonly keyEncryptionKey?: string;
+  /** For histories that are recorded: payloads in the clear. */
+  readonly isPlain?: boolean;
 };
 
 const testRateCard: RateCard = {
@@ -75,8 +90,8 @@ export async function startTurnStack({
   provider,
   tools = [],
   lane,
-  overlay = someOverlay(""),
   limits = noLimits,
+  overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
   try {
@@ -86,28 +101,39 @@ export async function startTurnStack({
   }
   const ownerUrl = place.ownerUrl ?? (await freshDatabase());
   const database = await openDatabase({ ownerUrl, log: quiet });
+  const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
+  chmodSync(home, 0o711);
+  const keys = await openDataKeys({ database, home, keyEncryptionKey: place.keyEncryptionKey ?? sharedKek(ownerUrl), log: quiet });
   const connection = await connectTemporal({
     address: place.temporalAddress ?? inject("temporalAddress"),
     namespace: place.namespace ?? "default",
+    dataKeys: place.isPlain === true ? undefined : keys.dataKeys,
   });
   const bus = createInProcessTokenBus();
-  const home = mkdtempSync(join(tmpdir(), "openclaw-stack-"));
-  chmodSync(home, 0o711);
-  const clientOf = (tenantId: TenantId): TenantClient =>
-    forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
+  const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const operations = createOperationClient({ connection, wake });
   const limitsOf = async (): Promise<QuotaLimits> => limits;
-  const leases = (): QuotaLeases =>
-    createQuotaLeases({ limitsOf, clientOf, wake: async (tenantId) => await pool.wake(tenantId), log: quiet });
+  const leases = (): QuotaLeases => createQuotaLeases({ limitsOf, clientOf, wake, log: quiet });
   const quota = leases();
   const activities = {
     ...createQuotaActivities({ database, limitsOf }),
     ...createAuditActivities({ database, home, log: quiet }),
+    ...createTenantLifeActivities({
+      database,
+      home,
+      runs: createTenantLifeRuns({ clientOf, system: forSystem(connection), operations, wake, log: quiet }),
+      ensureDataKey: place.ensureDataKey ?? keys.dataKeys.ensure,
+      eraseDataKey: place.eraseDataKey ?? keys.dataKeys.erase,
+      forget: async (tenantId) => void pool.forget(tenantId),
+    }),
+    ...createKeyActivities({ database, ...keys, spreadMs: 3_000 }),
     ...createTurnActivities({
       database,
       bus,
       tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
-      overlayOf: async () => overlay,
-      promptFilesOf: async () => [],
+      overlayOf,
+      promptFilesOf: () => [],
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
@@ -123,6 +149,7 @@ export async function startTurnStack({
     ownerUrl,
     home,
     database,
+    keys,
     connection,
     pool,
     bus,
@@ -137,10 +164,12 @@ export async function startTurnStack({
       return context;
     },
     clientOf,
+    operations,
     async close() {
       await quota.close();
       await pool.close();
       await connection.close();
+      await keys.close();
       await database.close();
       rmSync(home, { recursive: true, force: true });
     },

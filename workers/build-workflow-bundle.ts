@@ -10,6 +10,7 @@ const ignore = (): void => {};
 
 const { code } = await bundleWorkflowCode({
   workflowsPath: join(root, "workflows/index.ts"),
+  failureConverterPath: join(root, "workflows/failure-converter.ts"),
   workflowInterceptorModules: [join(root, "workflows/tenant-guard.ts")],
   logger: { log: ignore, trace: ignore, debug: ignore, info: ignore, warn: ignore, error: ignore },
 });

@@ -1,7 +1,7 @@
 import { Worker, type WorkerOptions } from "@temporalio/worker";
 import { type Owner, taskQueueOf } from "../domain/tenant.ts";
 import { activityTenantGuard } from "../temporal/activity-guard.ts";
-import type { TemporalConnection } from "../temporal/temporal-connection.ts";
+import { type TemporalConnection, converterOption } from "../temporal/temporal-connection.ts";
 import { SharedPoolWorker } from "./shared-pool-worker.ts";
 
 export type TenantWorkerPoolOptions = {
@@ -18,6 +18,8 @@ export type TenantWorkerPoolOptions = {
 export interface TenantWorkerPool {
   /** Makes sure that the owner's queue is polled; cheap when it is. */
   wake(owner: Owner): Promise<void>;
+  /** Stops the worker of an owner that is gone, once it has nothing to do; a later wake starts another one. */
+  forget(owner: Owner): Promise<void>;
   live(): number;
   /** Stops all workers; running activities get a second to end. */
   close(): Promise<void>;
@@ -53,6 +55,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     namespace: connection.namespace,
     taskQueue: taskQueueOf(owner),
     workflowBundle: { codePath: bundle.codePath },
+    ...converterOption(connection.converterOf(owner)),
     buildId: bundle.buildId,
     activities,
     interceptors: { activity: [activityTenantGuard] },
@@ -110,6 +113,10 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
         if (live.worker.getState() === "RUNNING" || live.worker.getState() === "INITIALIZED") return;
         await live.stopped; // two pollers on one queue would share it, so the next one waits for this one's end
       }
+    },
+    async forget(owner) {
+      const starting = workers.get(owner);
+      if (starting !== undefined) await stop(owner, await starting);
     },
     live: () => workers.size,
     async close() {

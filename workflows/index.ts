@@ -1,2 +1,5 @@
+export { erase } from "./erase.ts";
+export { provision } from "./provision.ts";
+export { rekey } from "./rekey.ts";
 export { tenant } from "./tenant.ts";
 export { turn } from "./turn.ts";

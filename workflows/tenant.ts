@@ -1,19 +1,35 @@
+import { defineSearchAttributeKey } from "@temporalio/common";
 import {
   ActivityFailure,
   ApplicationFailure,
   CancellationScope,
+  ParentClosePolicy,
   allHandlersFinished,
   condition,
   continueAsNew,
+  patched,
   proxyActivities,
   setCurrentDetails,
   setHandler,
   sleep,
+  startChild,
   workflowInfo,
 } from "@temporalio/workflow";
 import type { AuditActivities } from "../activities/audit-activities.ts";
-import { type AuditEntry, type ChainHead, type ChangeOutcome, belongsToChain, hashOfEntry, opMemoryMs } from "../domain/audit.ts";
-import { ownerOfWorkflowId, systemOwner } from "../domain/tenant.ts";
+import {
+  type AuditEntry,
+  type ChainHead,
+  type ChangeNote,
+  type ChangeOutcome,
+  type Command,
+  belongsToChain,
+  hashOfEntry,
+  lifeKindOf,
+  opMemoryMs,
+  subjectOf,
+} from "../domain/audit.ts";
+import { lifeWorkflowIdOf, ownerOfWorkflowId, parseTenantId, systemOwner } from "../domain/tenant.ts";
+import { quotaFieldsOf } from "../domain/tenant-quota.ts";
 import { openQuotaDesk } from "./quota-desk.ts";
 import {
   type ChangeOrder,
@@ -26,6 +42,10 @@ import {
 
 /** Operations remembered by the run; older ones of the last 24 h are found in the database. */
 const rememberedOperations = 200;
+/** Changes that the status page names. */
+const notedChanges = 10;
+
+const tenantIdKey = defineSearchAttributeKey("TenantId", "KEYWORD");
 
 // The heartbeat finds a dead worker before the callers in line give up; the place in the chain makes the next attempt safe.
 const effects = {
@@ -37,22 +57,57 @@ const audit = proxyActivities<AuditActivities>(effects);
 
 /**
  * The audit chain of a tenant, or of the system: every state change goes through it, one at a time, and its event history is the
- * second record of them (docs/adr/007). It never ends by itself, and cancelling it changes nothing.
+ * second record of them (docs/adr/007). It ends with the chain's last entry, when the tenant is erased, and cancelling it changes nothing. The system's
+ * starts `provision:<tenant>` and `erase:<tenant>` in the workflow task that answers the change: neither is there without the other.
  */
-export async function tenant(input: TenantInput): Promise<void> {
+export async function tenant(input: TenantInput): Promise<{ readonly head: ChainHead | undefined }> {
   const owner = ownerOfWorkflowId(workflowInfo().workflowId);
   const operations = new Map<string, RememberedOperation>((input.operations ?? []).map((operation) => [operation.opId, operation]));
   let { head, broken } = input;
   let adoptedSeq = input.adoptedSeq ?? 0;
   let changes = 0;
   let moving = false;
+  let closed = false;
+  let startsUnderWay = 0;
+  let facts = input.tenant;
+  let lastChanges: readonly ChangeNote[] = input.lastChanges ?? [];
   let lastInLine: Promise<void> = Promise.resolve();
+  const quota = owner === systemOwner ? undefined : openQuotaDesk(input.quota);
 
   const describe = (): void => {
     const end = head === undefined ? "no change yet" : `entry ${head.seq} (${head.hash.slice(0, 12)})`;
-    setCurrentDetails(
-      `Audit chain of **${owner}**: ${end}${broken === undefined ? "" : `\n\n**BROKEN**: ${broken}. Changes are refused.`}`,
-    );
+    const ceilings =
+      facts === undefined ? [] : Object.entries(quotaFieldsOf(facts.quota)).map(([name, value]) => `${name} ${value ?? "none"}`);
+    const lines = [
+      owner === systemOwner ? "State changes of **the system**" : `Tenant **${owner}**`,
+      ...(facts === undefined ? [] : [`- state: ${facts.state}`, `- quota: ${ceilings.join(", ")}`, `- token epoch: ${facts.tokenEpoch}`]),
+      // overlay version: told by overlay.update once there is one
+      `- audit chain: ${end}${closed ? ", closed" : ""}`,
+      ...(broken === undefined ? [] : [`- **BROKEN**: ${broken}. Changes are refused.`]),
+      ...(lastChanges.length === 0 ? [] : ["", "Last changes"]),
+      ...lastChanges.map(
+        ({ seq, ts, action, by, outcome }) => `- ${seq}. ${action} by ${by}, ${ts}${outcome === "applied" ? "" : `, ${outcome}`}`,
+      ),
+    ];
+    setCurrentDetails(lines.join("\n"));
+  };
+
+  /** The command's workflow, started once: a repeat meets the one that runs. */
+  const startLifeOf = (command: Command, outcome: ChangeOutcome): void => {
+    const kind = lifeKindOf(command);
+    if (kind === undefined || outcome.state !== "applied" || !patched("starts provision and erase")) return;
+    const tenantId = parseTenantId(subjectOf(owner, command).target);
+    startsUnderWay++;
+    startChild(kind, {
+      workflowId: lifeWorkflowIdOf(kind, tenantId),
+      args: [],
+      parentClosePolicy: ParentClosePolicy.ABANDON,
+      workflowTaskTimeout: "5s",
+      typedSearchAttributes: [{ key: tenantIdKey, value: tenantId }],
+      staticSummary: `${kind} of ${tenantId}`,
+    })
+      .catch(() => {}) // it runs already
+      .finally(() => startsUnderWay--);
   };
 
   const inLine = async <T>(work: () => Promise<T>): Promise<T> => {
@@ -95,11 +150,17 @@ export async function tenant(input: TenantInput): Promise<void> {
           if (!follows(answer.entry, head)) return refuse(`entry ${attempt.seq} was written with another hash than its content has`);
           head = { seq: answer.entry.seq, hash: answer.entry.hash };
           changes++;
+          facts = answer.facts ?? facts;
+          if (command.type === "quota.update" || command.type === "tenant.update") quota?.limitsChanged();
+          lastChanges = [noteOf(answer.entry), ...lastChanges].slice(0, notedChanges);
+          closed = command.type === "tenant.erase" && answer.outcome.state === "applied";
           remember(opId, answer.outcome);
+          startLifeOf(command, answer.outcome);
           return { state: "done", outcome: answer.outcome };
         }
         case "repeated":
           remember(opId, answer.outcome);
+          startLifeOf(command, answer.outcome);
           return { state: "done", outcome: answer.outcome };
         case "behind": {
           let next: ChainHead = head;
@@ -113,6 +174,9 @@ export async function tenant(input: TenantInput): Promise<void> {
         }
         case "broken":
           return refuse(answer.reason);
+        case "closed":
+          closed = true;
+          return { state: "closed" };
       }
     }
   };
@@ -123,6 +187,7 @@ export async function tenant(input: TenantInput): Promise<void> {
       await inLine(async () => {
         const known = operations.get(order.opId);
         if (known !== undefined && Date.now() - known.atMs < opMemoryMs) return { state: "done", outcome: known.outcome };
+        if (closed) return { state: "closed" };
         if (moving) return { state: "moved" };
         if (broken !== undefined) return { state: "broken", reason: broken };
         if (Date.now() > order.notAfterMs)
@@ -143,20 +208,23 @@ export async function tenant(input: TenantInput): Promise<void> {
       },
     },
   );
-  const quota = owner === systemOwner ? undefined : openQuotaDesk(input.quota);
-  setHandler(tenantState, () => ({ head, adoptedSeq, broken }));
+  setHandler(tenantState, () => ({ head, adoptedSeq, broken, tenant: facts, lastChanges }));
 
   describe();
-  const isFull = (): boolean => changes >= (input.changesPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
+  const isFull = (): boolean =>
+    closed || changes >= (input.changesPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
   await CancellationScope.nonCancellable(async () => {
     await condition(isFull);
     quota?.close();
     moving = true; // whoever stands in line now is told to come again; no handler outlives the run
     await sleep(1, { summary: "moves to a new run" });
-    await condition(allHandlersFinished);
+    await condition(() => allHandlersFinished() && startsUnderWay === 0);
   });
-  await continueAsNew<typeof tenant>({
+  if (closed) return { head };
+  return await continueAsNew<typeof tenant>({
     changesPerRun: input.changesPerRun,
+    tenant: facts,
+    lastChanges,
     ...(head === undefined ? {} : { head }),
     adoptedSeq,
     operations: [...operations.values()],
@@ -164,6 +232,14 @@ export async function tenant(input: TenantInput): Promise<void> {
     quota: quota?.carry(),
   });
 }
+
+const noteOf = ({ seq, ts, action, actor, outcome }: AuditEntry): ChangeNote => ({
+  seq,
+  ts,
+  action,
+  by: `${actor.type} ${actor.id}`,
+  outcome,
+});
 
 /** Whether the entry's hash is its content's and it stands behind `head`. */
 function follows({ hash, ...fields }: AuditEntry, head: ChainHead): boolean {

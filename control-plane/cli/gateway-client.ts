@@ -12,7 +12,7 @@ export type Variables = Readonly<Record<string, string | undefined>>;
 export type FoundCredential = { readonly text: string; readonly parsed: ParsedCredential; readonly source: string };
 
 export type GatewayRequest = {
-  readonly method?: "GET" | "POST" | "PUT" | "DELETE";
+  readonly method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
   readonly path: string;
   readonly query?: Readonly<Record<string, string | undefined>>;
   readonly body?: unknown;

@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { isatty } from "node:tty";
 import type { Command } from "commander";
 import type { CliContext } from "./cli-context.ts";
 import { CliError, exitCodes } from "./exit-code.ts";
@@ -57,7 +58,7 @@ export function addOverlayCommands(tenants: Command, { variables, terminal }: Cl
     .addHelpText("after", keysHelp + setHelp)
     .action(async (raw: string, file: string, { json }: JsonFlag) => {
       const path = pathOf(raw);
-      if (file === "-" && process.stdin.isTTY)
+      if (file === "-" && isatty(0))
         throw new CliError(
           exitCodes.usage,
           "Name a file, or send the text on standard input: openclaw tenants overlay set acme < acme.yaml",

@@ -91,7 +91,7 @@ async function runInFront(words: readonly string[]): Promise<number> {
   });
 }
 
-const definedOnly = (variables: CliContext["variables"]): NodeJS.ProcessEnv =>
+export const definedOnly = (variables: CliContext["variables"]): NodeJS.ProcessEnv =>
   Object.fromEntries(Object.entries(variables).flatMap(([name, value]) => (value === undefined ? [] : [[name, value]])));
 
 async function stop({ pid }: GatewayRecord, timeoutSeconds: number): Promise<number> {
@@ -109,7 +109,7 @@ async function stop({ pid }: GatewayRecord, timeoutSeconds: number): Promise<num
   return pid;
 }
 
-async function readinessOf(url: string): Promise<z.infer<typeof readinessSchema>> {
+export async function readinessOf(url: string): Promise<z.infer<typeof readinessSchema>> {
   try {
     const response = await fetch(`${url}/readyz`, { redirect: "error", signal: AbortSignal.timeout(5_000) });
     return readinessSchema.parse(await response.json());

@@ -7,6 +7,7 @@ import type { CliContext } from "./cli-context.ts";
 import { addCompletionCommand } from "./completion-command.ts";
 import { addDoctorCommand } from "./doctor-command.ts";
 import { CliError, exitCodes, type ExitCode } from "./exit-code.ts";
+import { addKeyCommands } from "./key-commands.ts";
 import { addProcessCommands } from "./process-commands.ts";
 import { addTenantCommands } from "./tenant-commands.ts";
 
@@ -35,6 +36,7 @@ function createProgram(context: CliContext, version: string): Command {
   addProcessCommands(program, context);
   addTenantCommands(program, context);
   addAdminKeyCommands(program, context);
+  addKeyCommands(program, context);
   addAuditCommands(program, context);
   addBillingCommands(program, context);
   addAgentCommand(program, context);

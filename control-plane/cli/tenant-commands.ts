@@ -1,7 +1,10 @@
 import type { Command } from "commander";
 import { z } from "zod";
 import type { CliContext } from "./cli-context.ts";
+import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
+import { followOperation, startedSchema } from "./operation-progress.ts";
+import { type QuotaOptions, addQuotaCommands, addQuotaOptions, quotaBodyOf, quotaFacts, quotaSchema } from "./quota-commands.ts";
 import { addOverlayCommands } from "./overlay-commands.ts";
 import { jsonText, paint, tableText } from "./terminal.ts";
 import { tenantArgument } from "./tenant-argument.ts";
@@ -12,6 +15,7 @@ const tenantSchema = z.looseObject({
   display_name: z.string().nullable(),
   state: z.string(),
   markup_ppm: z.number().nullable(),
+  quota: quotaSchema.optional(),
   created_at: z.string(),
 });
 const tenantListSchema = z.looseObject({ data: z.array(tenantSchema) });
@@ -21,16 +25,18 @@ type JsonFlag = { readonly json?: boolean };
 
 export function addTenantCommands(program: Command, context: CliContext): void {
   const { variables, terminal } = context;
-  const tenants = program.command("tenants").description("make, look at, suspend and resume tenants");
+  const tenants = program.command("tenants").description("make, look at, suspend, resume and delete tenants");
 
-  tenants
+  const create = tenants
     .command("create")
     .description("make a tenant and print its first token, which is shown this once")
     .argument("<tenant>", "id: 1 to 32 lower-case letters, digits and single inner hyphens")
     .option("--display-name <name>", "name for people")
     .option("--markup <decimal>", "added to every price, 0.10 for 10 %; default: the one of config.yaml")
-    .option("--json", "print JSON")
-    .action(async (tenant: string, options: JsonFlag & { readonly displayName?: string; readonly markup?: string }) => {
+    .option("--json", "print JSON");
+  addQuotaOptions(create).action(
+    async (tenant: string, options: JsonFlag & QuotaOptions & { readonly displayName?: string; readonly markup?: string }) => {
+      const quota = quotaBodyOf(options);
       const id = tenantArgument(tenant);
       const created = await connectGateway(variables).json(createdSchema, {
         method: "POST",
@@ -39,13 +45,15 @@ export function addTenantCommands(program: Command, context: CliContext): void {
           id,
           ...(options.displayName === undefined ? {} : { display_name: options.displayName }),
           ...(options.markup === undefined ? {} : { markup: options.markup }),
+          ...(Object.keys(quota).length === 0 ? {} : { quota }),
         },
       });
       if (options.json) return terminal.write(jsonText(created));
       if (!terminal.interactive) return terminal.write(`${created.token}\n`);
       terminal.note(`Tenant ${created.tenant} is ready. Its token is shown this once:`);
       return terminal.write(`${paint(terminal, "bold", created.token)}\n`);
-    });
+    },
+  );
 
   tenants
     .command("list")
@@ -82,8 +90,9 @@ export function addTenantCommands(program: Command, context: CliContext): void {
         ["state", tenant.state],
         ["markup", tenant.markup_ppm === null ? "as in config.yaml" : `${tenant.markup_ppm / 10_000} %`],
         ["created", tenant.created_at],
+        ...(tenant.quota === undefined ? [] : quotaFacts(tenant.quota)),
       ] as const;
-      return terminal.write(facts.map(([name, value]) => `${paint(terminal, "dim", name.padEnd(8))} ${value}\n`).join(""));
+      return terminal.write(facts.map(([name, value]) => `${paint(terminal, "dim", name.padEnd(19))} ${value}\n`).join(""));
     });
 
   const changes = [
@@ -104,6 +113,21 @@ export function addTenantCommands(program: Command, context: CliContext): void {
         return json ? terminal.write(jsonText(tenant)) : terminal.note(`Tenant ${tenant.id} is ${tenant.state}.`);
       });
   }
+  tenants
+    .command("delete")
+    .description("delete a tenant for ever; its bills and its audit stay, and its id is not given again")
+    .argument("<tenant>", "its id")
+    .option("--confirm <tenant>", "its id again: deleting cannot be taken back")
+    .option("--json", "print JSON")
+    .action(async (raw: string, { confirm, json }: JsonFlag & { readonly confirm?: string }) => {
+      const tenant = tenantArgument(raw);
+      if (confirm !== tenant) throw new CliError(exitCodes.usage, `Deleting cannot be taken back: repeat the id as --confirm ${tenant}.`);
+      const gateway = connectGateway(variables);
+      const started = await gateway.json(startedSchema, { method: "DELETE", path: `/v1/tenants/${tenant}`, query: { confirm } });
+      const operation = await followOperation(gateway, started.workflow_id, terminal);
+      return json ? terminal.write(jsonText(operation)) : terminal.note(`Tenant ${tenant} is deleted.`);
+    });
+  addQuotaCommands(tenants, context);
   addTokenCommands(tenants, context);
   addOverlayCommands(tenants, context);
 }

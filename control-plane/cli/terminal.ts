@@ -7,6 +7,8 @@ export type Terminal = {
   write(text: string): Promise<void>;
   /** Remarks for a person, on stderr. */
   note(line: string): void;
+  /** The present state of long work, on stderr: one line that is rewritten where a person watches. Undefined ends it. */
+  progress(line: string | undefined): void;
   /** Whether a person reads the answer: then tables and colour, else plain text. */
   readonly interactive: boolean;
   readonly colour: boolean;
@@ -14,7 +16,7 @@ export type Terminal = {
 
 type TerminalStreams = {
   readonly stdout: Writable & { readonly isTTY?: boolean };
-  readonly stderr: Writable;
+  readonly stderr: Writable & { readonly isTTY?: boolean };
   readonly variables: Readonly<Record<string, string | undefined>>;
 };
 
@@ -25,6 +27,11 @@ export function createTerminal({ stdout, stderr, variables }: TerminalStreams): 
     colour: interactive && !variables["NO_COLOR"] && variables["TERM"] !== "dumb",
     async write(text) {
       if (!stdout.write(interactive ? withoutControls(text) : text)) await once(stdout, "drain");
+    },
+    progress(line) {
+      const text = line === undefined ? undefined : withoutControls(line);
+      if (stderr.isTTY === true) stderr.write(text === undefined ? "\n" : `\r\u001b[K${text}`);
+      else if (text !== undefined) stderr.write(`${text}\n`);
     },
     note(line) {
       stderr.write(`${withoutControls(line)}\n`);

@@ -1,4 +1,6 @@
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Overlay } from "../../control-plane/overlay.ts";
+import { AppError } from "../../domain/app-error.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
 import { noUsage } from "../../domain/usage.ts";
@@ -12,6 +14,7 @@ import {
 import type { Tool } from "../../sandbox/tool.ts";
 import { insertTurn, readFinishedTurn } from "../../storage/turn-repository.ts";
 import type { TurnEvent } from "../../streams/token-bus.ts";
+import { someOverlay } from "../control-plane/some-overlay.ts";
 import { type TurnStack, someTurn, startTurnStack } from "../turn-stack.ts";
 
 type Attempt = (request: ModelRequest, attempt: number) => AsyncGenerator<ModelDelta, ModelResult, undefined>;
@@ -53,21 +56,30 @@ const failingTimes =
 
 const list: Tool = { definition: { name: "list" }, idempotent: true, run: async () => ({ content: "a.txt", failed: false, facts: {} }) };
 
+/** Overlays by what stands for their digest. */
+function overlayOf(digest: string | undefined): Overlay {
+  if (digest === "refused")
+    throw new AppError("overlay_refused", { client: { message: "overlay line 3: model: is gone", param: "model" } });
+  if (digest === "strict") return someOverlay("system_prompt: Be kind.\nmax_tokens: 9\ntemperature: 0.5\ndenied_tools: [list]\n");
+  return someOverlay("");
+}
+
 let stack: TurnStack;
 let acme: TenantContext;
 
 beforeAll(async () => {
-  stack = await startTurnStack({ provider, tools: [list] });
+  stack = await startTurnStack({ provider, tools: [list], overlayOf: async (_tenantId, digest) => overlayOf(digest) });
   acme = await stack.addTenant("acme");
   await stack.pool.wake(acme.tenantId);
 });
 afterAll(async () => await stack.close());
 
 /** Runs one turn whose question is its script's name. */
-async function run(script: Attempt, more: Partial<TurnSubmission> = {}) {
+async function run(script: Attempt, more: Partial<TurnSubmission> = {}, overlay?: string) {
   const question = `question ${scripts.size}`;
   scripts.set(question, script);
-  const turn = someTurn(`api:call-${scripts.size}:default`, question, more);
+  const plain = someTurn(`api:call-${scripts.size}:default`, question, more);
+  const turn = { ...plain, request: { ...plain.request, overlay } };
   const events: TurnEvent[] = [];
   stack.bus.subscribe(turn.turnId, (event) => events.push(event));
   await stack.database.withTenant(acme, async (tx) => await insertTurn(tx, turn, turn.sessionId));
@@ -218,4 +230,47 @@ test("a call is sent the client's limit, and without one the model's", async () 
 
   expect(callsOf(one)[0]?.settings).toEqual({ maxTokens: 7, temperature: 0 });
   expect(callsOf(other)[0]?.settings).toEqual({ maxTokens: 4_000 });
+});
+
+describe("the overlay that a turn was admitted under", () => {
+  const askFor = (name: string): Attempt =>
+    async function* (request) {
+      const isAnswered = request.messages.some(({ role }) => role === "tool");
+      const toolCalls = isAnswered ? [] : [{ id: "call_0", name, arguments: "{}" }];
+      const content = isAnswered ? String(request.messages.at(-1)?.content) : null;
+      if (content !== null) yield { type: "text", text: content };
+      return { reply: { content, toolCalls, finishReason: isAnswered ? "stop" : "tool_calls" }, usage, providerRequestId: undefined };
+    };
+
+  test("gives every call of it prompt, ceiling and temperature, and holds where a tool would run", async () => {
+    const { turn, finished } = await run(askFor("list"), {}, "strict");
+
+    expect(callsOf(turn)).toHaveLength(2);
+    for (const { messages, tools, settings } of callsOf(turn)) {
+      expect(messages[0]).toEqual({ role: "system", content: "Be kind." });
+      expect(tools).toEqual([]);
+      expect(settings).toMatchObject({ maxTokens: 9, temperature: 0.5 });
+    }
+    expect(finished).toMatchObject({ state: "done", reply: { content: 'The tool "list" is not allowed here.' } });
+  });
+
+  test("adds nothing but the ceiling in gateway mode, and goes behind what the call says itself", async () => {
+    const { turn: gateway } = await run(answering("Hello."), { mode: "gateway" }, "strict");
+    const { request } = someTurn("api:x:default", "plain question");
+    const { turn: own } = await run(answering("Hello."), { request: { ...request, settings: { maxTokens: 5, temperature: 0 } } }, "strict");
+
+    expect(callsOf(gateway)[0]).toMatchObject({ messages: [{ role: "user" }], tools: [], settings: { maxTokens: 9 } });
+    expect(callsOf(gateway)[0]?.settings.temperature).toBeUndefined();
+    expect(callsOf(own)[0]?.settings).toMatchObject({ maxTokens: 5, temperature: 0 });
+  });
+
+  test("that cannot be used any more ends it before the provider hears of it, and says why", async () => {
+    const { turn, finished, ledger, events } = await run(answering("Hello."), {}, "refused");
+
+    const error = { code: "overlay_refused", message: "overlay line 3: model: is gone", param: "model" };
+    expect(finished).toEqual({ state: "failed", error });
+    expect(callsOf(turn)).toEqual([]);
+    expect(ledger).toEqual([]);
+    expect(events.at(-1)).toMatchObject({ type: "finished", finished: { error } });
+  });
 });

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { composeMessages, transcriptOf } from "../../activities/turn-conversation.ts";
+import { composeMessages, promptOf, transcriptOf } from "../../activities/turn-conversation.ts";
 import type { ChatMessage, ModelReply } from "../../domain/conversation.ts";
 import { noUsage } from "../../domain/usage.ts";
 import type { JournaledCall, ToolRun, TurnRow } from "../../storage/turn-repository.ts";
@@ -95,4 +95,14 @@ test("a session remembers what was asked, done and answered, but not the instruc
     assistant("There is a.txt."),
   ]);
   expect(transcriptOf({ turn: turnOf([user("now")], true), earlier: [], toolRuns: [], reply })).toEqual([]);
+});
+
+test("the tenant's prompt stands in front of everything, in a session as in a stateless call", () => {
+  const prompt = promptOf("You are Acme's.", [{ name: "SOUL.md", text: "Be kind." }]);
+  const front: ChatMessage = { role: "system", content: "You are Acme's.\n\n# SOUL.md\n\nBe kind." };
+  const given = { prompt, transcript: [user("before")], calls: [], toolRuns: [], model: roomy };
+
+  expect(composeMessages({ ...given, turn: turnOf([system, user("now")]) })).toEqual([front, system, user("before"), user("now")]);
+  expect(composeMessages({ ...given, transcript: [], turn: turnOf([user("now"), system], true) })).toEqual([front, user("now"), system]);
+  expect(promptOf(" \n", [])).toBeUndefined();
 });

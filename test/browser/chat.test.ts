@@ -1,12 +1,9 @@
-import { existsSync } from "node:fs";
-import { delimiter, join } from "node:path";
-import { type Browser, type BrowserContext, type Page, chromium } from "playwright-core";
+import type { Browser, BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { startProduct } from "../product.ts";
+import { chromiumPath, launchChromium, noChromium } from "./chromium.ts";
 
-/** A person's browser against the running product. Playwright brings no browser of its own; the machine's is used. */
-const chromiumPath = findOnPath(["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"]);
-
+/** A person's browser against the running product. */
 describe("the chat page in a real browser", () => {
   let product: Awaited<ReturnType<typeof startProduct>>;
   let browser: Browser;
@@ -17,19 +14,7 @@ describe("the chat page in a real browser", () => {
   beforeAll(async () => {
     if (chromiumPath === undefined) return;
     product = await startProduct();
-    browser = await chromium.launch({
-      executablePath: chromiumPath,
-      // As root there is no Chromium sandbox; the rest keeps the browser from calling home.
-      args: [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-      ],
-    });
+    browser = await launchChromium();
   }, 120_000);
 
   afterAll(async () => {
@@ -38,7 +23,7 @@ describe("the chat page in a real browser", () => {
   });
 
   beforeEach(async ({ skip }) => {
-    skip(chromiumPath === undefined, "there is no Chromium or Chrome on PATH (Debian: apt-get install chromium)");
+    skip(chromiumPath === undefined, noChromium);
     context = await browser.newContext({ viewport: { width: 1200, height: 800 } });
     page = await context.newPage();
     page.setDefaultTimeout(20_000);
@@ -257,8 +242,3 @@ describe("the chat page in a real browser", () => {
 
 const sse = (...data: readonly unknown[]): string =>
   data.map((item) => `data: ${typeof item === "string" ? item : JSON.stringify(item)}\n\n`).join("");
-
-function findOnPath(names: readonly string[]): string | undefined {
-  const folders = (process.env["PATH"] ?? "").split(delimiter);
-  return folders.flatMap((folder) => names.map((name) => join(folder, name))).find((path) => existsSync(path));
-}

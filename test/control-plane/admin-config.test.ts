@@ -62,6 +62,27 @@ test("money is read as decimal text, whole numbers as numbers", () => {
     fallbacks: ["spare"],
   });
   expect(config.http.slots_per_tenant).toBe(64);
+  expect(config.http).toMatchObject({ trusted_proxies: [], allowed_origins: [] });
+});
+
+test("proxies and origins are taken exactly as they will be compared", () => {
+  const withHttp = (yaml: string) => parseAdminConfig(`${minimal}http: { ${yaml} }\n`).http;
+
+  expect(withHttp('trusted_proxies: ["10.0.0.0/8", "::1", "192.0.2.7"]').trusted_proxies).toEqual(["10.0.0.0/8", "::1", "192.0.2.7"]);
+  expect(withHttp('allowed_origins: ["https://chat.example.com", "http://127.0.0.1:3000"]').allowed_origins).toHaveLength(2);
+  for (const proxy of ["true", "*", "10.0.0.0/33", "0.0.0.0/0", "10.0.0.0/8/8", "localhost", "10.1", "::/0", ""])
+    expect(() => withHttp(`trusted_proxies: ["${proxy}"]`), proxy).toThrow(/IP address or a network/);
+  for (const origin of [
+    "*",
+    "null",
+    "chat.example.com",
+    "https://chat.example.com/",
+    "https://CHAT.example.com",
+    "file://",
+    "https://a:443",
+    "",
+  ])
+    expect(() => withHttp(`allowed_origins: ["${origin}"]`), origin).toThrow(/must be an origin/);
 });
 
 test("the hash of the card depends on its content, not on its order or comments", () => {

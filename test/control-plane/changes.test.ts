@@ -105,15 +105,12 @@ test("the same operation twice is made once", async () => {
   expect(await entriesOf(tenantId)).toHaveLength(1);
 });
 
-test("a repeated rotation is not made again, and its token, which is not kept, is not made up", async () => {
+test("a repeated rotation is not made again, and where its answer was not kept no token is made up", async () => {
   const { tenantId } = await stage.createTenant();
   const first = rotation(tenantId);
   await stage.make(tenantId, first.command, { key: "k-2" });
 
-  await expect(stage.make(tenantId, rotation(tenantId).command, { key: "k-2" })).rejects.toMatchObject({
-    code: "conflict",
-    message: expect.stringContaining("shown once"),
-  });
+  await expect(stage.make(tenantId, rotation(tenantId).command, { key: "k-2" })).rejects.toMatchObject({ code: "conflict" });
 
   expect(await entriesOf(tenantId)).toHaveLength(1);
   expect(await isLive(first.token)).toBe(true);

@@ -59,7 +59,50 @@ test("tenants are a table for a person, tab-separated lines for a script, JSON o
   );
   expect(coloured.stdout).toContain("\u001b[1mTENANT");
   expect(JSON.parse(json.stdout)).toEqual({ object: "list", data: tenants });
-  expect(one.stdout).toContain("markup   10 %\n");
+  expect(one.stdout).toMatch(/^markup +10 %$/m);
+});
+
+test("ceilings are given with _ between digits, one at a time, and money stays text", async () => {
+  const quota = { tokens_per_day: 2_000_000, cost_per_day_usd: "12.5", requests_per_minute: null };
+  const { seen, variables } = await asAdmin(({ method }, response) =>
+    sendJson(response, method === "POST" ? { tenant: "acme", token } : quota, method === "POST" ? 201 : 200),
+  );
+
+  await openclaw(["tenants", "create", "acme", "--tokens-per-day", "2_000_000"], variables);
+  const updated = await openclaw(
+    ["tenants", "quota", "update", "acme", "--cost-per-day-usd", "12.50", "--requests-per-minute", "none"],
+    variables,
+  );
+  const json = await openclaw(["tenants", "quota", "show", "acme", "--json"], variables);
+
+  expect(seen.map(({ method, path, body }) => [method, path, body])).toEqual([
+    ["POST", "/v1/tenants", { id: "acme", quota: { tokens_per_day: 2_000_000 } }],
+    ["PUT", "/v1/tenants/acme/quota", { cost_per_day_usd: "12.50", requests_per_minute: null }],
+    ["GET", "/v1/tenants/acme/quota", undefined],
+  ]);
+  expect(updated.stdout).toMatch(/tokens per day +2,000,000\nUS dollars per day +12\.5\nrequests per minute +no ceiling\n/);
+  expect(JSON.parse(json.stdout)).toEqual(quota);
+});
+
+test("a deletion is confirmed by the id, followed on stderr, and fails as its workflow does", async () => {
+  let asked = 0;
+  const progress = (done: number, at: string) => ({ steps: [{ name: "runs ended", state: at }], done, total: 2 });
+  const { seen, variables } = await asAdmin(({ method, path }, response) => {
+    if (method === "DELETE") return sendJson(response, { workflow_id: `erase:${path.includes("bad") ? "bad" : "acme"}` }, 202);
+    if (path.endsWith("bad")) return sendJson(response, { workflow_id: "erase:bad", state: "failed", progress: null });
+    const state = ++asked < 3 ? "running" : "done";
+    return sendJson(response, { workflow_id: "erase:acme", state, progress: progress(asked - 1, "running") });
+  });
+
+  const unconfirmed = await openclaw(["tenants", "delete", "acme", "--confirm", "globex"], variables);
+  const deleted = await openclaw(["tenants", "delete", "acme", "--confirm", "acme"], variables);
+  const failed = await openclaw(["tenants", "delete", "bad", "--confirm", "bad"], variables);
+
+  expect(unconfirmed).toMatchObject({ code: 2, stderr: expect.stringContaining("--confirm acme") });
+  expect(seen[0]).toMatchObject({ method: "DELETE", path: "/v1/tenants/acme?confirm=acme" });
+  expect(deleted).toMatchObject({ code: 0, stdout: "" });
+  expect(deleted.stderr).toMatch(/0 % {2}runs ended\n.* 50 % {2}runs ended\n.*100 % {2}done\nTenant acme is deleted\.\n/);
+  expect(failed).toMatchObject({ code: 1, stderr: expect.stringContaining("erase:bad failed") });
 });
 
 test("a report is CSV for a script, byte for byte, and a table for a person", async () => {
@@ -159,6 +202,10 @@ test.each([
   [["start", "--role", "king"]],
   [["completion", "fish"]],
   [["tenants", "suspend", "a_b"]],
+  [["tenants", "delete", "acme"]],
+  [["tenants", "quota", "update", "acme"]],
+  [["tenants", "quota", "update", "acme", "--tokens-per-day", "1__0"]],
+  [["tenants", "quota", "update", "acme", "--cost-per-day-usd", "1e3"]],
   [["tenants", "token", "rotate"]],
   [["admin-keys", "create", "ops"]],
   [["audit"]],
@@ -383,10 +430,10 @@ test.each(["bash", "zsh"])("the %s completion knows the commands that exist and 
   const { code, stdout } = await openclaw(["completion", shell], {});
 
   expect(code).toBe(0);
-  expect(stdout).toContain('"tenants") candidates="create list show suspend resume token --help"');
+  expect(stdout).toContain('"tenants") candidates="create list show suspend resume delete quota token overlay --help"');
   expect(stdout).toContain('"tenants token revoke") candidates="--offline --json --help"');
   expect(stdout).toContain('"billing report") candidates="--period --csv --json --detail --help"');
-  for (const absent of ["overlay", "quota", "onboard"]) expect(stdout).not.toContain(absent);
+  for (const absent of ["onboard"]) expect(stdout).not.toContain(absent);
 });
 
 test("the bash completion completes", () => {

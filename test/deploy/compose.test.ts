@@ -88,13 +88,14 @@ describe("docker-compose.yml", () => {
     expect(serviceOf("gateway").healthcheck?.test.join(" ")).toContain(`http://127.0.0.1:${port}/readyz`);
   });
 
-  test("nothing but the gateway and the Web UI is published, and both on loopback", () => {
+  test("nothing but the gateway is published, and that on loopback; the Web UI is behind it", () => {
     const published = Object.entries(services).filter(([, { ports }]) => ports.length > 0);
 
-    expect(published.map(([name]) => name).toSorted()).toEqual(["gateway", "temporal-ui"]);
+    expect(published.map(([name]) => name).toSorted()).toEqual(["gateway"]);
+    expect(readEnvironment(environmentOf("gateway")).temporalUiUrl).toBe("http://temporal-ui:8080/temporal");
     expect(published.flatMap(([, { ports }]) => ports).filter((port) => !port.startsWith("127.0.0.1:"))).toEqual([]);
     expect(networks["inside"]?.internal).toBe(true);
-    expect([serviceOf("postgres").networks, serviceOf("temporal").networks]).toEqual([["inside"], ["inside"]]);
+    expect(["postgres", "temporal", "temporal-ui"].map((name) => serviceOf(name).networks)).toEqual([["inside"], ["inside"], ["inside"]]);
   });
 
   test("every secret must be given, and none has a default", () => {

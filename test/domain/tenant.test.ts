@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { parseTenantId, taskQueueOf, tenantOfName, tenantSchemaOf } from "../../domain/tenant.ts";
+import { ownerOfWorkflowId, parseTenantId, taskQueueOf, tenantOfLifeWorkflow, tenantOfName, tenantSchemaOf } from "../../domain/tenant.ts";
 
 const slug = fc.stringMatching(/^[a-z0-9]([-]?[a-z0-9]){0,15}$/).filter((text) => text.length <= 32);
 
@@ -56,3 +56,29 @@ test.each(["", "system", "turn", "turn:", "tenant:_system", "tenant:Acme", "turn
     expect(() => tenantOfName(name)).toThrow(expect.objectContaining({ code: "tenant_violation" }));
   },
 );
+
+test.each([
+  ["tenant:_system", "_system"],
+  ["rekey:_system:2", "_system"],
+  ["provision:acme", "_system"],
+  ["erase:acme", "_system"],
+  ["tenant:acme", "acme"],
+  ["turn:acme:erase:x", "acme"],
+  ["provisions:acme", "acme"],
+])("the workflow %s belongs to %s", (workflowId, owner) => {
+  expect(ownerOfWorkflowId(workflowId)).toBe(owner);
+});
+
+test.each(["erase", "erase:", "erase:acme:", "erase:acme:x", "provision:acme:api.0", "provision:Acme", "tenant:_systems"])(
+  "the workflow %j belongs to nobody",
+  (workflowId) => {
+    expect(() => ownerOfWorkflowId(workflowId)).toThrow(expect.objectContaining({ code: "tenant_violation" }));
+  },
+);
+
+test("only the two workflows of a tenant's life are about a tenant without being its own", () => {
+  expect([tenantOfLifeWorkflow("provision:acme"), tenantOfLifeWorkflow("erase:acme-eu")]).toEqual(["acme", "acme-eu"]);
+  for (const name of ["tenant:acme", "turn:acme:api.0", "erase:acme:x", "erase:_system", "tenant:_system"]) {
+    expect(() => tenantOfLifeWorkflow(name)).toThrow(expect.objectContaining({ code: "tenant_violation" }));
+  }
+});

@@ -7,13 +7,15 @@ async function chat({
   headers = {},
   body = {},
   sessions = [],
+  overlay = "",
 }: {
+  overlay?: string;
   headers?: Record<string, string>;
   body?: object;
   sessions?: readonly string[];
 }) {
   const turns = scriptedTurns(async () => done({ content: "Hello." }), sessions);
-  const { app } = await chatStage(turns);
+  const { app } = await chatStage(turns, overlay);
   const answer = await app.inject({
     method: "POST",
     url: "/v1/chat/completions",
@@ -130,4 +132,32 @@ test.each([
 
 test("an answer names the model that spoke, not the alias that was asked for", async () => {
   expect((await chat({ body: { model: "default" } })).answer.json().model).toBe("m");
+});
+
+describe("the overlay", () => {
+  test("decides the mode and the session where the call does not, and its digest stays with the turn", async () => {
+    const overlay = "api: { mode: gateway, sessions: by-user }";
+
+    const { submitted: asked } = await chat({ overlay, body: { user: "jane doe" } });
+    const { submitted: told } = await chat({
+      overlay,
+      body: { user: "jane doe" },
+      headers: { "x-openclaw-mode": "agent", "x-openclaw-session": "api:else:default" },
+    });
+    const { submitted: nameless } = await chat({ overlay, body: { user: "" } });
+
+    expect(asked[0]?.submission).toMatchObject({ mode: "gateway", sessionId: "api:jane%20doe:default", stateless: false });
+    expect(asked[0]?.submission.request.overlay).toMatch(/^[0-9a-f]{64}$/);
+    expect(told[0]?.submission).toMatchObject({ mode: "agent", sessionId: "api:else:default" });
+    expect(nameless[0]?.submission).toMatchObject({ stateless: true });
+  });
+
+  test("is no part of what an Idempotency-Key stands for: a repeat after its change is a repeat", async () => {
+    const call = { body: { user: "jane" }, headers: { "idempotency-key": "k" } };
+
+    const { submitted: before } = await chat(call);
+    const { submitted: after } = await chat({ ...call, overlay: "api: { mode: gateway, sessions: by-user }" });
+
+    expect(after[0]?.idempotency).toEqual(before[0]?.idempotency);
+  });
 });

@@ -6,6 +6,7 @@ import type { Principal } from "../../control-plane/authentication.ts";
 import { AppError } from "../../domain/app-error.ts";
 import { parseTenantId } from "../../domain/tenant.ts";
 import { createGateway } from "../../gateway/gateway.ts";
+import type { EdgeOptions } from "../../gateway/http-edge.ts";
 import type { TokenWatch } from "../../gateway/token-watch.ts";
 
 export type GatewayStage = { readonly app: FastifyInstance; readonly logged: Record<string, unknown>[] };
@@ -14,10 +15,11 @@ export type GatewayStage = { readonly app: FastifyInstance; readonly logged: Rec
 export async function gatewayStage(
   route: FastifyPluginAsync,
   authenticate: (authorization: string | undefined) => Promise<Principal> = anyTenant,
+  edge: EdgeOptions = {},
 ): Promise<GatewayStage> {
   const logged: Record<string, unknown>[] = [];
   const logger = pino({ level: "error" }, { write: (line: string) => void logged.push(JSON.parse(line)) });
-  const app = await createGateway({ authenticate, logger, routes: [route] });
+  const app = await createGateway({ authenticate, logger, edge, routes: [route] });
   onTestFinished(async () => {
     app.server.closeAllConnections();
     await app.close();

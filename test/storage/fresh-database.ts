@@ -1,4 +1,4 @@
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -38,6 +38,9 @@ export async function freshDatabase(url?: string, owner?: string): Promise<strin
   fresh.pathname = name;
   return fresh.href;
 }
+
+/** The key-encryption key of a database that several processes of a test share: `OPENCLAW_KEK`. */
+export const sharedKek = (databaseUrl: string): string => createHash("sha256").update(databaseUrl).digest("base64");
 
 /** Tenant names are roles of the whole server, which test files share: each test has its own. */
 export const someTenant = (name: string): TenantContext => ({

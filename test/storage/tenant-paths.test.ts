@@ -1,8 +1,22 @@
 import { execFileSync } from "node:child_process";
-import { chmodSync, lstatSync, mkdirSync, mkdtempSync, realpathSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+
+import { rename, symlink, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
-import { createHome, createTenantDirectory, tenantDirectory, tenantUidOf } from "../../storage/tenant-paths.ts";
+import { parseTenantId } from "../../domain/tenant.ts";
+import { createHome, createTenantDirectory, removeTenantDirectory, tenantDirectory, tenantUidOf } from "../../storage/tenant-paths.ts";
 import { someTenant, temporaryHome } from "./fresh-database.ts";
 
 const asRoot = process.getuid?.() === 0;
@@ -66,4 +80,71 @@ test.runIf(asRoot)("in a home closed to others, tenants live where their own uid
   expect(made.sandbox).toMatch(/^\/var\/lib\/openclaw\/[0-9a-f]{16}\/tenants\/acme-/);
   expect(asTenant(`cd ${made.sandbox} && touch file && ls`)).toBe("file\n");
   expect(() => asTenant(`ls ${other.root}`)).toThrow("Command failed");
+});
+
+test("removing a tenant's directory meets links, pipes, closed and very deep directories, and leaves nothing; twice is once", async () => {
+  const home = newHome();
+  const { tenantId } = someTenant("acme");
+  const { root, sandbox } = createTenantDirectory(home, { tenantId, osUidIndex: 0 });
+  const outside = join(home, "outside");
+  mkdirSync(outside);
+  writeFileSync(join(outside, "kept"), "kept");
+  for (const [name, target] of [
+    ["to-directory", outside],
+    ["to-file", join(outside, "kept")],
+    ["dangling", "/nonexistent"],
+    ["loop", "loop"],
+  ] as const)
+    symlinkSync(target, join(sandbox, name));
+  execFileSync("sh", ["-c", `cd ${sandbox} && mkfifo pipe && i=0; while [ $i -lt 1500 ]; do mkdir d && cd d; i=$((i+1)); done`]); // deeper than a path may be long
+  mkdirSync(join(root, "memory/closed/inner"), { recursive: true });
+  chmodSync(join(root, "memory/closed"), 0o000);
+
+  await removeTenantDirectory(home, tenantId);
+  await removeTenantDirectory(home, tenantId);
+
+  expect(lstatSync(root, { throwIfNoEntry: false })).toBeUndefined();
+  expect(readdirSync(outside)).toEqual(["kept"]);
+});
+
+test("a directory that is swapped for a link while it is removed takes nothing outside with it", async () => {
+  const home = newHome();
+  const outside = join(home, "outside");
+  mkdirSync(outside);
+  const kept = Array.from({ length: 20 }, (_, n) => `kept-${n}`).toSorted();
+  for (const name of kept) writeFileSync(join(outside, name), "kept");
+  for (let round = 0; round < 30; round++) {
+    const { tenantId } = someTenant("swap");
+    const { sandbox } = createTenantDirectory(home, { tenantId, osUidIndex: 0 });
+    const [victim, aside] = [join(sandbox, "victim"), join(sandbox, "aside")];
+    mkdirSync(victim);
+    for (let n = 0; n < 20; n++) writeFileSync(join(victim, `file-${n}`), "x");
+    let isRemoving = true;
+    const swapping = (async () => {
+      while (isRemoving) {
+        await rename(victim, aside).catch(() => undefined);
+        await symlink(outside, victim).catch(() => undefined);
+        await unlink(victim).catch(() => undefined);
+        await rename(aside, victim).catch(() => undefined);
+      }
+    })();
+
+    await removeTenantDirectory(home, tenantId).catch(() => undefined); // may lose a race, and is then repeated
+    isRemoving = false;
+    await swapping;
+    await removeTenantDirectory(home, tenantId);
+
+    expect(lstatSync(tenantDirectory(home, tenantId), { throwIfNoEntry: false })).toBeUndefined();
+    expect(readdirSync(outside).toSorted()).toEqual(kept);
+  }
+});
+
+test("a tenant may have a name that no path from outside may have", async () => {
+  const home = newHome();
+  const tenantId = parseTenantId("con");
+  const { root } = createTenantDirectory(home, { tenantId, osUidIndex: 7 });
+
+  await removeTenantDirectory(home, tenantId);
+
+  expect(lstatSync(root, { throwIfNoEntry: false })).toBeUndefined();
 });

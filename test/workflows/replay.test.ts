@@ -5,13 +5,15 @@ import { join } from "node:path";
 import { DeterminismViolationError } from "@temporalio/workflow";
 import { Worker } from "@temporalio/worker";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import type { TenantContext } from "../../domain/tenant.ts";
+import { type TenantContext, ownerOfWorkflowId, systemOwner, taskQueueOf } from "../../domain/tenant.ts";
 import { ModelCallError } from "../../providers/model-provider.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
+import { converterOption } from "../../temporal/temporal-connection.ts";
 import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { workflowBundle } from "../../workers/workflow-bundle.ts";
+import { type ChangesStage, startChanges } from "../control-plane/changes-stage.ts";
 import { type TurnStack, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
 
 /** One recorded history per kind of run and released version; `OPENCLAW_RECORD=<version> npx vitest run test/workflows/replay.test.ts` adds some. */
@@ -32,26 +34,40 @@ const provider = scriptedProvider(async ({ messages }, signal) => {
 });
 let stack: TurnStack;
 let tenant: TenantContext;
+/** For the system's workflows, in a namespace of its own. */
+let stage: ChangesStage;
 
 beforeAll(async () => {
-  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 } });
+  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 }, isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
   tenant = await stack.addTenant("replay");
+  stage = await startChanges();
 });
-afterAll(async () => await stack.close());
+afterAll(async () => {
+  await stage.close();
+  await stack.close();
+});
 
 async function replay(history: unknown, workflowId: string): Promise<void> {
   const { codePath } = await workflowBundle(inject("bundleDirectory"));
   await Worker.runReplayHistory(
-    { workflowBundle: { codePath }, replayName: "replay", taskQueue: `tenant:${workflowId.split(":")[1] ?? ""}` } as never,
+    {
+      workflowBundle: { codePath },
+      replayName: "replay",
+      taskQueue: taskQueueOf(ownerOfWorkflowId(workflowId)),
+      ...converterOption(stack.connection.converterOf()),
+    } as never,
     history,
     workflowId,
   );
 }
 
+type StoredHistory = { readonly events: readonly [{ readonly workflowExecutionStartedEventAttributes: { readonly workflowId: string } }] };
+
 /** As the Temporal command line shows it: the form that operators and other tools exchange. */
-function showHistory(workflowId: string): string {
+function showHistory(workflowId: string, namespace: string): string {
   const binary = findTemporalBinary({ env: process.env })?.path ?? "temporal";
-  const args = ["workflow", "show", "--workflow-id", workflowId, "--output", "json", "--address", inject("temporalAddress")];
+  const server = ["--address", inject("temporalAddress"), "--namespace", namespace];
+  const args = ["workflow", "show", "--workflow-id", workflowId, "--output", "json", ...server];
   return execFileSync(binary, args, { encoding: "utf8", maxBuffer: 64 * 1024 * 1024 });
 }
 
@@ -82,22 +98,41 @@ const kinds = {
   },
   "session-failed": async () => await run("refuse", { sessionId: someTurn("api:failed:default", "").sessionId }),
   "pool-turn": async () => await run("hello", { pool: 3 }),
+  "chain-system": async () => (await lifeOf(), "tenant:_system"),
+  "chain-tenant": async () => `tenant:${await lifeOf()}`,
+  provision: async () => `provision:${await lifeOf()}`,
+  erase: async () => `erase:${await lifeOf()}`,
 };
+
+/** From a tenant's creation to the end of its erasure. @returns its id */
+async function lifeOf(): Promise<string> {
+  const { tenantId } = await stage.createTenant("replay");
+  await stage.make(tenantId, { type: "tenant.suspend" });
+  await expect.poll(async () => (await stage.stack.operations.read(`provision:${tenantId}`))?.state, { timeout: 30_000 }).toBe("done");
+  await stage.make(systemOwner, { type: "tenant.delete", tenantId });
+  await expect.poll(async () => (await stage.stack.operations.read(`erase:${tenantId}`))?.state, { timeout: 60_000 }).toBe("done");
+  return tenantId;
+}
 
 describe("a run of today replays", () => {
   for (const [kind, start] of Object.entries(kinds)) {
-    test(kind, async () => {
-      const workflowId = await start();
-      const history = await stack.connection.client.workflow.getHandle(workflowId).fetchHistory();
+    test(
+      kind,
+      async () => {
+        const workflowId = await start();
+        const { connection } = workflowId.startsWith("turn:") ? stack : stage.stack;
+        const history = await connection.client.workflow.getHandle(workflowId).fetchHistory();
 
-      await replay(history, workflowId);
+        await replay(history, workflowId);
 
-      const version = process.env["OPENCLAW_RECORD"];
-      if (version !== undefined) {
-        mkdirSync(directory, { recursive: true });
-        writeFileSync(join(directory, `${version}-${kind}.json`), showHistory(workflowId));
-      }
-    });
+        const version = process.env["OPENCLAW_RECORD"];
+        if (version !== undefined) {
+          mkdirSync(directory, { recursive: true });
+          writeFileSync(join(directory, `${version}-${kind}.json`), showHistory(workflowId, connection.namespace));
+        }
+      },
+      120_000,
+    );
   }
 });
 
@@ -110,10 +145,9 @@ test("there is a recorded run of every kind", () => {
 describe("a recorded run of an earlier version replays", () => {
   for (const name of recordedRuns()) {
     test(name, async () => {
-      const text = readFileSync(join(directory, name), "utf8");
-      const workflowId = /"workflowId":\s*"([^"]+)"/.exec(text)?.[1] ?? "";
+      const history = JSON.parse(readFileSync(join(directory, name), "utf8")) as StoredHistory;
 
-      await replay(JSON.parse(text), workflowId);
+      await replay(history, history.events[0].workflowExecutionStartedEventAttributes.workflowId);
     });
   }
 });

@@ -8,6 +8,7 @@ create table overlay_text (
   digest        text not null check (digest ~ '^[0-9a-f]{64}$'),
   sealed        bytea not null,
   used_at       timestamptz not null default now(),
+  accepted_at   timestamptz,           -- null: it was never in force
   primary key (tenant_id, digest)
 );
 

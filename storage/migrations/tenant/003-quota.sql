@@ -1,4 +1,4 @@
--- Quota leases (docs/adr/008): who may open calls and turns, and what each call has reserved.
+-- Quota leases (docs/adr/012): who may open calls and turns, and what each call has reserved.
 
 -- A lease is spent only while its row stands: whoever opens a call locks the row in the same transaction, so that a lease that was
 -- taken back can open nothing more.

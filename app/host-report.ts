@@ -1,0 +1,42 @@
+import { type AdminConfig, type KeySource, loadAdminConfig } from "../control-plane/admin-config.ts";
+import type { HostReport } from "../control-plane/doctor-finding.ts";
+import { readEnvironment } from "../control-plane/environment.ts";
+import { AppError } from "../domain/app-error.ts";
+import { checkPostgres } from "./postgres-check.ts";
+import { checkProvider } from "./provider-check.ts";
+import { checkBubblewrap, checkCgroup } from "./sandbox-check.ts";
+import { checkTemporal } from "./temporal-check.ts";
+
+/**
+ * The part of `openclaw doctor` whose rooms the CLI may not enter: what a start on this machine would find of its servers, its
+ * sandbox and its providers. Prints one `HostReport` and changes nothing.
+ */
+async function hostReport(variables: KeySource): Promise<HostReport> {
+  const environment = readEnvironment(variables);
+  const config = usableConfig(environment.home);
+  const providers = [...(config?.providers.values() ?? [])].filter(({ kind }) => kind !== "demo");
+  const checked = await Promise.all([
+    checkTemporal(environment, config, variables),
+    checkPostgres(environment, config),
+    checkBubblewrap(),
+    checkCgroup(config),
+    ...(config === undefined ? [] : providers.map(async (provider) => await checkProvider(provider, config, variables))),
+  ]);
+  return {
+    findings: checked.map(({ finding }) => finding),
+    clocks: checked.flatMap(({ clock }) => (clock === undefined ? [] : [clock])),
+  };
+}
+
+/** A configuration that is not there or cannot be read is the finding of another check. */
+function usableConfig(home: string): AdminConfig | undefined {
+  try {
+    return loadAdminConfig(home);
+  } catch (error) {
+    if (error instanceof AppError) return undefined;
+    throw error;
+  }
+}
+
+process.stdout.write(JSON.stringify(await hostReport({ ...process.env })));
+process.exit(0); // a client that gave up may still hold a socket

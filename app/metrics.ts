@@ -1,0 +1,130 @@
+import type { ServerResponse } from "node:http";
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { GatewayMetrics } from "../gateway/gateway-metrics.ts";
+import type { TurnService } from "../gateway/turn-service.ts";
+import type { TurnSlots } from "../gateway/turn-slots.ts";
+import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
+import { readUsageTotals, tenantsInUsage } from "../storage/usage-totals.ts";
+import type { Database } from "../storage/database.ts";
+
+export type Metrics = {
+  readonly gateway: GatewayMetrics;
+  readonly observeTurns: (turns: TurnService) => TurnService;
+  readonly observeSlots: (slots: TurnSlots) => TurnSlots;
+  readonly observeSandbox: <Driver extends SandboxDriver>(driver: Driver) => Driver;
+  /** Everything in Prometheus' text form. */
+  render(): Promise<string>;
+};
+
+/** However often it is asked for, the database is read this often. */
+const databaseMs = 5_000;
+
+/** Counts what happens in this process, and reads what all processes share from the database when it is asked. */
+export function createMetrics({ database }: { readonly database: Pick<Database, "withControl"> }): Metrics {
+  const registry = new Registry();
+  const registers = [registry];
+  collectDefaultMetrics({ register: registry });
+  const named = (name: string, help: string) => ({ name: `openclaw_${name}`, help, registers });
+
+  const turns = new Counter({
+    ...named("turns_total", "Turns that callers of this process waited for, by how they ended."),
+    labelNames: ["state"],
+  });
+  const running = new Gauge(named("turn_slots_running", "Calls that hold a slot."));
+  const waiting = new Gauge(named("turn_slots_waiting", "Calls that wait for a slot of their tenant."));
+  const failures = new Counter(named("failed_authentications_total", "Requests refused for their credential."));
+  const requests = new Histogram({
+    ...named("http_request_seconds", "Time to the last byte of an answer."),
+    labelNames: ["method", "route", "status"],
+    buckets: [0.005, 0.02, 0.1, 0.5, 2, 10, 60],
+  });
+  const sandbox = new Counter({ ...named("sandbox_runs_total", "Sandboxed runs, by what ended them."), labelNames: ["reason"] });
+  const openResponses = new Set<ServerResponse>();
+  new Gauge({
+    ...named("streams_active", "Answers whose head is sent and whose end is not."),
+    collect() {
+      this.set([...openResponses].filter(({ headersSent, writableEnded }) => headersSent && !writableEnded).length);
+    },
+  });
+
+  const openTurns = new Gauge(named("turns_open", "Turns that were handed in and have not ended, of all processes."));
+  const tokens = new Counter({ ...named("tokens_total", "Tokens billed since the beginning, by class."), labelNames: ["class"] });
+  const cost = new Counter(named("cost_usd_total", "US dollars billed since the beginning."));
+  const calls = new Counter(named("model_calls_total", "Billed model calls since the beginning."));
+  const tenantTokens = new Gauge({
+    ...named("tenant_tokens_today", `Tokens of this UTC day, of the ${tenantsInUsage} tenants that used most; the rest is "_other".`),
+    labelNames: ["tenant"],
+  });
+  const tenantCost = new Gauge({ ...named("tenant_cost_usd_today", "US dollars of this UTC day, likewise."), labelNames: ["tenant"] });
+  const scrapes = new Counter(named("metrics_database_failures_total", "Times that the figures of the database could not be read."));
+
+  let readAtMs = -Infinity;
+  const readDatabase = async (): Promise<void> => {
+    if (performance.now() - readAtMs < databaseMs) return;
+    const totals = await database.withControl(readUsageTotals, { readOnly: true });
+    readAtMs = performance.now();
+    openTurns.set(totals.openTurns);
+    for (const counter of [tokens, cost, calls]) counter.reset();
+    for (const [tokenClass, amount] of Object.entries(totals.tokens)) tokens.inc({ class: tokenClass }, amount);
+    cost.inc(totals.costUsd);
+    calls.inc(totals.calls);
+    tenantTokens.reset();
+    tenantCost.reset();
+    for (const { tenant, tokens: used, costUsd } of totals.today) {
+      tenantTokens.set({ tenant }, used);
+      tenantCost.set({ tenant }, costUsd);
+    }
+  };
+
+  return {
+    gateway: {
+      authenticationFailed: () => failures.inc(),
+      requestBegan(response) {
+        openResponses.add(response);
+        response.once("close", () => openResponses.delete(response));
+      },
+      requestEnded: ({ method, route, status, seconds }) =>
+        requests.observe({ method, route, status: `${Math.trunc(status / 100)}xx` }, seconds),
+    },
+    observeTurns: (service) => ({
+      ...service,
+      async submit(...call) {
+        const turn = await service.submit(...call);
+        turn.finished.then(
+          ({ state }) => turns.inc({ state }),
+          () => turns.inc({ state: "taken_back" }),
+        );
+        return turn;
+      },
+    }),
+    observeSlots: (slots) => ({
+      ...slots,
+      async acquire(...call) {
+        waiting.inc();
+        const slot = await slots.acquire(...call).finally(() => waiting.dec());
+        running.inc();
+        let isHeld = true;
+        return {
+          ...slot,
+          release() {
+            if (isHeld) running.dec();
+            isHeld = false;
+            slot.release();
+          },
+        };
+      },
+    }),
+    observeSandbox: (driver) => ({
+      ...driver,
+      async run(...call) {
+        const result = await driver.run(...call);
+        sandbox.inc({ reason: result.reason });
+        return result;
+      },
+    }),
+    async render() {
+      await readDatabase().catch(() => scrapes.inc());
+      return await registry.metrics();
+    },
+  };
+}

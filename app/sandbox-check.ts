@@ -1,0 +1,44 @@
+import type { AdminConfig } from "../control-plane/admin-config.ts";
+import { type Checked, oneLine } from "../control-plane/doctor-finding.ts";
+import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
+import { findCgroupPlaces } from "../sandbox/cgroup-place.ts";
+
+/** Starts a sandbox, as the worker does at its start. */
+export async function checkBubblewrap(): Promise<Checked> {
+  const check = "bwrap";
+  const driver = createBwrapDriver();
+  try {
+    const missing = await driver.probe().catch((error: unknown) => `the trial run of a sandbox failed: ${String(error)}`);
+    return {
+      finding:
+        missing === undefined
+          ? { check, state: "ok", says: "a sandbox starts" }
+          : {
+              check,
+              state: "failed",
+              says: oneLine(missing),
+              mend: "apt-get install -y bubblewrap perl, and allow user namespaces; without a sandbox turns run no tools",
+            },
+    };
+  } finally {
+    driver.dispose();
+  }
+}
+
+/** Whether the limits of a sandbox can hold for all of its processes together. */
+export async function checkCgroup(config: AdminConfig | undefined): Promise<Checked> {
+  const check = "cgroup";
+  const places = findCgroupPlaces();
+  if (places !== undefined) return { finding: { check, state: "ok", says: `limits of a sandbox hold by cgroup v${places.version}` } };
+  return {
+    finding: {
+      check,
+      state: config?.sandbox.require === "cgroup" ? "failed" : "warning",
+      says:
+        config?.sandbox.require === "cgroup"
+          ? "sandbox.require is cgroup, and this user may not make one here"
+          : "this user may not make a cgroup here: limits of a sandbox hold by process and by polling",
+      mend: "run under systemd with Delegate=yes, or give the container a cgroup that it may write",
+    },
+  };
+}

@@ -1,0 +1,46 @@
+import { expect, onTestFinished, test } from "vitest";
+import { openDatabase } from "../../storage/database.ts";
+import { readUsageTotals, tenantsInUsage } from "../../storage/usage-totals.ts";
+import { freshDatabase, quiet } from "./fresh-database.ts";
+
+test("the tenants that used most are told apart, and the rest is one", async () => {
+  const database = await openDatabase({ ownerUrl: await freshDatabase(), log: quiet });
+  onTestFinished(() => database.close());
+  const ledgerRow = `insert into control.usage_ledger (id, tenant_id, session_id, "timestamp", model, reason, input_tokens, cache_read_tokens,
+    cache_write_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash)`;
+  await database.withControl(async (tx) => {
+    await tx.execute(
+      `${ledgerRow} select 'row-' || n, 'tenant-' || n, 's', now(), 'm', 'chat', n, 0, 1, 2, 3, 1000000000, 0, 0, 'h' from generate_series(1, 50) n`,
+    );
+    await tx.execute(
+      `${ledgerRow} values ('old', 'tenant-1', 's', now() - interval '3 days', 'm', 'chat', 7, 5, 0, 0, 0, 500000000, 0, 0, 'h')`,
+    );
+  });
+
+  const totals = await database.withControl(readUsageTotals, { readOnly: true });
+
+  expect(totals).toMatchObject({
+    openTurns: 0,
+    calls: 51,
+    costUsd: 50.5,
+    tokens: { in: 1_275 + 50 + 7, out: 100, cached: 5, reasoning: 150 },
+  });
+  expect(totals.today).toHaveLength(tenantsInUsage + 1);
+  expect(totals.today.find(({ tenant }) => tenant === "_other")).toEqual({ tenant: "_other", tokens: 465 + 6 * 30, costUsd: 30 });
+  expect(totals.today.filter(({ tenant }) => tenant !== "_other").map(({ tenant }) => tenant)).toEqual(
+    Array.from({ length: tenantsInUsage }, (_, index) => `tenant-${50 - index}`),
+  );
+});
+
+test("an empty ledger has figures too", async () => {
+  const database = await openDatabase({ ownerUrl: await freshDatabase(), log: quiet });
+  onTestFinished(() => database.close());
+
+  expect(await database.withControl(readUsageTotals, { readOnly: true })).toEqual({
+    openTurns: 0,
+    calls: 0,
+    costUsd: 0,
+    tokens: { in: 0, out: 0, cached: 0, reasoning: 0 },
+    today: [],
+  });
+});
