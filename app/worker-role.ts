@@ -7,7 +7,7 @@ import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-
 import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
-import { type Owner, type TenantId, parseTenantId } from "../domain/tenant.ts";
+import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";

@@ -43,4 +43,7 @@ export const toStoredError = (error: AppError): StoredError => ({
   ...(error.client.retryAfterSeconds === undefined ? {} : { retryAfterSeconds: error.client.retryAfterSeconds }),
 });
 
-export const fromStoredError = ({ code, isRefusal: _, ...client }: StoredError): AppError => new AppError(code, { client });
+export const fromStoredError = ({ code, message, param, retryAfterSeconds }: StoredError): AppError =>
+  new AppError(code, {
+    client: { message, ...(param === undefined ? {} : { param }), ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }) },
+  });

@@ -106,7 +106,7 @@ export type RowFate =
   | { readonly state: "void" | "missing" };
 
 /** How long the workflow keeps a lease that its holder may spend for `leaseSpendMs`. */
-export const leaseKeptMs = 60_000;
+const leaseKeptMs = 60_000;
 export const leaseSpendMs = 20_000;
 const windowSeconds = 60;
 const callCheckMs = 60_000;
