@@ -158,7 +158,7 @@ function serialise({ metadata, data }: Payload): Buffer {
       parts.push(length, part);
     }
   }
-  return Buffer.concat([...parts, Buffer.from(data ?? [])]); // an empty one that came by the wire may be a plain array
+  return Buffer.concat([...parts, Buffer.from(data ?? [])]); // nothing, sent by a workflow, arrives as a plain array
 }
 
 function parse(bytes: Buffer): Payload {

@@ -4,6 +4,9 @@ import { lstatSync, mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, wr
 import { join } from "node:path";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { openDatabase } from "../../storage/database.ts";
+import { openDataKeys } from "../../storage/open-data-keys.ts";
+import { createPayloadDecoder } from "../../temporal/payload-codec.ts";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { type MockCall, start as startMock } from "../fixtures/mock-openai-server.ts";
 import { binPath, run } from "../control-plane/cli-stage.ts";
@@ -539,6 +542,27 @@ describe("a crash", () => {
   });
 });
 
+/** Every payload of a history, as an administrator would see it. */
+async function decoded(history: string): Promise<string> {
+  const database = await openDatabase({ ownerUrl: env["DATABASE_URL"] ?? "", log: () => undefined });
+  const keys = await openDataKeys({
+    database,
+    home: product.home,
+    keyEncryptionKey: env["OPENCLAW_KEK"],
+    log: () => undefined,
+  });
+  const payloads = [...history.matchAll(/"metadata":\s*(\{[^}]*\}),\s*"data":\s*"([^"]+)"/g)].map(([, metadata = "{}", data = ""]) => ({
+    metadata: Object.fromEntries(
+      Object.entries(JSON.parse(metadata) as Record<string, string>).map(([name, value]) => [name, Buffer.from(value, "base64")]),
+    ),
+    data: Buffer.from(data, "base64"),
+  }));
+  const clear = await createPayloadDecoder(keys).decode(env["TEMPORAL_NAMESPACE"] ?? "", payloads);
+  await keys.close();
+  await database.close();
+  return clear.map(({ data }) => Buffer.from(data ?? []).toString()).join();
+}
+
 test("the text of no overlay is anywhere in Temporal or the logs", async () => {
   const tenant = await newTenant("canary");
   await put(tenant, "system_prompt: CANARY-91c2e5\nskills: { x: { env: { SECRET: CANARY-91c2e5 } } }\n");
@@ -552,9 +576,9 @@ test("the text of no overlay is anywhere in Temporal or the logs", async () => {
     ],
     { encoding: "utf8" },
   );
-  const payloads = [...history.matchAll(/"data":\s*"([^"]+)"/g)].map(([, data]) => Buffer.from(data ?? "", "base64").toString());
-  expect(payloads.join()).toContain("overlay.write");
-  expect(payloads.join()).not.toContain("CANARY-91c2e5");
+  const payloads = await decoded(history);
+  expect(payloads).toContain("overlay.write");
+  expect(payloads).not.toContain("CANARY-91c2e5");
   expect(readFileSync(join(product.home, "gateway.log"), "utf8")).not.toContain("CANARY-91c2e5");
   expect(readFileSync(join(product.home, "audit.jsonl"), "utf8")).not.toContain("CANARY-91c2e5");
   const [{ count } = { count: 0 }] = (

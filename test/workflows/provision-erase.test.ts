@@ -124,6 +124,7 @@ test("what cannot be completed is undone: the tenant is deleted, entries say so,
     expect(await failing.stack.operations.read(`provision:${tenantId}`)).toMatchObject({ state: "failed" });
     const entries = await failing.stack.database.withControl(async (tx) => await readChain(tx, "system", 0, 10));
     expect(entries.map(({ action, actor }) => [action, actor.id])).toEqual([
+      ["audit-key.create", "start"],
       ["tenant.create", "root"],
       ["tenant.delete", "provision"],
     ]);
