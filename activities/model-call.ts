@@ -1,5 +1,5 @@
 import { type Overlay, isToolAllowed } from "../control-plane/overlay.ts";
-import { AppError, toStoredError } from "../domain/app-error.ts";
+import { AppError, type ErrorCode, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import { type RateCard, type RateCardHash, type Rates, priceOf } from "../domain/rate-card.ts";
@@ -9,6 +9,7 @@ import type { FinishedTurn, TurnVerdict } from "../domain/turn.ts";
 import { type CountedUsage, addUsage, noUsage } from "../domain/usage.ts";
 import type { UsageRow } from "../domain/usage-row.ts";
 import { ModelCallError, type ModelDelta, type ModelProvider, type ModelResult } from "../providers/model-provider.ts";
+import { estimatePromptTokens, estimateTokens } from "../providers/token-estimate.ts";
 import type { Tool } from "../sandbox/tool.ts";
 import type { Database, TenantTx } from "../storage/database.ts";
 import type { PromptFile } from "../storage/prompt-files.ts";
@@ -29,6 +30,7 @@ import {
 } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { asActivity } from "./activity-context.ts";
+import { type CallQuota, type Reserved, type ReservedCall, reserveQuota, usedBy } from "./call-reservation.ts";
 import { createJoinedAttempts } from "./joined-attempts.ts";
 import { composeMessages, promptOf, transcriptOf } from "./turn-conversation.ts";
 import { verdictOf } from "./turn-end.ts";
@@ -55,6 +57,7 @@ export type CallDeps = {
   readonly modelOf: (id: string) => ServedModel;
   /** The card in force now, and the markup of the tenant. */
   readonly pricing: (tenantId: TenantId) => Promise<{ readonly rateCard: RateCard; readonly markupPpm: MarkupPpm }>;
+  readonly quota: CallQuota;
   readonly now: () => number;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
@@ -78,12 +81,9 @@ const toolArgumentCharacters = 1_000_000;
 
 type CallPrice = { readonly rates: Rates; readonly rateCardHash: RateCardHash; readonly markupPpm: MarkupPpm };
 
-type OpenedCall = {
-  readonly context: TenantContext;
+type OpenedCall = ReservedCall & {
   readonly turn: TurnRow;
-  readonly callId: CallId;
   readonly step: number;
-  readonly attempt: number;
   readonly model: ServedModel;
   /** As it was before the call: a later change of the card is never retroactive. */
   readonly price: CallPrice;
@@ -92,15 +92,18 @@ type OpenedCall = {
   readonly toolRuns: readonly ToolRun[];
 };
 
+/** A call that may go to its provider: its quota is reserved. */
+type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "isLeased">;
+
 /** What goes to the provider beside the turn's own settings. */
 type CallInput = {
   readonly messages: readonly ChatMessage[];
   readonly tools: readonly ToolDefinition[];
-  readonly settings: SamplingSettings;
+  readonly settings: SamplingSettings & { readonly maxTokens: number };
 };
 
 export const createModelCall = (deps: CallDeps) => {
-  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, now, log } = deps;
+  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, quota, now, log } = deps;
   const joinAttempt = createJoinedAttempts<CallOutcome>();
 
   async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
@@ -125,7 +128,7 @@ export const createModelCall = (deps: CallDeps) => {
         turn,
         callId: callIdOf(turnId, step),
         step,
-        attempt: opened.attempt,
+        ...opened,
         model,
         price,
         transcript,
@@ -195,12 +198,12 @@ export const createModelCall = (deps: CallDeps) => {
     }
   }
 
-  function usageRow(call: OpenedCall, usage: CountedUsage, providerRequestId: string | undefined, toolCalls: number): UsageRow {
+  function usageRow(call: ReadyCall, usage: CountedUsage, providerRequestId: string | undefined, toolCalls: number): UsageRow {
     const { rates, rateCardHash, markupPpm } = call.price;
     return {
       id: call.callId,
       providerRequestId,
-      atMs: call.turn.createdAtMs,
+      atMs: call.admittedAtMs,
       sessionId: call.turn.sessionId,
       model: call.model.id,
       usage,
@@ -213,17 +216,25 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** One transaction: journal, billing row and, when this call ends the turn, its row and transcript. */
-  async function settleAnswer(call: OpenedCall, { reply, usage, providerRequestId }: ModelResult): Promise<CallOutcome> {
+  async function settleAnswer(call: ReadyCall, { reply, usage, providerRequestId }: ModelResult): Promise<CallOutcome> {
     const toolsAsked = toolsAskedBy(call.turn, reply);
     const finished = toolsAsked === undefined ? doneTurn(call, reply, usage) : undefined;
     const row = usageRow(call, usage, providerRequestId, reply.toolCalls.length);
+    let isOurs = false;
     const standing = await database.withTenant(call.context, async (tx) => {
       if (!(await closeCall(tx, { ...call, reply, usage, providerRequestId }))) return await standingOutcome(tx, call);
       const isEnded = finished === undefined || (await finishTurn(tx, call.turn, finished, transcriptOf({ ...call, reply })));
       await recordUsage(tx, row);
+      isOurs = true;
       return isEnded ? (toolsAsked ?? finished) : await readFinishedTurn(tx, call.turn.turnId);
     });
+    if (isOurs) tellQuota(call, row);
     return announce(call.turn.turnId, standing);
+  }
+
+  /** Tells the leases what a call came to. What is not told, because another attempt ended the call, is found in its row. */
+  function tellQuota({ context, callId, isLeased }: ReadyCall, row: UsageRow | undefined): void {
+    if (isLeased) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
   }
 
   /** What another attempt, or a commit of ours whose answer was lost, made of the call: its tools or its turn's end. */
@@ -233,7 +244,7 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** A call that failed for good ends its turn; what the provider had counted by then is billed. */
-  async function settleFailure(call: OpenedCall, error: ModelCallError): Promise<CallOutcome> {
+  async function settleFailure(call: ReadyCall, error: ModelCallError): Promise<CallOutcome> {
     const stored = toStoredError(toAppError(error));
     const { kind, status, message, cause } = error;
     log("a model call failed", {
@@ -246,22 +257,26 @@ export const createModelCall = (deps: CallDeps) => {
     });
     const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
     const { usage, providerRequestId } = error;
+    const row = usage === undefined ? undefined : usageRow(call, usage, providerRequestId, 0);
+    let isOurs = false;
     const standing = await database.withTenant(call.context, async (tx) => {
-      const isOurs =
+      isOurs =
         usage === undefined
           ? await voidCall(tx, call.callId, call.attempt)
           : await closeCall(tx, { ...call, reply: undefined, usage, providerRequestId });
       if (!isOurs) return await standingOutcome(tx, call);
       const isEnded = await finishTurn(tx, call.turn, finished, []);
-      if (usage !== undefined) await recordUsage(tx, usageRow(call, usage, providerRequestId, 0));
+      if (row !== undefined) await recordUsage(tx, row);
       return isEnded ? finished : await readFinishedTurn(tx, call.turn.turnId);
     });
+    if (isOurs) tellQuota(call, row);
     return announce(call.turn.turnId, standing);
   }
 
-  /** A call that cannot be put together ends its turn before the provider hears of it. */
+  /** A call that cannot be put together, or that no quota is left for, ends its turn before the provider hears of it. */
   async function settleRefusal(call: OpenedCall, error: AppError): Promise<CallOutcome> {
-    const finished: FinishedTurn = { state: "failed", error: toStoredError(error) };
+    const stored = toStoredError(error);
+    const finished: FinishedTurn = { state: "failed", error: call.step === 0 ? { ...stored, isRefusal: true } : stored };
     const standing = await database.withTenant(call.context, async (tx) => {
       if (!(await voidCall(tx, call.callId, call.attempt))) return await standingOutcome(tx, call);
       return (await finishTurn(tx, call.turn, finished, [])) ? finished : await readFinishedTurn(tx, call.turn.turnId);
@@ -298,21 +313,25 @@ export const createModelCall = (deps: CallDeps) => {
     const call = await open(context, turnId, step);
     if (!("callId" in call)) return call;
     let input: CallInput;
+    let reserved: Reserved;
     try {
       input = await inputOf(call);
+      const promptTokens = estimatePromptTokens(estimateTokens, { model: call.model.id, ...input });
+      reserved = await reserveQuota({ database, quota }, call, { promptTokens, maxTokens: input.settings.maxTokens });
     } catch (error) {
-      if (!(error instanceof AppError) || error.code !== "overlay_refused") throw error;
+      if (!(error instanceof AppError) || !refusals.has(error.code)) throw error;
       return await persist(signal, async () => await settleRefusal(call, error));
     }
+    const ready: ReadyCall = { ...call, ...reserved };
     let result: ModelResult;
     try {
-      result = await callProvider(call, input, signal);
+      result = await callProvider(call, { ...input, settings: { ...input.settings, maxTokens: reserved.maxTokens } }, signal);
     } catch (error) {
       if (!(error instanceof ModelCallError)) throw error;
       if (error.kind === "aborted" && signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });
-      return await persist(signal, async () => await settleFailure(call, error));
+      return await persist(signal, async () => await settleFailure(ready, error));
     }
-    return await persist(signal, async () => await settleAnswer(call, result));
+    return await persist(signal, async () => await settleAnswer(ready, result));
   }
 
   return {
@@ -328,6 +347,9 @@ export const createModelCall = (deps: CallDeps) => {
     },
   };
 };
+
+/** Errors that end a turn as they are, for its caller to read. */
+const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd"]);
 
 /** @throws {ModelCallError} `garbage` with the usage, for a reply that asks for more than a turn can carry */
 function checkedResult(result: ModelResult): ModelResult {

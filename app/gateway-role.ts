@@ -61,7 +61,8 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, temporalUiUrl, metrics } = parts;
+  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, temporalUiUrl, metrics, quota } =
+    parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
@@ -73,6 +74,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       bus,
       clientOf,
       wake,
+      quota,
       log,
       slots: metrics.observeSlots(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant })),
     }),
@@ -120,11 +122,12 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const app = await createGateway({
     authenticate: authentication.authenticate,
     authenticateSession: async (id) => (await sessions.find(id)).principal,
+    quota,
     logger,
     edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
     metrics: metrics.gateway,
     routes: [
-      createChatRoutes({ turns, tokens, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
+      createChatRoutes({ turns, tokens, quota, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
       createHealthRoutes(checks),
       createModelRoutes({
         models: async (tenantId) => modelsOfTenant(config, (await overlays.of(tenantId)).overlay),

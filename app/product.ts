@@ -5,8 +5,9 @@ import { ensureDemoTenant } from "../control-plane/demo-tenant.ts";
 import type { Environment } from "../control-plane/environment.ts";
 import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
+import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
 import { storeRateCard } from "../control-plane/rate-cards.ts";
-import { createTenants } from "../control-plane/tenants.ts";
+import { type Tenant, createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
@@ -20,6 +21,7 @@ import { connectTemporal, type TemporalConnection } from "../temporal/temporal-c
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
 import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
+import { rememberTenants } from "./remembered-tenants.ts";
 import { startGateway } from "./gateway-role.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
@@ -50,6 +52,9 @@ export type ProductParts = {
   readonly encryption: FieldEncryption;
   readonly overlays: OverlayReader;
   readonly clientOf: (tenantId: TenantId) => TenantClient;
+  /** From memory; a change is seen at once. */
+  readonly tenantOf: (tenantId: TenantId) => Promise<Tenant>;
+  readonly quota: QuotaLeases;
   readonly log: Log;
   readonly metrics: Metrics;
 };
@@ -93,6 +98,18 @@ export async function startProduct(environment: Environment, { role, variables }
       modelCall: config.temporal.model_call ?? "remote",
     };
     const clientOf = rememberClients((tenantId) => forTenant({ tenantId }, temporal, lane));
+    const tenants = createTenants({ database });
+    const remembered = resources.add(await rememberTenants(database, tenants.get), (opened) => opened.close());
+    let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
+    const quota = resources.add(
+      createQuotaLeases({
+        limitsOf: async (tenantId) => quotaLimitsOf(await remembered.of(tenantId)),
+        clientOf,
+        wake: async (tenantId) => await wake(tenantId),
+        log,
+      }),
+      (leases) => leases.close(),
+    );
     const parts: ProductParts = {
       environment,
       variables,
@@ -105,11 +122,12 @@ export async function startProduct(environment: Environment, { role, variables }
       encryption,
       overlays,
       clientOf,
+      tenantOf: remembered.of,
+      quota,
       log,
       metrics: createMetrics({ database }),
     };
 
-    let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
     if (role !== "gateway") {
       const workers = await startWorkers(parts, backends.bundle, resources);
       wake = workers.wake;
@@ -127,10 +145,7 @@ export async function startProduct(environment: Environment, { role, variables }
     const gateway =
       role === "worker"
         ? undefined
-        : await startGateway(
-            { ...parts, logger, wake, tenants: createTenants({ database }), temporalUiUrl: backends.temporal.uiUrl },
-            resources,
-          );
+        : await startGateway({ ...parts, logger, wake, tenants, temporalUiUrl: backends.temporal.uiUrl }, resources);
     if (gateway !== undefined) recordGateway(home, gateway.url, backends);
     if (role === "all") void warmUp(database, wake).catch((error: unknown) => log("no worker was started ahead", { error: String(error) }));
     log("ready", { role, url: gateway?.url });

@@ -1,12 +1,13 @@
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
-import { type Tenant, createTenants } from "../control-plane/tenants.ts";
+import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
-import { type Owner, type TenantId, parseTenantId } from "../domain/tenant.ts";
+import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
@@ -26,17 +27,12 @@ import type { Resources } from "./resources.ts";
 /** The channel that tells every worker process that a tenant is gone; the payload is its id. */
 const forgetChannel = "openclaw_forget";
 
-/** How long a tenant's row (markup, uid) is believed without another look. */
-const tenantMemoryMs = 5_000;
-const rememberedTenants = 1_000;
-
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, keys, temporal, bus, overlays, clientOf, log, metrics }: ProductParts,
+  { config, variables, home, database, keys, temporal, bus, overlays, clientOf, tenantOf, quota, log, metrics }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
-  const tenantOf = rememberTenants(createTenants({ database }).get);
   const driver = metrics.observeSandbox(createBwrapDriver());
   const missing = await driver.probe();
   if (missing !== undefined) log("tools cannot run on this host", { missing });
@@ -57,6 +53,7 @@ export async function startWorkers(
       rateCard: config.rateCard,
       markupPpm: ((await tenantOf(tenantId)).markupPpm ?? config.billing.markupPpm) as MarkupPpm,
     }),
+    quota,
     now: () => Date.now(),
     log,
   });
@@ -75,6 +72,7 @@ export async function startWorkers(
     ...lifeActivities,
     ...createAuditActivities({ database, home, log }),
     ...createKeyActivities({ database, ...keys }),
+    ...createQuotaActivities({ database, limitsOf: async (tenantId) => quotaLimitsOf(await createTenants({ database }).get(tenantId)) }),
   };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   const stopForgetting = await database.listen(
@@ -111,19 +109,5 @@ function servedModels(config: AdminConfig, variables: ProductParts["variables"])
     const served = providers.get(provider.name);
     if (served === undefined) throw new AppError("provider_error", { model: id, missing: requireProviderKey(provider, variables) });
     return { id, provider: served, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
-  };
-}
-
-function rememberTenants(read: (tenantId: TenantId) => Promise<Tenant>): (tenantId: TenantId) => Promise<Tenant> {
-  const remembered = new Map<TenantId, { readonly tenant: Promise<Tenant>; readonly untilMs: number }>();
-  return async (tenantId) => {
-    const known = remembered.get(tenantId);
-    if (known !== undefined && known.untilMs > performance.now()) return await known.tenant;
-    const tenant = read(tenantId);
-    const oldest = remembered.size >= rememberedTenants ? remembered.keys().next().value : undefined;
-    if (oldest !== undefined) remembered.delete(oldest);
-    remembered.set(tenantId, { tenant, untilMs: performance.now() + tenantMemoryMs });
-    tenant.catch(() => remembered.delete(tenantId));
-    return await tenant;
   };
 }

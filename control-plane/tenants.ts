@@ -1,5 +1,7 @@
 import { AppError } from "../domain/app-error.ts";
 import type { TenantFacts } from "../domain/audit.ts";
+import { parseNanoUsd } from "../domain/money.ts";
+import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import type { TenantQuota } from "../domain/tenant-quota.ts";
 import { systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
@@ -75,6 +77,13 @@ const toTenant = (row: TenantRow): Tenant => ({
   markupPpm: row.markup_ppm ?? undefined,
   quota: toQuota(row),
   createdAtMs: row.created_at.getTime(),
+});
+
+/** The ceilings as leases count them. */
+export const quotaLimitsOf = ({ quota: { tokensPerDay, costPerDayNanoUsd, requestsPerMinute } }: Pick<Tenant, "quota">): QuotaLimits => ({
+  tokensPerDay: tokensPerDay ?? undefined,
+  nanoUsdPerDay: costPerDayNanoUsd === null ? undefined : parseNanoUsd(costPerDayNanoUsd),
+  requestsPerMinute: requestsPerMinute ?? undefined,
 });
 
 export const notFound = (tenantId: TenantId): AppError =>

@@ -29,7 +29,12 @@ export class AppError extends Error {
 }
 
 /** An error as it is stored in a turn's row and carried to whoever waits for it. */
-export type StoredError = { readonly code: ErrorCode; readonly message: string } & Pick<ClientDetails, "param" | "retryAfterSeconds">;
+export type StoredError = {
+  readonly code: ErrorCode;
+  readonly message: string;
+  /** The turn was refused before its first model call: it does not count as a request. */
+  readonly isRefusal?: true;
+} & Pick<ClientDetails, "param" | "retryAfterSeconds">;
 
 export const toStoredError = (error: AppError): StoredError => ({
   code: error.code,
@@ -38,4 +43,7 @@ export const toStoredError = (error: AppError): StoredError => ({
   ...(error.client.retryAfterSeconds === undefined ? {} : { retryAfterSeconds: error.client.retryAfterSeconds }),
 });
 
-export const fromStoredError = ({ code, ...client }: StoredError): AppError => new AppError(code, { client });
+export const fromStoredError = ({ code, message, param, retryAfterSeconds }: StoredError): AppError =>
+  new AppError(code, {
+    client: { message, ...(param === undefined ? {} : { param }), ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }) },
+  });

@@ -3,6 +3,9 @@
  * an activity that threw it is tried again by Temporal; `says` is what a client reads when the thrower gave no message of its own.
  */
 export const errorCatalogue = {
+  tokens_per_day: { type: "quota_exceeded", http: 429, retryable: false, says: "The tokens of this day are used up." },
+  cost_per_day_usd: { type: "quota_exceeded", http: 429, retryable: false, says: "The budget of this day is used up." },
+  requests_per_minute: { type: "quota_exceeded", http: 429, retryable: false, says: "There were too many requests in this minute." },
   invalid_tenant_id: {
     type: "invalid_request_error",
     http: 400,

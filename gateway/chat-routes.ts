@@ -12,19 +12,21 @@ import { tenantOf, tenantPrincipalOf } from "./access.ts";
 import { newMessagesOf, parseChatRequest } from "./chat-request.ts";
 import { toChatCompletion } from "./chat-response.ts";
 import { streamChat } from "./chat-stream.ts";
+import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
 import type { TokenWatch } from "./token-watch.ts";
 import type { TurnService } from "./turn-service.ts";
 
 export type ChatDeps = {
   readonly turns: TurnService;
   readonly tokens: TokenWatch;
+  readonly quota?: RateLimitDeps["quota"];
   readonly overlays: Pick<OverlayReader, "of">;
   /** The configured, priced model that a tenant's name for it means. @throws {AppError} `model_not_found`, `model_not_priced` */
   readonly resolveModel: (overlay: Overlay, name: string) => string;
 };
 
 export const createChatRoutes =
-  ({ turns, tokens, overlays, resolveModel }: ChatDeps): FastifyPluginAsync =>
+  ({ turns, tokens, quota, overlays, resolveModel }: ChatDeps): FastifyPluginAsync =>
   async (app) => {
     app.post("/v1/chat/completions", { config: { access: "tenant" } }, async (request, reply) => {
       const context = tenantOf(request);
@@ -61,6 +63,7 @@ export const createChatRoutes =
       const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
       void reply.header("x-request-id", turn.turnId);
       if (chat.stream) {
+        if (quota !== undefined) await setRateLimitHeaders({ quota }, reply, context.tenantId);
         // A rotation ends the stream, not the turn: that one completes and is billed.
         const token = tokens.watch(tenantPrincipalOf(request));
         try {

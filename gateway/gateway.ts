@@ -8,9 +8,12 @@ import { answerClientError, answerFrameworkError, registerErrorEdge } from "./er
 import type { GatewayLogger } from "./gateway-logger.ts";
 import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
 import { type EdgeOptions, registerEdge, serverLimits } from "./http-edge.ts";
+import { type RateLimitDeps, registerRateLimitHeaders } from "./rate-limit-headers.ts";
 import { registerWebSockets } from "./web-sockets.ts";
 
 export type GatewayOptions = AccessDeps & {
+  /** Undefined: no answer tells of quotas. */
+  readonly quota?: RateLimitDeps["quota"];
   readonly routes: readonly FastifyPluginAsync[];
   readonly logger: GatewayLogger;
   readonly edge?: EdgeOptions;
@@ -27,6 +30,7 @@ const jsonEntries = 10_000;
 export async function createGateway({
   authenticate,
   authenticateSession,
+  quota,
   routes,
   logger,
   edge = {},
@@ -63,6 +67,7 @@ export async function createGateway({
     ...(authenticateSession === undefined ? {} : { authenticateSession }),
     onFailure: () => metrics?.authenticationFailed(),
   });
+  if (quota !== undefined) registerRateLimitHeaders(app, { quota });
   app.addHook("onSend", async (request, reply) => {
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
   });

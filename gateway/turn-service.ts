@@ -1,10 +1,20 @@
 import { createHash } from "node:crypto";
+import type { Admission, QuotaLeases } from "../control-plane/quota-leases.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { TurnId } from "../domain/turn-id.ts";
 import type { FinishedTurn, TurnSubmission } from "../domain/turn.ts";
 import type { Database } from "../storage/database.ts";
-import { claimIdempotencyKey, insertTurn, readFinishedTurn, sessionExists, voidTurn } from "../storage/turn-repository.ts";
+import { holdLease } from "../storage/quota-repository.ts";
+import {
+  type IdempotencyClaim,
+  claimIdempotencyKey,
+  insertTurn,
+  readFinishedTurn,
+  readIdempotencyKey,
+  sessionExists,
+  voidTurn,
+} from "../storage/turn-repository.ts";
 import type { TokenBus, TurnEvent } from "../streams/token-bus.ts";
 import { type Lane, type TenantClient, laneNameOf } from "../temporal/tenant-client.ts";
 import type { TurnSlots } from "./turn-slots.ts";
@@ -16,6 +26,7 @@ export type TurnServiceOptions = {
   readonly clientOf: (tenantId: TenantId) => TenantClient;
   /** Makes sure that a worker polls the tenant's queue. */
   readonly wake: (tenantId: TenantId) => Promise<void>;
+  readonly quota: Pick<QuotaLeases, "isLimited" | "admit" | "giveBack">;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
 
@@ -43,27 +54,68 @@ const safetyPollMs = 5_000;
 /** How long Temporal may be away before a turn that has not begun is taken back and the caller is told to come again. */
 const handOverMs = 10_000;
 const idempotencyMs = 24 * 60 * 60 * 1_000;
+/** A lease that was taken back while a turn was stored is begun anew; more often than this it is no accident. */
+const fencedAttempts = 5;
 
-export function createTurnService({ database, bus, slots, clientOf, wake, log }: TurnServiceOptions): TurnService {
+export function createTurnService({ database, bus, slots, clientOf, wake, quota, log }: TurnServiceOptions): TurnService {
   async function store(
     context: TenantContext,
     submission: TurnSubmission,
     lane: Lane,
-    idempotency: Idempotency | undefined,
-  ): Promise<TurnId> {
+    claim: IdempotencyClaim | undefined,
+    admission: Admission | undefined,
+  ): Promise<TurnId | "fenced"> {
     return await database.withTenant(context, async (tx) => {
-      if (idempotency !== undefined) {
-        const claim = await claimIdempotencyKey(tx, submission.turnId, {
-          keyHash: digest(idempotency.key),
-          fingerprint: digest(JSON.stringify(idempotency.body)),
-          expiresAtMs: Date.now() + idempotencyMs,
-        });
-        if (!claim.matches) throw new AppError("idempotency_mismatch");
-        if (claim.turnId !== submission.turnId) return claim.turnId;
+      if (admission !== undefined && !(await holdLease(tx, admission.holder))) return "fenced";
+      if (claim !== undefined) {
+        const claimed = await claimIdempotencyKey(tx, submission.turnId, claim);
+        if (!claimed.matches) throw new AppError("idempotency_mismatch");
+        if (claimed.turnId !== submission.turnId) return claimed.turnId;
       }
-      await insertTurn(tx, submission, laneNameOf(lane));
+      await insertTurn(tx, submission, laneNameOf(lane), admission);
       return submission.turnId;
     });
+  }
+
+  /** Lets a turn in by the tenant's quota and stores it. A repeat of an Idempotency-Key is not a new turn: it is not counted. */
+  async function admit(
+    context: TenantContext,
+    submission: TurnSubmission,
+    lane: Lane,
+    idempotency: Idempotency | undefined,
+  ): Promise<{ readonly turnId: TurnId; readonly isCounted: boolean }> {
+    const { tenantId } = context;
+    const claim = idempotency === undefined ? undefined : claimOf(idempotency);
+    if (!(await quota.isLimited(tenantId))) return { turnId: await storeOnce(context, submission, lane, claim), isCounted: false };
+    if (claim !== undefined) {
+      const earlier = await database.withTenant(context, async (tx) => await readIdempotencyKey(tx, claim));
+      if (earlier?.matches === false) throw new AppError("idempotency_mismatch");
+      if (earlier !== undefined) return { turnId: earlier.turnId, isCounted: false };
+    }
+    for (let attempt = 0; attempt < fencedAttempts; attempt++) {
+      const admission = await quota.admit(tenantId);
+      try {
+        const turnId = await store(context, submission, lane, claim, admission);
+        if (turnId === "fenced") continue;
+        if (turnId !== submission.turnId) quota.giveBack(tenantId);
+        return { turnId, isCounted: turnId === submission.turnId };
+      } catch (error) {
+        quota.giveBack(tenantId);
+        throw error;
+      }
+    }
+    throw new AppError("unavailable", { turnId: submission.turnId, why: "its leases were taken back" });
+  }
+
+  async function storeOnce(
+    context: TenantContext,
+    submission: TurnSubmission,
+    lane: Lane,
+    claim: IdempotencyClaim | undefined,
+  ): Promise<TurnId> {
+    const turnId = await store(context, submission, lane, claim, undefined);
+    if (turnId === "fenced") throw new AppError("internal", { reason: "a turn without a lease cannot be fenced" });
+    return turnId;
   }
 
   /** Resolves when the turn has ended, by its event or its row, whichever tells first. */
@@ -151,13 +203,14 @@ export function createTurnService({ database, bus, slots, clientOf, wake, log }:
       const events = tapEvents(bus, submission.turnId);
       try {
         const lane: Lane = submission.stateless ? { pool: slot.poolLane } : { sessionId: submission.sessionId };
-        const turnId = await store(context, submission, lane, idempotency);
+        const { turnId, isCounted } = await admit(context, submission, lane, idempotency);
         const isRepeat = turnId !== submission.turnId;
         const tap = isRepeat ? (events.close(), tapEvents(bus, turnId)) : events;
         const finished = settle(context, { ...submission, turnId }, lane, isRepeat, tap).finally(() => {
           tap.close();
           slot.release();
         });
+        if (isCounted) finished.then((end) => (isRefusal(end) ? quota.giveBack(context.tenantId) : undefined)).catch(() => {});
         finished.catch(() => {}); // a caller may have gone; whoever still waits sees it
         return { turnId, onEvent: tap.onEvent, finished };
       } catch (error) {
@@ -198,6 +251,14 @@ function tapEvents(bus: TokenBus, turnId: TurnId): EventTap {
     },
   };
 }
+
+const claimOf = ({ key, body }: Idempotency): IdempotencyClaim => ({
+  keyHash: digest(key),
+  fingerprint: digest(JSON.stringify(body)),
+  expiresAtMs: Date.now() + idempotencyMs,
+});
+
+const isRefusal = (end: FinishedTurn): boolean => end.state === "failed" && end.error.isRefusal === true;
 
 const digest = (text: string): Uint8Array => createHash("sha256").update(text).digest();
 

@@ -1,5 +1,6 @@
 import { AppError, type StoredError, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
+import type { UtcDay } from "../domain/quota-ledger.ts";
 import type { SessionId } from "../domain/session-id.ts";
 import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
 import type { FinishedTurn, TurnKind, TurnMode, TurnReply, TurnRequest, TurnState, TurnSubmission } from "../domain/turn.ts";
@@ -34,22 +35,38 @@ export type ToolRun = {
 
 export type IdempotencyClaim = { readonly keyHash: Uint8Array; readonly fingerprint: Uint8Array; readonly expiresAtMs: number };
 
+/** The quota lease that let a turn in. */
+export type TurnAdmission = { readonly holder: string; readonly batch: number };
+
 /**
  * Stores a turn before anything runs it, together with its line in the outbox of open turns. A repeat of a turn id stores nothing.
  * @returns whether the turn is new
  */
-export async function insertTurn(tx: TenantTx, submission: TurnSubmission, lane: string): Promise<boolean> {
+export async function insertTurn(tx: TenantTx, submission: TurnSubmission, lane: string, admission?: TurnAdmission): Promise<boolean> {
   const { turnId, sessionId, kind, mode, stateless, request } = submission;
   const inserted = await tx.execute(
     `WITH new_turn AS (
-       INSERT INTO turn (id, session_id, kind, state, mode, stateless, request) VALUES ($1, $2, $3, 'queued', $4, $5, $6)
+       INSERT INTO turn (id, session_id, kind, state, mode, stateless, request, holder, batch)
+       VALUES ($1, $2, $3, 'queued', $4, $5, $6, $10, $11)
        ON CONFLICT (id) DO NOTHING RETURNING id, session_id
      ), new_session AS (
        INSERT INTO session (id, channel) SELECT session_id, $8 FROM new_turn WHERE NOT $5
        ON CONFLICT (id) DO NOTHING
      )
      INSERT INTO control.open_turn (tenant_id, turn_id, lane, kind) SELECT $9, id, $7, $3 FROM new_turn`,
-    [turnId, sessionId, kind, mode, stateless, toJsonb(request), lane, sessionId.slice(0, sessionId.indexOf(":")), tx.tenantId],
+    [
+      turnId,
+      sessionId,
+      kind,
+      mode,
+      stateless,
+      toJsonb(request),
+      lane,
+      sessionId.slice(0, sessionId.indexOf(":")),
+      tx.tenantId,
+      admission?.holder ?? null,
+      admission?.batch ?? null,
+    ],
   );
   return inserted === 1;
 }
@@ -75,6 +92,18 @@ export async function claimIdempotencyKey(
   );
   if (row === undefined) throw new Error("an upsert answered no row");
   return { turnId: row.turn_id, matches: row.matches };
+}
+
+/** The turn that a key stands for already; undefined for a new or expired one. */
+export async function readIdempotencyKey(
+  tx: TenantTx,
+  { keyHash, fingerprint }: IdempotencyClaim,
+): Promise<{ turnId: TurnId; matches: boolean } | undefined> {
+  const [row] = await tx.query<{ turnId: TurnId; matches: boolean }>(
+    `SELECT turn_id AS "turnId", fingerprint = $2 AS matches FROM idempotency_key WHERE key_hash = $1 AND expires_at >= now()`,
+    [keyHash, fingerprint],
+  );
+  return row;
 }
 
 export async function sessionExists(tx: TenantTx, sessionId: SessionId): Promise<boolean> {
@@ -118,6 +147,15 @@ export async function claimTurn(tx: TenantTx, turnId: TurnId): Promise<TurnRow |
   return row as TurnRow | undefined;
 }
 
+/** An opened call; the last three are null until its quota is reserved, and where there is none. */
+export type OpenCall = {
+  readonly attempt: number;
+  readonly startedAtMs: number;
+  readonly day: UtcDay | null;
+  readonly reservedTokens: bigint | null;
+  readonly reservedNanoUsd: bigint | null;
+};
+
 /**
  * Journals a model call before the provider is called.
  * @returns the number of this attempt, or the call itself where an earlier attempt brought it to its end
@@ -125,11 +163,12 @@ export async function claimTurn(tx: TenantTx, turnId: TurnId): Promise<TurnRow |
 export async function openCall(
   tx: TenantTx,
   { turnId, step, model }: { turnId: TurnId; step: number; model: string },
-): Promise<{ attempt: number } | { finished: JournaledCall } | { voided: true }> {
-  const [opened] = await tx.query<{ attempt: number }>(
+): Promise<OpenCall | { finished: JournaledCall } | { voided: true }> {
+  const [opened] = await tx.query<OpenCall>(
     `INSERT INTO model_call AS existing (id, turn_id, step, state, attempt, model) VALUES ($1, $2, $3, 'started', 1, $4)
      ON CONFLICT (id) DO UPDATE SET attempt = existing.attempt + 1 WHERE existing.state = 'started'
-     RETURNING attempt`,
+     RETURNING attempt, (extract(epoch FROM started_at) * 1000)::float8 AS "startedAtMs", day,
+       reserved_tokens AS "reservedTokens", reserved_nano_usd AS "reservedNanoUsd"`,
     [callIdOf(turnId, step), turnId, step, model],
   );
   if (opened !== undefined) return opened;

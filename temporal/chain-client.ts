@@ -45,17 +45,7 @@ export const guardedClient = (owner: Owner, connection: TemporalConnection): Cli
 
 export function chainClient(owner: Owner, client: Client, settings: ChainSettings = {}): ChainClient {
   const workflowId = `tenant:${owner}`;
-  const start = (input: TenantInput) => ({
-    workflowId,
-    taskQueue: taskQueueOf(owner),
-    args: [input] as [TenantInput],
-    workflowIdConflictPolicy: WorkflowIdConflictPolicy.USE_EXISTING,
-    // A chain that has had its last entry has completed, and is not begun anew; one that an operator ended may be.
-    workflowIdReusePolicy: WorkflowIdReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-    workflowTaskTimeout: "5s",
-    ...(owner === systemOwner ? {} : { typedSearchAttributes: [{ key: tenantIdKey, value: owner }] }),
-    staticSummary: owner === systemOwner ? "state changes of the system" : `state changes of ${owner}`,
-  });
+  const start = (input: TenantInput) => chainStart(owner, input);
   return {
     async change(order, signal) {
       const startWorkflowOperation = new WithStartWorkflowOperation<ChainWorkflow>("tenant", start(settings));
@@ -94,7 +84,20 @@ export function chainClient(owner: Owner, client: Client, settings: ChainSetting
   };
 }
 
-type ChainWorkflow = (input: TenantInput) => Promise<unknown>;
+/** How the workflow of an owner is opened where it is not open. */
+export const chainStart = (owner: Owner, input: TenantInput) => ({
+  workflowId: `tenant:${owner}`,
+  taskQueue: taskQueueOf(owner),
+  args: [input] as [TenantInput],
+  workflowIdConflictPolicy: WorkflowIdConflictPolicy.USE_EXISTING,
+  // A chain that has had its last entry has completed, and is not begun anew; one that an operator ended may be.
+  workflowIdReusePolicy: WorkflowIdReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+  workflowTaskTimeout: "5s",
+  ...(owner === systemOwner ? {} : { typedSearchAttributes: [{ key: tenantIdKey, value: owner }] }),
+  staticSummary: owner === systemOwner ? "state changes of the system" : `state and quota of ${owner}`,
+});
+
+export type ChainWorkflow = (input: TenantInput) => Promise<unknown>;
 
 /** Refuses every call that names a workflow or a queue of another owner, whoever built the name. */
 export function ownerGuard(owner: Owner): WorkflowClientInterceptor {

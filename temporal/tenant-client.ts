@@ -6,6 +6,7 @@ import type { TurnId } from "../domain/turn-id.ts";
 import type { TurnTicket, TurnVerdict } from "../domain/turn.ts";
 import { type LaneInput, type LaneState, abortTurn, laneState, submitTurn, turnArrived } from "../workflows/turn-messages.ts";
 import { type ChainClient, chainClient, guardedClient } from "./chain-client.ts";
+import { type QuotaClient, quotaClient } from "./quota-client.ts";
 import type { TemporalConnection } from "./temporal-connection.ts";
 
 /** The lane a turn runs in: its session's, or the `k`-th of the tenant's stateless pool. */
@@ -50,6 +51,7 @@ export interface TenantClient {
   laneState(lane: Lane): Promise<LaneState | undefined>;
   /** The tenant's state changes. */
   readonly chain: ChainClient;
+  readonly quota: QuotaClient;
 }
 
 const keys = {
@@ -93,6 +95,7 @@ export function forTenant(
 
   return {
     chain: chainClient(tenantId, client),
+    quota: quotaClient(tenantId, client),
     async offerTurn(lane, ticket) {
       await client.withDeadline(Date.now() + acceptanceMs[settings.modelCall], async () => {
         await client.workflow.startUpdateWithStart(submitTurn, {

@@ -5,11 +5,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
+import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
 import { noMarkup } from "../domain/money.ts";
+import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
 import type { Owner, TenantContext, TenantId } from "../domain/tenant.ts";
@@ -42,6 +45,10 @@ export type TurnStack = {
   readonly connection: TemporalConnection;
   readonly pool: TenantWorkerPool;
   readonly bus: TokenBus;
+  /** The leases that the stack's own workers spend. */
+  readonly quota: QuotaLeases;
+  /** The leases of one more process. */
+  otherLeases(): QuotaLeases;
   addTenant(name: string): Promise<TenantContext>;
   clientOf(tenantId: TenantId): TenantClient;
   readonly operations: OperationClient;
@@ -52,6 +59,8 @@ export type TurnStackOptions = {
   readonly provider: ModelProvider;
   readonly tools?: readonly Tool[];
   readonly lane?: Partial<LaneSettings>;
+  /** Of every tenant; default: none. */
+  readonly limits?: QuotaLimits;
   /** Default: empty. */
   readonly overlayOf?: OverlayOfTurn;
   /** An existing database instead of a fresh one. */
@@ -75,10 +84,13 @@ const testRateCard: RateCard = {
   rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
 };
 
+const noLimits: QuotaLimits = { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: undefined };
+
 export async function startTurnStack({
   provider,
   tools = [],
   lane,
+  limits = noLimits,
   overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
@@ -101,7 +113,11 @@ export async function startTurnStack({
   const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const operations = createOperationClient({ connection, wake });
+  const limitsOf = async (): Promise<QuotaLimits> => limits;
+  const leases = (): QuotaLeases => createQuotaLeases({ limitsOf, clientOf, wake, log: quiet });
+  const quota = leases();
   const activities = {
+    ...createQuotaActivities({ database, limitsOf }),
     ...createAuditActivities({ database, home, log: quiet }),
     ...createTenantLifeActivities({
       database,
@@ -121,6 +137,7 @@ export async function startTurnStack({
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
+      quota,
       now: () => Date.now(),
       log: quiet,
     }),
@@ -136,6 +153,8 @@ export async function startTurnStack({
     connection,
     pool,
     bus,
+    quota,
+    otherLeases: leases,
     async addTenant(name) {
       const context = someTenant(name);
       await database.withControl(async (tx) => {
@@ -147,6 +166,7 @@ export async function startTurnStack({
     clientOf,
     operations,
     async close() {
+      await quota.close();
       await pool.close();
       await connection.close();
       await keys.close();

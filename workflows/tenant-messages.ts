@@ -1,4 +1,5 @@
 import { defineQuery, defineUpdate } from "@temporalio/workflow";
+import type { LedgerWire } from "../domain/quota-wire.ts";
 import type { ChainHead, ChainState, ChangeNote, ChangeOutcome, ChangeRequest, TenantFacts } from "../domain/audit.ts";
 
 /** What opens the workflow `tenant:<tenant>` or `tenant:_system`; what only its own previous run gives is marked. */
@@ -12,6 +13,7 @@ export type TenantInput = {
   readonly adoptedSeq?: number;
   readonly operations?: readonly RememberedOperation[];
   readonly broken?: string | undefined;
+  readonly quota?: LedgerWire | undefined;
   readonly lastChanges?: readonly ChangeNote[];
 };
 

@@ -30,6 +30,7 @@ import {
 } from "../domain/audit.ts";
 import { lifeWorkflowIdOf, ownerOfWorkflowId, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { quotaFieldsOf } from "../domain/tenant-quota.ts";
+import { openQuotaDesk } from "./quota-desk.ts";
 import {
   type ChangeOrder,
   type ChangeResult,
@@ -71,14 +72,15 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
   let facts = input.tenant;
   let lastChanges: readonly ChangeNote[] = input.lastChanges ?? [];
   let lastInLine: Promise<void> = Promise.resolve();
+  const quota = owner === systemOwner ? undefined : openQuotaDesk(input.quota);
 
   const describe = (): void => {
     const end = head === undefined ? "no change yet" : `entry ${head.seq} (${head.hash.slice(0, 12)})`;
-    const quota =
+    const ceilings =
       facts === undefined ? [] : Object.entries(quotaFieldsOf(facts.quota)).map(([name, value]) => `${name} ${value ?? "none"}`);
     const lines = [
       owner === systemOwner ? "State changes of **the system**" : `Tenant **${owner}**`,
-      ...(facts === undefined ? [] : [`- state: ${facts.state}`, `- quota: ${quota.join(", ")}`, `- token epoch: ${facts.tokenEpoch}`]),
+      ...(facts === undefined ? [] : [`- state: ${facts.state}`, `- quota: ${ceilings.join(", ")}`, `- token epoch: ${facts.tokenEpoch}`]),
       // overlay version: told by overlay.update once there is one
       `- audit chain: ${end}${closed ? ", closed" : ""}`,
       ...(broken === undefined ? [] : [`- **BROKEN**: ${broken}. Changes are refused.`]),
@@ -149,6 +151,7 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
           head = { seq: answer.entry.seq, hash: answer.entry.hash };
           changes++;
           facts = answer.facts ?? facts;
+          if (command.type === "quota.update" || command.type === "tenant.update") quota?.limitsChanged();
           lastChanges = [noteOf(answer.entry), ...lastChanges].slice(0, notedChanges);
           closed = command.type === "tenant.erase" && answer.outcome.state === "applied";
           remember(opId, answer.outcome);
@@ -212,6 +215,7 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
     closed || changes >= (input.changesPerRun ?? Number.POSITIVE_INFINITY) || workflowInfo().continueAsNewSuggested;
   await CancellationScope.nonCancellable(async () => {
     await condition(isFull);
+    quota?.close();
     moving = true; // whoever stands in line now is told to come again; no handler outlives the run
     await sleep(1, { summary: "moves to a new run" });
     await condition(() => allHandlersFinished() && startsUnderWay === 0);
@@ -225,6 +229,7 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
     adoptedSeq,
     operations: [...operations.values()],
     broken,
+    quota: quota?.carry(),
   });
 }
 

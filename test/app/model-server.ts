@@ -9,6 +9,9 @@ export type ModelServer = {
   hold(question: string, afterChunks?: number): HeldCall;
   callsOf(question: string): number;
   lastMessages(): readonly { role: string; content: unknown }[];
+  /** The most tokens that the last call's answer was allowed. */
+  lastCeiling(): number | undefined;
+  allCalls(): number;
   close(): Promise<void>;
 };
 
@@ -38,6 +41,11 @@ export async function startModelServer(): Promise<ModelServer> {
       const last = server.calls().at(-1);
       return last === undefined ? [] : messagesOf(last);
     },
+    lastCeiling() {
+      const body = server.calls().at(-1)?.body;
+      return (body?.["max_completion_tokens"] ?? body?.["max_tokens"]) as number | undefined;
+    },
+    allCalls: () => server.calls().length,
     close: async () => await server.close(),
   };
 }

@@ -84,6 +84,7 @@ export async function startRpcStage(limits: RpcSocketDeps["limits"] = {}): Promi
     bus,
     clientOf,
     wake: pool.wake,
+    quota: stack.quota,
     log: quiet,
     slots: createTurnSlots({ slotsPerTenant: 64 }),
   });

@@ -51,6 +51,7 @@ const serviceOf = (
     slots: createTurnSlots({ slotsPerTenant: parts.slotsPerTenant ?? 64, waitMs: 50 }),
     clientOf: (tenantId) => (parts.clientOf ?? ((real) => real))(stack.clientOf(tenantId)),
     wake: parts.wake ?? stack.pool.wake,
+    quota: stack.quota,
     log: quiet,
   });
 

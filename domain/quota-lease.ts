@@ -1,0 +1,158 @@
+import {
+  type Amount,
+  type HolderId,
+  type LeaseAnswer,
+  type LeaseOrder,
+  type OpenedCall,
+  type SettledCall,
+  type UtcDay,
+  type Want,
+  covers,
+  leaseSpendMs,
+  minus,
+  noAmount,
+  utcDayOf,
+} from "./quota-ledger.ts";
+import type { CallId } from "./turn-id.ts";
+
+/** What a call took from a lease. Its row must carry all of it before the provider is called. */
+export type Reservation = {
+  readonly holder: HolderId;
+  /** Number of the order that reports it. */
+  readonly batch: number;
+  readonly day: UtcDay;
+  readonly reserved: Amount;
+};
+
+type Granted = Extract<LeaseAnswer, { state: "granted" }>;
+
+/**
+ * A holder's side of a lease: spends in memory what the workflow has granted, and reports it. One order is under way at a time; an
+ * order without an answer is sent again as it was. `nowMs` is monotonic where a lease is spent, so a paused process sees it end.
+ */
+export class QuotaLease {
+  readonly holder: HolderId;
+  #seq = 0;
+  #underWay: { readonly order: LeaseOrder; readonly sentAtMs: number } | undefined;
+  #granted: Amount = noAmount;
+  #requests = 0;
+  #spendUntilMs = Number.NEGATIVE_INFINITY;
+  #opened: OpenedCall[] = [];
+  #settled: SettledCall[] = [];
+  #requestsSpent = 0;
+  #requestsGivenBack = 0;
+  #answer: Granted | undefined;
+  #isGone = false;
+
+  constructor(holder: HolderId) {
+    this.holder = holder;
+  }
+
+  /** The last answer; undefined before the first. */
+  get answer(): Granted | undefined {
+    return this.#answer;
+  }
+
+  /** Whether the workflow has taken the lease back. */
+  get isGone(): boolean {
+    return this.#isGone;
+  }
+
+  get granted(): Amount {
+    return this.#granted;
+  }
+
+  get requests(): number {
+    return this.#requests;
+  }
+
+  /** Whether there is nothing to report. */
+  get isIdle(): boolean {
+    return this.#underWay === undefined && this.#opened.length + this.#settled.length + this.#requestsSpent + this.#requestsGivenBack === 0;
+  }
+
+  /** Takes up to `desired` for a call, at least `least`; undefined when the lease does not hold it now. */
+  reserve(
+    callId: CallId,
+    { least, desired }: { least: Amount; desired: Amount },
+    now: { monotonicMs: number; wallMs: number },
+  ): Reservation | undefined {
+    const day = this.#answer?.day;
+    if (day === undefined || !this.#isSpendable(now.monotonicMs) || utcDayOf(now.wallMs) > day || !covers(this.#granted, least))
+      return undefined;
+    const reserved = {
+      tokens: Math.min(desired.tokens, this.#granted.tokens),
+      nanoUsd: desired.nanoUsd < this.#granted.nanoUsd ? desired.nanoUsd : this.#granted.nanoUsd,
+    };
+    this.#granted = minus(this.#granted, reserved);
+    this.#opened.push({ callId, day, reserved });
+    return { holder: this.holder, batch: this.#nextSeq, day, reserved };
+  }
+
+  /** Takes one request; undefined when none is left. `batch` goes into the turn's row. */
+  admit(monotonicMs: number): { readonly holder: HolderId; readonly batch: number } | undefined {
+    if (this.#requests === 0 || !this.#isSpendable(monotonicMs)) return undefined;
+    this.#requests--;
+    this.#requestsSpent++;
+    return { holder: this.holder, batch: this.#nextSeq };
+  }
+
+  settle(callId: CallId, actual: Amount | undefined): void {
+    this.#settled.push({ callId, actual });
+  }
+
+  giveRequestBack(): void {
+    this.#requestsGivenBack++;
+  }
+
+  /** The next order, or the one that is under way still; undefined when the lease is gone. */
+  order(want: Want, monotonicMs: number): LeaseOrder | undefined {
+    if (this.#isGone) return undefined;
+    if (this.#underWay === undefined) {
+      const order: LeaseOrder = {
+        holder: this.holder,
+        seq: this.#nextSeq,
+        opened: this.#opened,
+        settled: this.#settled,
+        requestsSpent: this.#requestsSpent,
+        requestsGivenBack: this.#requestsGivenBack,
+        want,
+      };
+      this.#opened = [];
+      this.#settled = [];
+      this.#requestsSpent = 0;
+      this.#requestsGivenBack = 0;
+      this.#underWay = { order, sentAtMs: monotonicMs };
+    }
+    return this.#underWay.order;
+  }
+
+  take(answer: LeaseAnswer): void {
+    const underWay = this.#underWay;
+    if (underWay === undefined) return;
+    if (answer.state === "gone") {
+      this.#isGone = true;
+      this.#granted = noAmount;
+      this.#requests = 0;
+      return;
+    }
+    if (answer.seq !== underWay.order.seq) return;
+    this.#underWay = undefined;
+    this.#seq = answer.seq;
+    this.#answer = answer;
+    this.#spendUntilMs = underWay.sentAtMs + leaseSpendMs;
+    // What was taken since the order was written is not in the answer.
+    this.#granted = this.#opened
+      .filter(({ day }) => day === answer.day)
+      .reduce((rest, { reserved }) => minus(rest, reserved), answer.granted);
+    this.#requests = answer.requests - this.#requestsSpent;
+  }
+
+  get #nextSeq(): number {
+    return (this.#underWay?.order.seq ?? this.#seq) + 1;
+  }
+
+  #isSpendable(monotonicMs: number): boolean {
+    return !this.#isGone && monotonicMs < this.#spendUntilMs;
+  }
+}

@@ -1,0 +1,343 @@
+import type { NanoUsd } from "./money.ts";
+import type { CallId } from "./turn-id.ts";
+
+/**
+ * The quota of one tenant as its workflow keeps it: pure, so that workflows replay it and tests race it (docs/adr/012).
+ * Each unit of the day's limit is in exactly one place: free, a holder's grant, a call, or used.
+ */
+
+/** What a day's quota counts. */
+export type Amount = { readonly tokens: number; readonly nanoUsd: NanoUsd };
+
+export const noAmount: Amount = { tokens: 0, nanoUsd: 0n as NanoUsd };
+
+/** Undefined: no ceiling. */
+export type QuotaLimits = {
+  readonly tokensPerDay: number | undefined;
+  readonly nanoUsdPerDay: NanoUsd | undefined;
+  readonly requestsPerMinute: number | undefined;
+};
+
+/** A UTC day, `2026-11-23`. */
+export type UtcDay = string;
+
+/** Names one lease of one process, never used again after it was taken back. */
+export type HolderId = string;
+
+export type OpenedCall = { readonly callId: CallId; readonly day: UtcDay; readonly reserved: Amount };
+
+/** `actual` undefined: the call was never billed. */
+export type SettledCall = { readonly callId: CallId; readonly actual: Amount | undefined };
+
+/** What the calls that wait in a process need. */
+export type Want = {
+  /** None: what is granted is for calls to come, as long as there is plenty. */
+  readonly calls: number;
+  /** Of the first in line, or like the last one: what it can begin with, and what it would like. */
+  readonly least: Amount;
+  readonly first: Amount;
+  /** What all of them would like. */
+  readonly total: Amount;
+  /** Turns that wait at the door. */
+  readonly requests: number;
+};
+
+export const wantNothing: Want = { calls: 0, least: noAmount, first: noAmount, total: noAmount, requests: 0 };
+
+/** One message of a holder: at most one is under way, and a repeat has the same `seq`. */
+export type LeaseOrder = {
+  readonly holder: HolderId;
+  readonly seq: number;
+  readonly opened: readonly OpenedCall[];
+  readonly settled: readonly SettledCall[];
+  /** Turns admitted since the last message, and those of them that were refused later and do not count. */
+  readonly requestsSpent: number;
+  readonly requestsGivenBack: number;
+  readonly want: Want;
+};
+
+export type LeaseAnswer =
+  | {
+      readonly state: "granted";
+      readonly seq: number;
+      readonly day: UtcDay;
+      /** Everything that the holder may still open calls with, after this order's `opened`. */
+      readonly granted: Amount;
+      readonly requests: number;
+      /** What is free for anybody; undefined where there is no ceiling. */
+      readonly left: { readonly tokens: number | undefined; readonly nanoUsd: NanoUsd | undefined; readonly requests: number | undefined };
+      readonly limits: QuotaLimits;
+      /** Until a request leaves the window, when none is left. */
+      readonly requestsAgainInMs: number;
+    }
+  /** The lease was taken back: its process begins another one. */
+  | { readonly state: "gone" };
+
+type Holder = {
+  readonly seq: number;
+  readonly answer: LeaseAnswer;
+  readonly granted: Amount;
+  readonly requests: number;
+  readonly untilMs: number;
+  readonly isRecovering: boolean;
+};
+
+type HeldCall = { readonly reserved: Amount; readonly holder: HolderId; readonly checkedAtMs: number };
+
+export type QuotaLedger = {
+  limits: QuotaLimits;
+  day: UtcDay;
+  used: Amount;
+  /** What providers counted above the reservations of the day. */
+  overshoot: Amount;
+  readonly holders: Map<HolderId, Holder>;
+  readonly calls: Map<CallId, HeldCall>;
+  /** Admitted turns by second of the epoch, the last minute's only. */
+  readonly requests: Map<number, number>;
+};
+
+/** What a lease's rows say after its process can write no more. */
+export type RecoveredCall = { readonly callId: CallId; readonly day: UtcDay; readonly batch: number } & RowFate;
+
+/** `missing`: the process died before its row. */
+export type RowFate =
+  | { readonly state: "started"; readonly reserved: Amount }
+  | { readonly state: "done"; readonly reserved: Amount; readonly actual: Amount }
+  | { readonly state: "void" | "missing" };
+
+/** How long the workflow keeps a lease that its holder may spend for `leaseSpendMs`. */
+const leaseKeptMs = 60_000;
+export const leaseSpendMs = 20_000;
+const windowSeconds = 60;
+const callCheckMs = 60_000;
+/** A grant is at most this part of what is free. */
+const grantShare = 8;
+/** With less than so many calls' worth free, nothing is granted ahead of the calls that wait. */
+const aheadFrom = 100;
+
+export const utcDayOf = (atMs: number): UtcDay => new Date(atMs).toISOString().slice(0, 10);
+
+/** The nearest time to `atMs` within the day: two clocks may disagree at midnight, and a call is counted in one day only. */
+export function withinDay(atMs: number, day: UtcDay): number {
+  const startMs = Date.parse(`${day}T00:00:00Z`);
+  return Math.min(Math.max(atMs, startMs), startMs + 86_400_000 - 1);
+}
+
+export const openLedger = (limits: QuotaLimits, day: UtcDay, used: Amount = noAmount): QuotaLedger => ({
+  limits,
+  day,
+  used,
+  overshoot: noAmount,
+  holders: new Map(),
+  calls: new Map(),
+  requests: new Map(),
+});
+
+/** A new day begins with nothing used or held: what is open belongs to the day of its admission. */
+export function rollDay(ledger: QuotaLedger, nowMs: number): void {
+  const today = utcDayOf(nowMs);
+  if (today <= ledger.day) return;
+  ledger.day = today;
+  ledger.used = noAmount;
+  ledger.overshoot = noAmount;
+  ledger.calls.clear();
+  for (const [id, holder] of ledger.holders) ledger.holders.set(id, { ...holder, granted: noAmount });
+}
+
+/** The answer is a function of holder and seq: a repeat is answered as the first was. */
+export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number): LeaseAnswer {
+  rollDay(ledger, nowMs);
+  forgetOldRequests(ledger, nowMs);
+  const known = ledger.holders.get(order.holder);
+  if (known === undefined ? order.seq !== 1 : known.isRecovering) return { state: "gone" };
+  if (known !== undefined && order.seq === known.seq) return known.answer;
+  if (known !== undefined && order.seq !== known.seq + 1) return { state: "gone" };
+
+  let granted = known?.granted ?? noAmount;
+  for (const { callId, day, reserved } of order.opened) {
+    if (day !== ledger.day) continue;
+    granted = minus(granted, reserved);
+    ledger.calls.set(callId, { reserved, holder: order.holder, checkedAtMs: nowMs });
+  }
+  for (const { callId, actual } of order.settled) endCall(ledger, callId, actual);
+  const requestsHeld = Math.max(0, (known?.requests ?? 0) - order.requestsSpent);
+  countRequests(ledger, order.requestsSpent - order.requestsGivenBack, nowMs);
+
+  const others = { ...ledger, holders: new Map(ledger.holders) };
+  others.holders.set(order.holder, { ...(known ?? freshHolder), granted, requests: requestsHeld });
+  const free = freeOf(others);
+  granted = plus(granted, grantOf(free, granted, order.want));
+  const requests = requestsHeld + requestGrantOf(free.requests, requestsHeld, order.want.requests);
+  ledger.holders.set(order.holder, { ...freshHolder, granted, requests });
+  const answer: LeaseAnswer = {
+    state: "granted",
+    seq: order.seq,
+    day: ledger.day,
+    granted,
+    requests,
+    left: freeOf(ledger),
+    limits: ledger.limits,
+    requestsAgainInMs: requestsAgainInMs(ledger, nowMs),
+  };
+  ledger.holders.set(order.holder, { seq: order.seq, answer, granted, requests, untilMs: nowMs + leaseKeptMs, isRecovering: false });
+  return answer;
+}
+
+const freshHolder = { seq: 0, answer: { state: "gone" }, granted: noAmount, requests: 0, untilMs: 0, isRecovering: false } as const;
+
+export type Recovery = {
+  readonly holder: HolderId;
+  /** Calls of later batches were never reported. */
+  readonly afterBatch: number;
+  readonly callIds: readonly CallId[];
+};
+
+/** Leases whose time is over, or that said goodbye: each must be fenced, its rows read, and `recover` called with them. */
+export function beginRecovery(ledger: QuotaLedger, isOver: (id: HolderId, untilMs: number) => boolean): readonly Recovery[] {
+  const recoveries: Recovery[] = [];
+  for (const [id, holder] of ledger.holders) {
+    if (!holder.isRecovering && !isOver(id, holder.untilMs)) continue;
+    ledger.holders.set(id, { ...holder, isRecovering: true });
+    recoveries.push({ holder: id, afterBatch: holder.seq, callIds: callsOf(ledger, id) });
+  }
+  return recoveries;
+}
+
+/** What a fenced lease's rows say: unreported calls are counted, and what is left of the grant is free again. */
+export function recover(
+  ledger: QuotaLedger,
+  { holder, afterBatch }: Recovery,
+  rows: readonly RecoveredCall[],
+  requestsSpent: number,
+  nowMs: number,
+): void {
+  rollDay(ledger, nowMs);
+  if (ledger.holders.get(holder)?.isRecovering !== true) return;
+  for (const row of rows) {
+    if (row.batch <= afterBatch) applyFate(ledger, row.callId, row, nowMs);
+    else if (row.day === ledger.day && row.state === "started")
+      ledger.calls.set(row.callId, { reserved: row.reserved, holder, checkedAtMs: nowMs });
+    else if (row.day === ledger.day && row.state === "done") use(ledger, row.reserved, row.actual);
+  }
+  countRequests(ledger, requestsSpent, nowMs);
+  ledger.holders.delete(holder);
+}
+
+/** Calls that nobody has reported on for a while: their rows decide. */
+export const callsToCheck = (ledger: QuotaLedger, nowMs: number): readonly CallId[] =>
+  [...ledger.calls].filter(([, { checkedAtMs }]) => nowMs - checkedAtMs >= callCheckMs).map(([callId]) => callId);
+
+/** When a lease is over, or a call is to be checked, at the earliest. */
+export const nextDueMs = ({ holders, calls }: QuotaLedger): number =>
+  Math.min(
+    ...[...holders.values()].map(({ untilMs }) => untilMs),
+    ...[...calls.values()].map(({ checkedAtMs }) => checkedAtMs + callCheckMs),
+  );
+
+export function applyFate(ledger: QuotaLedger, callId: CallId, fate: RowFate, nowMs: number): void {
+  const held = ledger.calls.get(callId);
+  if (held === undefined) return;
+  // A lease that is not fenced may still write the row.
+  const mayCome = fate.state === "missing" && ledger.holders.get(held.holder)?.isRecovering === false;
+  if (fate.state === "started" || mayCome) ledger.calls.set(callId, { ...held, checkedAtMs: nowMs });
+  else endCall(ledger, callId, fate.state === "done" ? fate.actual : undefined);
+}
+
+/** Settling what is unknown or ended changes nothing. */
+function endCall(ledger: QuotaLedger, callId: CallId, actual: Amount | undefined): void {
+  const held = ledger.calls.get(callId);
+  if (held === undefined) return;
+  ledger.calls.delete(callId);
+  if (actual !== undefined) use(ledger, held.reserved, actual);
+}
+
+function use(ledger: QuotaLedger, reserved: Amount, actual: Amount): void {
+  ledger.used = plus(ledger.used, actual);
+  ledger.overshoot = plus(ledger.overshoot, atLeastNothing(minus(actual, reserved)));
+}
+
+const callsOf = (ledger: QuotaLedger, id: HolderId): readonly CallId[] =>
+  [...ledger.calls].filter(([, { holder }]) => holder === id).map(([callId]) => callId);
+
+export const plus = (a: Amount, b: Amount): Amount => ({ tokens: a.tokens + b.tokens, nanoUsd: (a.nanoUsd + b.nanoUsd) as NanoUsd });
+export const minus = (a: Amount, b: Amount): Amount => ({ tokens: a.tokens - b.tokens, nanoUsd: (a.nanoUsd - b.nanoUsd) as NanoUsd });
+export const covers = (a: Amount, b: Amount): boolean => a.tokens >= b.tokens && a.nanoUsd >= b.nanoUsd;
+const least = (a: bigint, b: bigint): NanoUsd => (a < b ? a : b) as NanoUsd;
+const most = (a: bigint, b: bigint): NanoUsd => (a > b ? a : b) as NanoUsd;
+const atLeastNothing = ({ tokens, nanoUsd }: Amount): Amount => ({ tokens: Math.max(0, tokens), nanoUsd: most(nanoUsd, 0n) });
+
+type Free = { readonly tokens: number | undefined; readonly nanoUsd: NanoUsd | undefined; readonly requests: number | undefined };
+
+/** What nobody holds or has used. */
+export function freeOf({ limits, used, holders, calls, requests }: QuotaLedger): Free {
+  let taken = used;
+  let requestsTaken = 0;
+  for (const holder of holders.values()) {
+    taken = plus(taken, holder.granted);
+    requestsTaken += holder.requests;
+  }
+  for (const { reserved } of calls.values()) taken = plus(taken, reserved);
+  for (const count of requests.values()) requestsTaken += count;
+  return {
+    tokens: limits.tokensPerDay === undefined ? undefined : Math.max(0, limits.tokensPerDay - taken.tokens),
+    nanoUsd: limits.nanoUsdPerDay === undefined ? undefined : most(limits.nanoUsdPerDay - taken.nanoUsd, 0n),
+    requests: limits.requestsPerMinute === undefined ? undefined : Math.max(0, limits.requestsPerMinute - requestsTaken),
+  };
+}
+
+/** What a holder gets beside what it has: plenty ahead of its calls while there is plenty, and one call at a time near the limit. */
+function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want): Amount {
+  const dimensions = [
+    dimension(tokens === undefined ? undefined : BigInt(tokens), BigInt(has.tokens), want, ({ tokens: value }) => BigInt(value)),
+    dimension(nanoUsd, has.nanoUsd, want, ({ nanoUsd: value }) => value),
+  ] as const;
+  const [grantedTokens, grantedNanoUsd] = dimensions;
+  // A call needs both: half of what it needs would only be kept from others.
+  if (grantedTokens === undefined || grantedNanoUsd === undefined) return noAmount;
+  return { tokens: Number(grantedTokens), nanoUsd: grantedNanoUsd as NanoUsd };
+}
+
+function dimension(free: bigint | undefined, has: bigint, want: Want, of: (amount: Amount) => bigint): bigint | undefined {
+  const missing = (target: bigint): bigint => most(target - has, 0n);
+  const first = of(want.first);
+  if (want.calls === 0 && free !== undefined && free < first * BigInt(aheadFrom)) return 0n;
+  const ahead = most(of(want.total), first * BigInt(grantShare));
+  if (free === undefined) return missing(ahead);
+  const share = free / BigInt(grantShare);
+  if (free >= first * BigInt(aheadFrom)) return least(missing(ahead), share);
+  if (share >= first) return least(missing(of(want.total)), share);
+  const fair = most(free / BigInt(want.calls), of(want.least));
+  const grant = missing(least(first, fair));
+  return grant <= free ? grant : undefined;
+}
+
+function requestGrantOf(free: number | undefined, has: number, waiting: number): number {
+  if (waiting === 0) return 0;
+  const ahead = Math.max(waiting, grantShare);
+  if (free === undefined) return Math.max(0, ahead - has);
+  const target = free >= aheadFrom ? Math.max(waiting, Math.min(ahead, Math.floor(free / grantShare))) : waiting;
+  return Math.min(free, Math.max(0, target - has));
+}
+
+function countRequests({ requests }: QuotaLedger, count: number, nowMs: number): void {
+  const second = Math.floor(nowMs / 1_000);
+  if (count > 0) requests.set(second, (requests.get(second) ?? 0) + count);
+  // What is given back was admitted a moment ago: it leaves the newest seconds.
+  let givenBack = -count;
+  for (const newest of [...requests.keys()].sort((a, b) => b - a)) {
+    if (givenBack <= 0) return;
+    const admitted = requests.get(newest) ?? 0;
+    requests.set(newest, Math.max(0, admitted - givenBack));
+    givenBack -= admitted;
+  }
+}
+
+function forgetOldRequests(ledger: QuotaLedger, nowMs: number): void {
+  const oldest = Math.floor(nowMs / 1_000) - windowSeconds;
+  for (const second of ledger.requests.keys()) if (second < oldest) ledger.requests.delete(second);
+}
+
+function requestsAgainInMs({ requests }: QuotaLedger, nowMs: number): number {
+  const first = Math.min(...[...requests].filter(([, count]) => count > 0).map(([second]) => second));
+  return Number.isFinite(first) ? Math.max(0, (first + windowSeconds + 1) * 1_000 - nowMs) : 0;
+}

@@ -1,0 +1,198 @@
+import type { NanoUsd } from "./money.ts";
+import {
+  type Amount,
+  type HolderId,
+  type LeaseAnswer,
+  type LeaseOrder,
+  type QuotaLedger,
+  type QuotaLimits,
+  type RecoveredCall,
+  type RowFate,
+  type UtcDay,
+} from "./quota-ledger.ts";
+import type { CallId } from "./turn-id.ts";
+
+/** Quota messages and state as JSON holds them: money is decimal text, what has no ceiling is null, maps are lists. */
+
+export type AmountWire = { readonly tokens: number; readonly nanoUsd: string };
+export type LimitsWire = {
+  readonly tokensPerDay: number | null;
+  readonly nanoUsdPerDay: string | null;
+  readonly requestsPerMinute: number | null;
+};
+
+const money = (text: string): NanoUsd => BigInt(text) as NanoUsd;
+const orNull = <T>(value: T | undefined): T | null => value ?? null;
+const orNone = <T>(value: T | null): T | undefined => value ?? undefined;
+
+export const amountToWire = ({ tokens, nanoUsd }: Amount): AmountWire => ({ tokens, nanoUsd: nanoUsd.toString() });
+export const amountFromWire = ({ tokens, nanoUsd }: AmountWire): Amount => ({ tokens, nanoUsd: money(nanoUsd) });
+
+export const limitsToWire = ({ tokensPerDay, nanoUsdPerDay, requestsPerMinute }: QuotaLimits): LimitsWire => ({
+  tokensPerDay: orNull(tokensPerDay),
+  nanoUsdPerDay: nanoUsdPerDay === undefined ? null : nanoUsdPerDay.toString(),
+  requestsPerMinute: orNull(requestsPerMinute),
+});
+export const limitsFromWire = ({ tokensPerDay, nanoUsdPerDay, requestsPerMinute }: LimitsWire): QuotaLimits => ({
+  tokensPerDay: orNone(tokensPerDay),
+  nanoUsdPerDay: nanoUsdPerDay === null ? undefined : money(nanoUsdPerDay),
+  requestsPerMinute: orNone(requestsPerMinute),
+});
+
+export type OrderWire = {
+  readonly holder: HolderId;
+  readonly seq: number;
+  readonly opened: readonly { readonly callId: CallId; readonly day: UtcDay; readonly reserved: AmountWire }[];
+  readonly settled: readonly { readonly callId: CallId; readonly actual: AmountWire | null }[];
+  readonly requestsSpent: number;
+  readonly requestsGivenBack: number;
+  readonly want: {
+    readonly calls: number;
+    readonly least: AmountWire;
+    readonly first: AmountWire;
+    readonly total: AmountWire;
+    readonly requests: number;
+  };
+};
+
+export const orderToWire = (order: LeaseOrder): OrderWire => ({
+  ...order,
+  opened: order.opened.map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),
+  settled: order.settled.map(({ callId, actual }) => ({ callId, actual: actual === undefined ? null : amountToWire(actual) })),
+  want: {
+    ...order.want,
+    least: amountToWire(order.want.least),
+    first: amountToWire(order.want.first),
+    total: amountToWire(order.want.total),
+  },
+});
+
+export const orderFromWire = (order: OrderWire): LeaseOrder => ({
+  ...order,
+  opened: order.opened.map((call) => ({ ...call, reserved: amountFromWire(call.reserved) })),
+  settled: order.settled.map(({ callId, actual }) => ({ callId, actual: actual === null ? undefined : amountFromWire(actual) })),
+  want: {
+    ...order.want,
+    least: amountFromWire(order.want.least),
+    first: amountFromWire(order.want.first),
+    total: amountFromWire(order.want.total),
+  },
+});
+
+export type AnswerWire =
+  | {
+      readonly state: "granted";
+      readonly seq: number;
+      readonly day: UtcDay;
+      readonly granted: AmountWire;
+      readonly requests: number;
+      readonly left: { readonly tokens: number | null; readonly nanoUsd: string | null; readonly requests: number | null };
+      readonly limits: LimitsWire;
+      readonly requestsAgainInMs: number;
+    }
+  | { readonly state: "gone" };
+
+export const answerToWire = (answer: LeaseAnswer): AnswerWire =>
+  answer.state === "gone"
+    ? answer
+    : {
+        ...answer,
+        granted: amountToWire(answer.granted),
+        left: {
+          tokens: orNull(answer.left.tokens),
+          nanoUsd: answer.left.nanoUsd === undefined ? null : answer.left.nanoUsd.toString(),
+          requests: orNull(answer.left.requests),
+        },
+        limits: limitsToWire(answer.limits),
+      };
+
+export const answerFromWire = (answer: AnswerWire): LeaseAnswer =>
+  answer.state === "gone"
+    ? answer
+    : {
+        ...answer,
+        granted: amountFromWire(answer.granted),
+        left: {
+          tokens: orNone(answer.left.tokens),
+          nanoUsd: answer.left.nanoUsd === null ? undefined : money(answer.left.nanoUsd),
+          requests: orNone(answer.left.requests),
+        },
+        limits: limitsFromWire(answer.limits),
+      };
+
+export type FateWire =
+  | { readonly state: "started"; readonly reserved: AmountWire }
+  | { readonly state: "done"; readonly reserved: AmountWire; readonly actual: AmountWire }
+  | { readonly state: "void" | "missing" };
+
+export const fateFromWire = (fate: FateWire): RowFate => {
+  switch (fate.state) {
+    case "started":
+      return { state: "started", reserved: amountFromWire(fate.reserved) };
+    case "done":
+      return { state: "done", reserved: amountFromWire(fate.reserved), actual: amountFromWire(fate.actual) };
+    case "void":
+    case "missing":
+      return { state: fate.state };
+  }
+};
+
+export type RecoveredCallWire = { readonly callId: CallId; readonly day: UtcDay; readonly batch: number; readonly fate: FateWire };
+
+export const recoveredFromWire = ({ fate, ...call }: RecoveredCallWire): RecoveredCall => ({ ...call, ...fateFromWire(fate) });
+
+/** A ledger as its workflow carries it to the next run. */
+export type LedgerWire = {
+  readonly limits: LimitsWire;
+  readonly day: UtcDay;
+  readonly used: AmountWire;
+  readonly overshoot: AmountWire;
+  readonly holders: readonly {
+    readonly id: HolderId;
+    readonly seq: number;
+    readonly answer: AnswerWire;
+    readonly granted: AmountWire;
+    readonly requests: number;
+    readonly untilMs: number;
+  }[];
+  readonly calls: readonly {
+    readonly callId: CallId;
+    readonly reserved: AmountWire;
+    readonly holder: HolderId;
+    readonly checkedAtMs: number;
+  }[];
+  readonly requests: readonly (readonly [second: number, count: number])[];
+};
+
+export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
+  limits: limitsToWire(ledger.limits),
+  day: ledger.day,
+  used: amountToWire(ledger.used),
+  overshoot: amountToWire(ledger.overshoot),
+  holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs }]) => ({
+    id,
+    seq,
+    answer: answerToWire(answer),
+    granted: amountToWire(granted),
+    requests,
+    untilMs,
+  })),
+  calls: [...ledger.calls].map(([callId, call]) => ({ callId, ...call, reserved: amountToWire(call.reserved) })),
+  requests: [...ledger.requests],
+});
+
+/** A recovery that was under way begins again: fencing and reading are safe to repeat. */
+export const ledgerFromWire = (wire: LedgerWire): QuotaLedger => ({
+  limits: limitsFromWire(wire.limits),
+  day: wire.day,
+  used: amountFromWire(wire.used),
+  overshoot: amountFromWire(wire.overshoot),
+  holders: new Map(
+    wire.holders.map(({ id, ...holder }) => [
+      id,
+      { ...holder, answer: answerFromWire(holder.answer), granted: amountFromWire(holder.granted), isRecovering: false },
+    ]),
+  ),
+  calls: new Map(wire.calls.map(({ callId, ...call }) => [callId, { ...call, reserved: amountFromWire(call.reserved) }])),
+  requests: new Map(wire.requests),
+});

@@ -1,0 +1,46 @@
+import { type Client, WithStartWorkflowOperation, WorkflowNotFoundError } from "@temporalio/client";
+import type { HolderId } from "../domain/quota-ledger.ts";
+import type { AnswerWire, OrderWire } from "../domain/quota-wire.ts";
+import type { TenantId } from "../domain/tenant.ts";
+import { endLease, leaseQuota } from "../workflows/quota-messages.ts";
+import { type ChainWorkflow, chainStart } from "./chain-client.ts";
+
+/** The quota of one tenant, which its workflow keeps. */
+export interface QuotaClient {
+  /** Sends an order; the same one may be sent again after any error. @throws when Temporal cannot be reached in time */
+  lease(order: OrderWire): Promise<AnswerWire>;
+  /** The holder's process stops. */
+  endLease(holder: HolderId): Promise<void>;
+}
+
+/** A worker answers in milliseconds; a caller waits longer and sends the order again. */
+const answerMs = 5_000;
+
+export function quotaClient(tenantId: TenantId, client: Client): QuotaClient {
+  return {
+    async lease(order) {
+      for (;;) {
+        const answer = await client.withDeadline(
+          Date.now() + answerMs,
+          async () =>
+            await client.workflow.executeUpdateWithStart(leaseQuota, {
+              updateId: `${order.holder}.${order.seq}`,
+              args: [order],
+              startWorkflowOperation: new WithStartWorkflowOperation<ChainWorkflow>("tenant", chainStart(tenantId, {})),
+            }),
+        );
+        if (answer.state !== "moved") return answer;
+      }
+    },
+    async endLease(holder) {
+      try {
+        await client.withDeadline(
+          Date.now() + answerMs,
+          async () => await client.workflow.getHandle(`tenant:${tenantId}`).signal(endLease, holder),
+        );
+      } catch (error) {
+        if (!(error instanceof WorkflowNotFoundError)) throw error;
+      }
+    },
+  };
+}

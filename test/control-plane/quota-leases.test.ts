@@ -1,0 +1,148 @@
+import { randomBytes } from "node:crypto";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { AppError, type ErrorCode } from "../../domain/app-error.ts";
+import type { NanoUsd } from "../../domain/money.ts";
+import type { QuotaLeases } from "../../control-plane/quota-leases.ts";
+import { statelessSessionOf } from "../../domain/session-id.ts";
+import type { TenantContext } from "../../domain/tenant.ts";
+import { mintTurnId } from "../../domain/turn-id.ts";
+import type { FinishedTurn, TurnSubmission } from "../../domain/turn.ts";
+import { createTurnService } from "../../gateway/turn-service.ts";
+import { createTurnSlots } from "../../gateway/turn-slots.ts";
+import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
+
+const provider = scriptedProvider(async () => ({ text: "yes" }));
+
+const stateless = (): TurnSubmission => {
+  const turnId = mintTurnId(Date.now(), randomBytes(10));
+  return { ...someTurn("api:x:default", "hello", { stateless: true }), turnId, sessionId: statelessSessionOf(turnId) };
+};
+
+const serviceOf = (stack: TurnStack, quota: QuotaLeases) =>
+  createTurnService({
+    database: stack.database,
+    bus: stack.bus,
+    slots: createTurnSlots({ slotsPerTenant: 64 }),
+    clientOf: stack.clientOf,
+    wake: stack.pool.wake,
+    quota,
+    log: quiet,
+  });
+
+/** How many of `count` calls that two processes make at once get through, and why the others do not. */
+async function race(stack: TurnStack, context: TenantContext, quotas: readonly QuotaLeases[], count: number) {
+  const services = quotas.map((quota) => serviceOf(stack, quota));
+  const ends = await Promise.allSettled(
+    Array.from({ length: count }, async (_, index): Promise<FinishedTurn> => {
+      const service = services[index % services.length];
+      if (service === undefined) throw new Error("no process");
+      return await (
+        await service.submit(context, stateless())
+      ).finished;
+    }),
+  );
+  const codes = ends.map((end): ErrorCode | "done" => {
+    if (end.status === "rejected") return end.reason instanceof AppError ? end.reason.code : "internal";
+    return end.value.state === "done" ? "done" : end.value.error.code;
+  });
+  const counts = new Map<string, number>();
+  for (const code of codes) counts.set(code, (counts.get(code) ?? 0) + 1);
+  return Object.fromEntries(counts);
+}
+
+describe("requests per minute", () => {
+  let stack: TurnStack;
+  let acme: TenantContext;
+  beforeAll(async () => {
+    stack = await startTurnStack({ provider, limits: { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: 50 } });
+    acme = await stack.addTenant("acme");
+  });
+  afterAll(async () => await stack.close());
+
+  it("lets exactly 50 of 200 parallel calls of two processes through", async () => {
+    const other = stack.otherLeases();
+    expect(await race(stack, acme, [stack.quota, other], 200)).toEqual({ done: 50, requests_per_minute: 150 });
+    await other.close();
+  });
+
+  it("tells when to come again", async () => {
+    const error = await serviceOf(stack, stack.quota)
+      .submit(acme, stateless())
+      .then(
+        () => undefined,
+        (reason: unknown) => reason,
+      );
+    expect(error).toBeInstanceOf(AppError);
+    expect((error as AppError).client.retryAfterSeconds).toBeGreaterThan(0);
+    expect((error as AppError).client.retryAfterSeconds).toBeLessThanOrEqual(61);
+  });
+
+  it("does not count the other tenant's", async () => {
+    const globex = await stack.addTenant("globex");
+    expect(await race(stack, globex, [stack.quota], 5)).toEqual({ done: 5 });
+  });
+});
+
+describe("tokens and money of a day", () => {
+  it("are never passed by 200 parallel calls of two processes, and the rows say the same", async () => {
+    const stack = await startTurnStack({
+      provider,
+      limits: { tokensPerDay: 1_200, nanoUsdPerDay: undefined, requestsPerMinute: undefined },
+    });
+    const acme = await stack.addTenant("acme");
+    const other = stack.otherLeases();
+    const first = await race(stack, acme, [stack.quota, other], 200);
+    expect(first["done"]).toBeGreaterThan(0);
+    expect(first["done"] ?? 0).toBeLessThanOrEqual(80); // 15 tokens each
+    expect((first["done"] ?? 0) + (first["tokens_per_day"] ?? 0)).toBe(200);
+    // One after the other, the rest of the day's tokens is used up to less than a call's reservation.
+    let more = 0;
+    const service = serviceOf(stack, stack.quota);
+    for (;;) {
+      const turn = await service.submit(acme, stateless()).then(
+        async ({ finished }) => await finished,
+        () => undefined,
+      );
+      if (turn?.state !== "done") break;
+      more++;
+    }
+    const [{ used } = { used: 0n }] = await stack.database.withTenant(
+      acme,
+      async (tx) =>
+        await tx.query<{ used: bigint }>(
+          "select sum(input_tokens + output_tokens + reasoning_tokens)::bigint as used from control.usage_ledger",
+        ),
+    );
+    expect(used).toBe(BigInt(((first["done"] ?? 0) + more) * 15));
+    expect(used).toBeLessThanOrEqual(1_200n);
+    expect(used).toBeGreaterThan(1_200n - 350n);
+    await other.close();
+    await stack.close();
+  });
+
+  it("stop at the budget", async () => {
+    // 10 input at 1 and 5 output at 2 USD per million: 20,000 nano-dollars a call.
+    const stack = await startTurnStack({
+      provider,
+      limits: { tokensPerDay: undefined, nanoUsdPerDay: 800_000n as NanoUsd, requestsPerMinute: undefined },
+    });
+    const acme = await stack.addTenant("acme");
+    const service = serviceOf(stack, stack.quota);
+    let done = 0;
+    let refusal: AppError | undefined;
+    while (refusal === undefined) {
+      try {
+        const end = await (await service.submit(acme, stateless())).finished;
+        if (end.state === "done") done++;
+        else expect(end.error.code).toBe("cost_per_day_usd");
+        if (end.state !== "done") break;
+      } catch (error) {
+        refusal = error as AppError;
+        expect(refusal.code).toBe("cost_per_day_usd");
+      }
+    }
+    expect(done).toBeGreaterThan(5);
+    expect(done).toBeLessThanOrEqual(40);
+    await stack.close();
+  });
+});

@@ -1,0 +1,378 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import type { NanoUsd } from "../../domain/money.ts";
+import { QuotaLease, type Reservation } from "../../domain/quota-lease.ts";
+import {
+  type Amount,
+  type HolderId,
+  type LeaseAnswer,
+  type LeaseOrder,
+  type QuotaLedger,
+  type RecoveredCall,
+  type Recovery,
+  type RowFate,
+  type Want,
+  applyFate,
+  beginRecovery,
+  callsToCheck,
+  covers,
+  freeOf,
+  minus,
+  noAmount,
+  openLedger,
+  plus,
+  recover,
+  rollDay,
+  takeOrder,
+  utcDayOf,
+  wantNothing,
+} from "../../domain/quota-ledger.ts";
+import type { CallId } from "../../domain/turn-id.ts";
+
+const amount = (tokens: number): Amount => ({ tokens, nanoUsd: (BigInt(tokens) * 7n) as NanoUsd });
+const sum = (amounts: readonly Amount[]): Amount => amounts.reduce(plus, noAmount);
+
+type Row = Reservation & { readonly state: "started" | "done" | "void"; readonly actual: Amount };
+type LocalCall = {
+  readonly callId: CallId;
+  readonly reservation: Reservation | undefined;
+  readonly step: "reserved" | "calling" | "counted";
+};
+type Process = { lease: QuotaLease; readonly calls: LocalCall[]; answer: LeaseAnswer | undefined };
+type Admission = { readonly atMs: number; readonly holder: HolderId; readonly batch: number; refused: boolean };
+
+const limits = { tokensPerDay: 800, nanoUsdPerDay: 6_000n as NanoUsd, requestsPerMinute: 5 };
+const startMs = Date.UTC(2026, 1, 28, 23, 50);
+
+/** Two processes, their rows, a workflow and a network that loses either way; every step checks what may never be. */
+class World {
+  nowMs = startMs;
+  readonly ledger: QuotaLedger = openLedger(limits, utcDayOf(startMs));
+  readonly fences = new Set<HolderId>();
+  readonly rows = new Map<CallId, Row>();
+  readonly admissions: Admission[] = [];
+  readonly processes: [Process, Process];
+  readonly goodbyes = new Set<HolderId>();
+  reads: { readonly recovery: Recovery; readonly rows: readonly RecoveredCall[]; readonly requests: number }[] = [];
+  checks: { readonly callId: CallId; readonly fate: RowFate }[] = [];
+  #names = 0;
+
+  constructor() {
+    this.processes = [this.#begin(), this.#begin()];
+  }
+
+  #begin(): Process {
+    const holder = `holder-${++this.#names}`;
+    this.fences.add(holder);
+    return { lease: new QuotaLease(holder), calls: [], answer: undefined };
+  }
+
+  #now() {
+    return { monotonicMs: this.nowMs, wallMs: this.nowMs };
+  }
+
+  wait(ms: number): void {
+    this.nowMs += ms;
+  }
+
+  waitUntilBeforeMidnight(): void {
+    this.nowMs = Date.parse(`${utcDayOf(this.nowMs)}T23:59:59.950Z`);
+  }
+
+  restart(index: 0 | 1): void {
+    this.processes[index] = this.#begin();
+  }
+
+  sayGoodbye(index: 0 | 1): void {
+    this.goodbyes.add(this.processes[index].lease.holder);
+    this.restart(index);
+  }
+
+  renew(process: Process): void {
+    if (!process.lease.isGone) return;
+    const { holder } = this.#begin().lease;
+    process.lease = new QuotaLease(holder);
+    process.answer = undefined;
+  }
+
+  reserve(process: Process, least: number, desired: number): void {
+    const callId = `call-${++this.#names}` as CallId;
+    const reservation = process.lease.reserve(callId, { least: amount(least), desired: amount(desired) }, this.#now());
+    if (reservation === undefined) return;
+    expect(covers(reservation.reserved, amount(least))).toBe(true);
+    process.calls.push({ callId, reservation, step: "reserved" });
+  }
+
+  /** The journal's insert: refused once the lease is fenced. */
+  journal(process: Process): void {
+    const call = this.#takeLocal(process, "reserved");
+    if (call?.reservation === undefined) return;
+    if (!this.fences.has(call.reservation.holder)) return;
+    this.rows.set(call.callId, { ...call.reservation, state: "started", actual: noAmount });
+    process.calls.push({ ...call, step: "calling" });
+  }
+
+  /** The provider's count, in the row's own transaction: the first one stands. */
+  count(process: Process, actual: Amount | undefined): void {
+    const call = this.#takeLocal(process, "calling");
+    const row = call === undefined ? undefined : this.rows.get(call.callId);
+    if (call === undefined || row === undefined) return;
+    if (row.state === "started")
+      this.rows.set(call.callId, { ...row, state: actual === undefined ? "void" : "done", actual: actual ?? noAmount });
+    process.calls.push({ ...call, step: "counted" });
+  }
+
+  report(process: Process): void {
+    const call = this.#takeLocal(process, "counted");
+    const row = call === undefined ? undefined : this.rows.get(call.callId);
+    if (call !== undefined) process.lease.settle(call.callId, row?.state === "done" ? row.actual : undefined);
+  }
+
+  /** The turn goes on elsewhere after its worker died: another process makes the call again. */
+  adopt(process: Process): void {
+    const known = new Set(this.processes.flatMap(({ calls }) => calls.map(({ callId }) => callId)));
+    const [orphan] = [...this.rows].find(([callId, { state }]) => state === "started" && !known.has(callId)) ?? [];
+    if (orphan !== undefined) process.calls.push({ callId: orphan, reservation: undefined, step: "calling" });
+  }
+
+  #takeLocal(process: Process, step: LocalCall["step"]): LocalCall | undefined {
+    const index = process.calls.findIndex((call) => call.step === step);
+    return index < 0 ? undefined : process.calls.splice(index, 1)[0];
+  }
+
+  admit(process: Process): void {
+    const taken = process.lease.admit(this.nowMs);
+    if (taken !== undefined) this.admissions.push({ atMs: this.nowMs, ...taken, refused: false });
+  }
+
+  refuseAdmitted(process: Process): void {
+    const admission = this.admissions.findLast(({ holder, refused }) => holder === process.lease.holder && !refused);
+    if (admission === undefined) return;
+    admission.refused = true;
+    process.lease.giveRequestBack();
+  }
+
+  send(process: Process, want: Want, fate: "arrives" | "lost" | "answer lost"): void {
+    const order: LeaseOrder | undefined = process.lease.order(want, this.nowMs);
+    if (order === undefined || fate === "lost") return;
+    const answer = takeOrder(this.ledger, order, this.nowMs);
+    if (fate === "arrives") process.answer = answer;
+  }
+
+  receive(process: Process): void {
+    if (process.answer !== undefined) process.lease.take(process.answer);
+    process.answer = undefined;
+    this.renew(process);
+  }
+
+  /** The activity: fences and reads. Its answer reaches the workflow later. */
+  readLeases(): void {
+    for (const recovery of beginRecovery(this.ledger, (id, untilMs) => untilMs <= this.nowMs || this.goodbyes.has(id))) {
+      this.fences.delete(recovery.holder);
+      const unreported = [...this.rows].filter(([, row]) => row.holder === recovery.holder && row.batch > recovery.afterBatch);
+      const rows: RecoveredCall[] = unreported.map(([callId, row]) => ({ callId, day: row.day, batch: row.batch, ...fateOf(row) }));
+      for (const callId of recovery.callIds) {
+        const row = this.rows.get(callId);
+        rows.push({ callId, day: row?.day ?? "", batch: 0, ...fateOf(row) });
+      }
+      const requests = this.admissions.filter(
+        ({ holder, batch, refused }) => holder === recovery.holder && batch > recovery.afterBatch && !refused,
+      ).length;
+      this.reads.push({ recovery, rows, requests });
+    }
+    this.checks = callsToCheck(this.ledger, this.nowMs).map((callId) => ({ callId, fate: fateOf(this.rows.get(callId)) }));
+  }
+
+  applyReads(): void {
+    for (const { recovery, rows, requests } of this.reads.splice(0)) recover(this.ledger, recovery, rows, requests, this.nowMs);
+    for (const { callId, fate } of this.checks.splice(0)) applyFate(this.ledger, callId, fate, this.nowMs);
+  }
+
+  check(): void {
+    const { used, overshoot, holders, calls } = this.ledger;
+    const held = plus(sum([...holders.values()].map(({ granted }) => granted)), sum([...calls.values()].map(({ reserved }) => reserved)));
+    const ceiling = plus({ tokens: limits.tokensPerDay, nanoUsd: limits.nanoUsdPerDay }, overshoot);
+    expect(covers(ceiling, plus(used, held))).toBe(true);
+    for (const { granted, requests } of holders.values()) {
+      expect(covers(granted, noAmount)).toBe(true);
+      expect(requests).toBeGreaterThanOrEqual(0);
+    }
+
+    // What the rows say, whatever the workflow believes: no provider was called beyond the limit, but for what it counted above.
+    const today = [...this.rows.values()].filter(({ day }) => day === utcDayOf(this.nowMs));
+    const spent = sum(
+      today.filter(({ state }) => state !== "void").map(({ state, reserved, actual }) => (state === "done" ? actual : reserved)),
+    );
+    const above = sum(today.filter(({ state }) => state === "done").map(({ actual, reserved }) => positive(minus(actual, reserved))));
+    expect(covers(plus({ tokens: limits.tokensPerDay, nanoUsd: limits.nanoUsdPerDay }, above), spent)).toBe(true);
+
+    const minute = this.admissions.filter(({ atMs, refused }) => !refused && atMs > this.nowMs - 60_000);
+    expect(minute.length).toBeLessThanOrEqual(limits.requestsPerMinute);
+  }
+
+  /** Everybody stops; nothing may be held afterwards, and the counter is what the rows say. */
+  drain(): void {
+    for (const process of this.processes) {
+      for (let left = 0; left < 100 && process.calls.length > 0; left++) {
+        this.journal(process);
+        this.count(process, amount(10));
+        this.report(process);
+      }
+    }
+    for (const [callId, row] of this.rows) if (row.state === "started") this.rows.set(callId, { ...row, state: "void" });
+    this.restart(0);
+    this.restart(1);
+    for (let round = 0; round < 3; round++) {
+      this.nowMs += 61_000;
+      this.readLeases();
+      this.applyReads();
+      this.check();
+    }
+    rollDay(this.ledger, this.nowMs);
+    expect(this.ledger.holders.size).toBe(0);
+    expect(this.ledger.calls.size).toBe(0);
+    const today = [...this.rows.values()].filter(({ day, state }) => day === this.ledger.day && state === "done");
+    expect(this.ledger.used).toEqual(sum(today.map(({ actual }) => actual)));
+  }
+}
+
+const positive = ({ tokens, nanoUsd }: Amount): Amount => ({
+  tokens: Math.max(0, tokens),
+  nanoUsd: (nanoUsd > 0n ? nanoUsd : 0n) as NanoUsd,
+});
+
+const fateOf = (row: Row | undefined): RowFate =>
+  row === undefined
+    ? { state: "missing" }
+    : row.state === "done"
+      ? { state: "done", reserved: row.reserved, actual: row.actual }
+      : row.state === "started"
+        ? { state: "started", reserved: row.reserved }
+        : { state: "void" };
+
+type Step = (world: World) => void;
+
+class Act implements fc.Command<object, World> {
+  readonly #name: string;
+  readonly #step: Step;
+  constructor(name: string, step: Step) {
+    this.#name = name;
+    this.#step = step;
+  }
+  check = (): boolean => true;
+  run(_model: object, world: World): void {
+    this.#step(world);
+    world.check();
+  }
+  toString = (): string => this.#name;
+}
+
+const which = fc.constantFrom<0 | 1>(0, 1);
+const tokens = fc.integer({ min: 40, max: 300 });
+const act = (name: string, step: (world: World, process: Process) => void) =>
+  which.map((index) => new Act(`${name}(${index})`, (world) => step(world, world.processes[index])));
+const fates = fc.constantFrom<"arrives" | "lost" | "answer lost">("arrives", "arrives", "arrives", "lost", "answer lost");
+
+const wants = fc
+  .record({
+    calls: fc.integer({ min: 0, max: 4 }),
+    tokens,
+    least: fc.integer({ min: 1, max: 50 }),
+    requests: fc.integer({ min: 0, max: 4 }),
+  })
+  .map(({ calls, tokens: first, least, requests }): Want =>
+    calls === 0
+      ? { ...wantNothing, requests }
+      : { calls, least: amount(Math.min(least, first)), first: amount(first), total: amount(first * calls), requests },
+  );
+
+/** Steps that come one upon the other make the rare states frequent; the weights keep crashes and midnights rare. */
+const asks = fc.tuple(which, wants, fates).map(
+  ([index, want, fate]) =>
+    new Act(`send(${index}, ${want.calls} x ${want.first.tokens}, ${want.requests} requests, ${fate})`, (world) => {
+      world.send(world.processes[index], want, fate);
+      if (fate === "arrives") world.receive(world.processes[index]);
+    }),
+);
+const reserves = fc
+  .tuple(which, fc.integer({ min: 1, max: 40 }), tokens)
+  .map(
+    ([index, least, desired]) =>
+      new Act(`reserve(${index}, ${desired})`, (world) => world.reserve(world.processes[index], Math.min(least, desired), desired)),
+  );
+const counts = fc
+  .tuple(which, fc.option(tokens, { nil: undefined }))
+  .map(
+    ([index, actual]) =>
+      new Act(`count(${index}, ${actual})`, (world) =>
+        world.count(world.processes[index], actual === undefined ? undefined : amount(actual)),
+      ),
+  );
+const weighted: readonly (readonly [number, fc.Arbitrary<Act>])[] = [
+  [8, asks],
+  [
+    4,
+    fc
+      .tuple(which, wants)
+      .map(
+        ([index, want]) => new Act(`send(${index}), its answer on the way`, (world) => world.send(world.processes[index], want, "arrives")),
+      ),
+  ],
+  [4, act("receive", (world, process) => world.receive(process))],
+  [12, reserves],
+  [8, act("journal", (world, process) => world.journal(process))],
+  [6, counts],
+  [6, act("report", (world, process) => world.report(process))],
+  [2, act("adopt", (world, process) => world.adopt(process))],
+  [8, act("admit", (world, process) => world.admit(process))],
+  [1, act("refuse", (world, process) => world.refuseAdmitted(process))],
+  [1, which.map((index) => new Act(`crash(${index})`, (world) => world.restart(index)))],
+  [1, which.map((index) => new Act(`goodbye(${index})`, (world) => world.sayGoodbye(index)))],
+  [6, fc.integer({ min: 100, max: 3_000 }).map((ms) => new Act(`wait(${ms})`, (world) => world.wait(ms)))],
+  [2, fc.constantFrom(19_900, 20_100, 58_000, 60_100).map((ms) => new Act(`wait(${ms})`, (world) => world.wait(ms)))],
+  [1, fc.constant(new Act("midnight", (world) => world.waitUntilBeforeMidnight()))],
+  [3, fc.constant(new Act("read leases", (world) => world.readLeases()))],
+  [3, fc.constant(new Act("apply reads", (world) => world.applyReads()))],
+];
+const commands = weighted.flatMap(([weight, command]) => Array.from({ length: weight }, () => command));
+
+describe("quota leases", () => {
+  it("never pass the limit, and hold nothing at the end", () => {
+    const runs = process.env["OPENCLAW_TEST_FULL"] === undefined ? 1_000 : 30_000;
+    fc.assert(
+      fc.property(fc.commands(commands, { maxCommands: 200, size: "max" }), (steps) => {
+        const world = new World();
+        fc.modelRun(() => ({ model: {}, real: world }), steps);
+        world.drain();
+      }),
+      { numRuns: runs },
+    );
+  });
+
+  it("let exactly as many calls through as the quota holds when their reservations are what they use", () => {
+    const world = new World();
+    const [first, second] = world.processes;
+    const each = 100;
+    let passed = 0;
+    for (let round = 0; round < 400; round++) {
+      const process = round % 2 === 0 ? first : second;
+      const waiting = 200 - passed;
+      world.send(
+        process,
+        { calls: waiting, least: amount(each), first: amount(each), total: amount(each * waiting), requests: 0 },
+        "arrives",
+      );
+      world.receive(process);
+      for (;;) {
+        const before = process.calls.length;
+        world.reserve(process, each, each);
+        if (process.calls.length === before) break;
+        passed++;
+        world.journal(process);
+      }
+      world.check();
+    }
+    expect(passed).toBe(limits.tokensPerDay / each);
+    expect(freeOf(world.ledger).tokens).toBe(0);
+  });
+});
