@@ -30,22 +30,26 @@ export const createAdminKeyRoutes =
   async (app) => {
     acceptEmptyBodies(app);
 
-    app.get("/v1/admin-keys", { config: { access: "admin:read" } }, async () => ({
+    app.get("/v1/admin-keys", { config: { access: "admin:read", describes: { summary: "Admin keys, without the keys" } } }, async () => ({
       object: "list",
       data: (await listAdminKeys(database)).map(toJson),
     }));
 
-    app.post("/v1/admin-keys", { config: { access: "admin:all" } }, async (request, reply) => {
-      const { id, scopes } = newKey.parse(request.body);
-      const { key, hash } = mintAdminKey(id);
-      const answer = await changes.issue(
-        systemOwner,
-        { type: "admin-key.create", keyId: id, keyHash: hash.toString("hex"), scopes },
-        changeOptionsOf(request),
-        { id, scopes, key },
-      );
-      return await reply.code(201).header("cache-control", "no-store").send(answer);
-    });
+    app.post(
+      "/v1/admin-keys",
+      { config: { access: "admin:all", describes: { summary: "Creates an admin key; it is shown once", body: newKey } } },
+      async (request, reply) => {
+        const { id, scopes } = newKey.parse(request.body);
+        const { key, hash } = mintAdminKey(id);
+        const answer = await changes.issue(
+          systemOwner,
+          { type: "admin-key.create", keyId: id, keyHash: hash.toString("hex"), scopes },
+          changeOptionsOf(request),
+          { id, scopes, key },
+        );
+        return await reply.code(201).header("cache-control", "no-store").send(answer);
+      },
+    );
 
     const revoke = async (request: FastifyRequest, reply: FastifyReply, named: unknown): Promise<FastifyReply> => {
       const { id } = namedKey.parse(named);
@@ -54,12 +58,12 @@ export const createAdminKeyRoutes =
     };
     app.delete(
       "/v1/admin-keys/:id",
-      { config: { access: "admin:all" } },
+      { config: { access: "admin:all", describes: { summary: "Ends an admin key" } } },
       async (request, reply) => await revoke(request, reply, request.params),
     );
     app.delete(
       "/v1/admin-keys",
-      { config: { access: "admin:all" } },
+      { config: { access: "admin:all", describes: { summary: "Ends the admin key that the query or the body names", query: namedKey } } },
       async (request, reply) => await revoke(request, reply, request.body ?? request.query),
     );
   };

@@ -19,31 +19,39 @@ const timeOf = (ms: number): string => new Date(ms).toISOString();
 export const createAdminLoginRoutes =
   ({ sessions, authenticate, log }: AdminLoginDeps): FastifyPluginAsync =>
   async (app) => {
-    app.post("/admin/login", { config: { access: "public" } }, async (request, reply) => {
-      if (request.headers.origin !== undefined) requireOwnOrigin(request);
-      const { key } = loginBody.parse(request.body);
-      const principal = await authenticate(key).catch((error: unknown) => {
-        const isRefused = error instanceof AppError && error.code === "invalid_api_key";
-        throw isRefused ? app.failedAuthentications.refuse(request.ip, error) : error;
-      });
-      const { keyId, scopes } = requireAdmin(principal, undefined);
-      const { id, expiresAtMs } = await sessions.open(key);
-      log("an administrator signed in", { keyId, address: request.ip, requestId: request.id });
-      setSessionCookie(request, reply, id);
-      return await reply.header("cache-control", "no-store").send({ key_id: keyId, scopes, expires_at: timeOf(expiresAtMs) });
-    });
+    app.post(
+      "/admin/login",
+      { config: { access: "public", describes: { summary: "An admin key for a cookie of the operators' pages", body: loginBody } } },
+      async (request, reply) => {
+        if (request.headers.origin !== undefined) requireOwnOrigin(request);
+        const { key } = loginBody.parse(request.body);
+        const principal = await authenticate(key).catch((error: unknown) => {
+          const isRefused = error instanceof AppError && error.code === "invalid_api_key";
+          throw isRefused ? app.failedAuthentications.refuse(request.ip, error) : error;
+        });
+        const { keyId, scopes } = requireAdmin(principal, undefined);
+        const { id, expiresAtMs } = await sessions.open(key);
+        log("an administrator signed in", { keyId, address: request.ip, requestId: request.id });
+        setSessionCookie(request, reply, id);
+        return await reply.header("cache-control", "no-store").send({ key_id: keyId, scopes, expires_at: timeOf(expiresAtMs) });
+      },
+    );
 
-    app.get("/admin/session", { config: { access: "admin-page" } }, async (request, reply) => {
+    app.get("/admin/session", { config: { access: "admin-page", describes: { summary: "Who is signed in" } } }, async (request, reply) => {
       const { principal, expiresAtMs } = await sessions.find(sessionIdOf(request));
       void reply.header("cache-control", "no-store");
       return { key_id: principal.keyId, scopes: principal.scopes, expires_at: timeOf(expiresAtMs) };
     });
 
-    app.post("/admin/logout", { config: { access: "admin-page" } }, async (request, reply) => {
-      const id = sessionIdOf(request);
-      if (id !== undefined) await sessions.end(id);
-      if (request.principal?.kind === "admin") log("an administrator signed out", { keyId: request.principal.keyId });
-      setSessionCookie(request, reply, undefined);
-      return await reply.code(204).send();
-    });
+    app.post(
+      "/admin/logout",
+      { config: { access: "admin-page", describes: { summary: "Ends the session of the cookie" } } },
+      async (request, reply) => {
+        const id = sessionIdOf(request);
+        if (id !== undefined) await sessions.end(id);
+        if (request.principal?.kind === "admin") log("an administrator signed out", { keyId: request.principal.keyId });
+        setSessionCookie(request, reply, undefined);
+        return await reply.code(204).send();
+      },
+    );
   };

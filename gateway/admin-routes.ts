@@ -33,30 +33,40 @@ export const tenantJson = ({ id, displayName, state, markupPpm, quota, createdAt
 export const createAdminRoutes =
   ({ tenants, reports, database }: AdminDeps): FastifyPluginAsync =>
   async (app) => {
-    app.get("/v1/tenants", { config: { access: "admin:read" } }, async () => ({
+    app.get("/v1/tenants", { config: { access: "admin:read", describes: { summary: "All tenants" } } }, async () => ({
       object: "list",
       data: (await tenants.list()).map(tenantJson),
     }));
 
-    app.get("/v1/tenants/:tenant", { config: { access: "admin:read" } }, async (request) => {
+    app.get("/v1/tenants/:tenant", { config: { access: "admin:read", describes: { summary: "One tenant" } } }, async (request) => {
       return tenantJson(await tenants.get(tenantOfPath(request)));
     });
 
-    app.get("/v1/billing/report", { config: { access: "admin:billing" } }, async (request, reply) => {
-      const { tenant, period, format, detail } = reportQuery.parse(request.query);
-      const report = {
-        tenantId: tenant === undefined ? undefined : tenantNamedByAdmin(request, tenant),
-        period: parsePeriod(period, Date.now()),
-        detail: detail !== undefined && detail !== "false" && detail !== "0",
-      };
-      const chunks = format === "csv" ? await reports.csv(report) : await reports.json(report);
-      return await reply.type(format === "csv" ? "text/csv; charset=utf-8" : "application/json; charset=utf-8").send(Readable.from(chunks));
-    });
+    app.get(
+      "/v1/billing/report",
+      { config: { access: "admin:billing", describes: { summary: "The bill of a period, CSV or JSON", query: reportQuery } } },
+      async (request, reply) => {
+        const { tenant, period, format, detail } = reportQuery.parse(request.query);
+        const report = {
+          tenantId: tenant === undefined ? undefined : tenantNamedByAdmin(request, tenant),
+          period: parsePeriod(period, Date.now()),
+          detail: detail !== undefined && detail !== "false" && detail !== "0",
+        };
+        const chunks = format === "csv" ? await reports.csv(report) : await reports.json(report);
+        return await reply
+          .type(format === "csv" ? "text/csv; charset=utf-8" : "application/json; charset=utf-8")
+          .send(Readable.from(chunks));
+      },
+    );
 
-    app.get("/v1/billing/rows/:id/explain", { config: { access: "admin:billing" } }, async (request) => {
-      const { id } = rowParams.parse(request.params);
-      return await explainCall(database, id);
-    });
+    app.get(
+      "/v1/billing/rows/:id/explain",
+      { config: { access: "admin:billing", describes: { summary: "How a billing row was priced" } } },
+      async (request) => {
+        const { id } = rowParams.parse(request.params);
+        return await explainCall(database, id);
+      },
+    );
   };
 
 const usageQuery = z.strictObject({ period: z.string().default("current-month") });
@@ -65,9 +75,13 @@ const usageQuery = z.strictObject({ period: z.string().default("current-month") 
 export const createUsageRoutes =
   ({ reports }: Pick<AdminDeps, "reports">): FastifyPluginAsync =>
   async (app) => {
-    app.get("/v1/tenants/:tenant/usage", { config: { access: "tenant-or-admin:billing" } }, async (request) => {
-      const tenantId = tenantOfPath(request);
-      const { period } = usageQuery.parse(request.query);
-      return await reports.usage(tenantId, parsePeriod(period, Date.now()));
-    });
+    app.get(
+      "/v1/tenants/:tenant/usage",
+      { config: { access: "tenant-or-admin:billing", describes: { summary: "Usage of a period", query: usageQuery } } },
+      async (request) => {
+        const tenantId = tenantOfPath(request);
+        const { period } = usageQuery.parse(request.query);
+        return await reports.usage(tenantId, parsePeriod(period, Date.now()));
+      },
+    );
   };

@@ -41,33 +41,41 @@ const anchorPlace = z.tuple([z.string(), z.string(), z.int().positive(), z.iso.d
 export const createAuditRoutes =
   ({ database, verify }: AuditDeps): FastifyPluginAsync =>
   async (app) => {
-    app.get("/v1/audit", { config: { access: "admin:read" } }, async (request) => {
-      const query = auditQuery.parse(request.query);
-      const { chain, tenant, action } = query;
-      const [ts, ofChain, seq] = cursorOf(entryPlace, query.after) ?? [];
-      const behind = ts === undefined || ofChain === undefined || seq === undefined ? undefined : { ts, chain: ofChain, seq };
-      const entries = await database.withControl(
-        (tx) =>
-          chain === undefined
-            ? listEntries(tx, { tenant, action, sinceMs: query.since, after: behind, limit: query.limit + 1 })
-            : readChain(tx, chain, behind?.seq ?? 0, query.limit + 1),
-        { readOnly: true },
-      );
-      return pageOf(entries, query.limit, (entry) => [entry.ts, entry.chain, entry.seq]);
-    });
+    app.get(
+      "/v1/audit",
+      { config: { access: "admin:read", describes: { summary: "Audit entries", query: auditQuery } } },
+      async (request) => {
+        const query = auditQuery.parse(request.query);
+        const { chain, tenant, action } = query;
+        const [ts, ofChain, seq] = cursorOf(entryPlace, query.after) ?? [];
+        const behind = ts === undefined || ofChain === undefined || seq === undefined ? undefined : { ts, chain: ofChain, seq };
+        const entries = await database.withControl(
+          (tx) =>
+            chain === undefined
+              ? listEntries(tx, { tenant, action, sinceMs: query.since, after: behind, limit: query.limit + 1 })
+              : readChain(tx, chain, behind?.seq ?? 0, query.limit + 1),
+          { readOnly: true },
+        );
+        return pageOf(entries, query.limit, (entry) => [entry.ts, entry.chain, entry.seq]);
+      },
+    );
 
-    app.get("/v1/audit/anchors", { config: { access: "admin:read" } }, async (request) => {
-      const query = anchorsQuery.parse(request.query);
-      const [key, chain, seq, at] = cursorOf(anchorPlace, query.after) ?? [];
-      const behind =
-        key === undefined || chain === undefined || seq === undefined || at === undefined ? undefined : { key, chain, seq, ts: at };
-      const anchors = await database.withControl((tx) => listAnchors(tx, behind, query.limit + 1), { readOnly: true });
-      return pageOf(anchors, query.limit, (anchor) => [anchor.key, anchor.chain, anchor.seq, anchor.ts]);
-    });
+    app.get(
+      "/v1/audit/anchors",
+      { config: { access: "admin:read", describes: { summary: "Signed anchors of the chains", query: anchorsQuery } } },
+      async (request) => {
+        const query = anchorsQuery.parse(request.query);
+        const [key, chain, seq, at] = cursorOf(anchorPlace, query.after) ?? [];
+        const behind =
+          key === undefined || chain === undefined || seq === undefined || at === undefined ? undefined : { key, chain, seq, ts: at };
+        const anchors = await database.withControl((tx) => listAnchors(tx, behind, query.limit + 1), { readOnly: true });
+        return pageOf(anchors, query.limit, (anchor) => [anchor.key, anchor.chain, anchor.seq, anchor.ts]);
+      },
+    );
 
     app.get(
       "/v1/audit/verify",
-      { config: { access: "admin:read" } },
+      { config: { access: "admin:read", describes: { summary: "Compares entries, file, workflows and anchors", query: verifyQuery } } },
       async (request) => await verify({ sinceMs: verifyQuery.parse(request.query).since }),
     );
   };

@@ -86,7 +86,8 @@ const fields = {
   user: text.max(256).nullish(),
   metadata: z.record(text.max(64), text.max(512)).nullish(),
 };
-const body = z.object(fields);
+/** The body of `POST /v1/chat/completions`. */
+export const chatBody = z.object(fields);
 
 export type ChatRequest = {
   readonly model: string;
@@ -115,7 +116,7 @@ export function parseChatRequest(raw: unknown): ChatRequest {
     if (!isUnsupported(key) && !Object.hasOwn(fields, key))
       throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
   }
-  const request = parse(body, raw, []);
+  const request = parse(chatBody, raw, []);
   // One by one: a schema collects every fault of what it is given, and a body of many bad messages would take it a minute.
   const messages = request.messages.map((raw_, place) => toMessage(parse(message, raw_, ["messages", place])));
   const forcesTool = request.tool_choice != null && request.tool_choice !== "auto" && request.tool_choice !== "none";
@@ -147,7 +148,7 @@ function parse<T>(schema: z.ZodType<T>, raw: unknown, prefix: readonly PropertyK
   throw refusal(`Invalid value for '${issue.path}': ${issue.message}`, issue.path);
 }
 
-function settingsOf(request: z.infer<typeof body>): SamplingSettings {
+function settingsOf(request: z.infer<typeof chatBody>): SamplingSettings {
   const settings: SamplingSettings = {
     maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
     temperature: request.temperature ?? undefined,
@@ -164,7 +165,7 @@ function settingsOf(request: z.infer<typeof body>): SamplingSettings {
   return settings;
 }
 
-const toToolChoice = (choice: z.infer<typeof body>["tool_choice"]): ToolChoice | undefined =>
+const toToolChoice = (choice: z.infer<typeof chatBody>["tool_choice"]): ToolChoice | undefined =>
   choice == null ? undefined : typeof choice === "string" ? choice : { name: choice.function.name };
 
 function toMessage(raw: z.infer<typeof message>): ChatMessage {

@@ -35,15 +35,21 @@ const systemRestMs = 60 * 60 * 1_000;
 export const createCodecRoutes = ({ decoder, changes }: CodecDeps): FastifyPluginAsync => {
   const record = createDecodeAudit(changes);
   return async (app) => {
-    app.post("/temporal-codec/decode", { config: { access: "admin-page:read" } }, async (request, reply) => {
-      const namespace = namespaceHeader.parse(request.headers["x-namespace"]);
-      const given = payloads.parse(request.body).payloads.map(fromJson);
-      const decoded = await decoder.decode(namespace, given);
-      const byOwner = Map.groupBy(given, (payload) => decoder.ownerOf(payload));
-      const options = changeOptionsOf(request);
-      await Promise.all([...byOwner].map(async ([owner, read]) => (owner === undefined ? undefined : await record(owner, options, read))));
-      return await reply.header("cache-control", "no-store").send({ payloads: decoded.map(toJson) });
-    });
+    app.post(
+      "/temporal-codec/decode",
+      { config: { access: "admin-page:read", describes: { summary: "Decodes payloads for Temporal's Web UI; audited", body: payloads } } },
+      async (request, reply) => {
+        const namespace = namespaceHeader.parse(request.headers["x-namespace"]);
+        const given = payloads.parse(request.body).payloads.map(fromJson);
+        const decoded = await decoder.decode(namespace, given);
+        const byOwner = Map.groupBy(given, (payload) => decoder.ownerOf(payload));
+        const options = changeOptionsOf(request);
+        await Promise.all(
+          [...byOwner].map(async ([owner, read]) => (owner === undefined ? undefined : await record(owner, options, read))),
+        );
+        return await reply.header("cache-control", "no-store").send({ payloads: decoded.map(toJson) });
+      },
+    );
   };
 };
 

@@ -25,7 +25,11 @@ export function registerMetrics(app: FastifyInstance, metrics: GatewayMetrics): 
 export const createMetricsRoutes =
   ({ render }: { readonly render: () => Promise<string> }): FastifyPluginAsync =>
   async (app) => {
-    app.get("/metrics", { config: { access: "local-or-admin:read" } }, async (_request, reply) => {
-      return await reply.type("text/plain; version=0.0.4; charset=utf-8").send(await render());
-    });
+    app.get(
+      "/metrics",
+      { config: { access: "local-or-admin:read", describes: { summary: "Prometheus' form" } } },
+      async (_request, reply) => {
+        return await reply.type("text/plain; version=0.0.4; charset=utf-8").send(await render());
+      },
+    );
   };

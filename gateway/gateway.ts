@@ -8,6 +8,7 @@ import { answerClientError, answerFrameworkError, registerErrorEdge } from "./er
 import type { GatewayLogger } from "./gateway-logger.ts";
 import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
 import { type EdgeOptions, registerEdge, serverLimits } from "./http-edge.ts";
+import { registerOpenApi } from "./openapi.ts";
 import { type RateLimitDeps, registerRateLimitHeaders } from "./rate-limit-headers.ts";
 import { registerWebSockets } from "./web-sockets.ts";
 
@@ -68,6 +69,7 @@ export async function createGateway({
     onFailure: () => metrics?.authenticationFailed(),
   });
   if (quota !== undefined) registerRateLimitHeaders(app, { quota });
+  registerOpenApi(app);
   app.addHook("onSend", async (request, reply) => {
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
   });

@@ -8,12 +8,18 @@ const checkTimeoutMs = 2_000;
 export const createHealthRoutes =
   (checks: Readonly<Record<string, ReadinessCheck>>): FastifyPluginAsync =>
   async (app) => {
-    app.get("/healthz", { config: { access: "public" } }, async () => ({ status: "ok" }));
+    app.get("/healthz", { config: { access: "public", describes: { summary: "Whether the process lives" } } }, async () => ({
+      status: "ok",
+    }));
 
-    app.get("/readyz", { config: { access: "public" } }, async (_request, reply) => {
-      const readiness = await readinessOf(checks);
-      return await reply.code(readiness.status === "ok" ? 200 : 503).send(readiness);
-    });
+    app.get(
+      "/readyz",
+      { config: { access: "public", describes: { summary: "Whether it can take traffic, check by check" } } },
+      async (_request, reply) => {
+        const readiness = await readinessOf(checks);
+        return await reply.code(readiness.status === "ok" ? 200 : 503).send(readiness);
+      },
+    );
   };
 
 export type Readiness = { readonly status: "ok" | "unavailable"; readonly checks: Record<string, "ok" | "failed"> };

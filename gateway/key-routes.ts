@@ -11,12 +11,16 @@ export const createKeyRoutes =
   async (app) => {
     acceptEmptyBodies(app);
 
-    app.post("/v1/keys/rotate", { config: { access: "admin:all" } }, async (request, reply) => {
-      noBody.parse(request.body);
-      const options = changeOptionsOf(request);
-      // The same operation is the same rotation, so a repeat answers the same workflow.
-      const rotationId = createHash("sha256").update(opIdOf(options)).digest("hex").slice(0, 20);
-      await changes.make(systemOwner, { type: "keys.rotate", rotationId }, options);
-      return await reply.code(202).send({ workflow_id: rotationWorkflowIdOf(rotationId) });
-    });
+    app.post(
+      "/v1/keys/rotate",
+      { config: { access: "admin:all", describes: { summary: "Rotates the keys at rest" } } },
+      async (request, reply) => {
+        noBody.parse(request.body);
+        const options = changeOptionsOf(request);
+        // The same operation is the same rotation, so a repeat answers the same workflow.
+        const rotationId = createHash("sha256").update(opIdOf(options)).digest("hex").slice(0, 20);
+        await changes.make(systemOwner, { type: "keys.rotate", rotationId }, options);
+        return await reply.code(202).send({ workflow_id: rotationWorkflowIdOf(rotationId) });
+      },
+    );
   };

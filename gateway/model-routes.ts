@@ -23,12 +23,12 @@ export const createModelRoutes =
       owned_by: provider,
     });
 
-    app.get("/v1/models", { config: { access: "tenant" } }, async (request) => {
+    app.get("/v1/models", { config: { access: "tenant", describes: { summary: "The tenant's models" } } }, async (request) => {
       const listed = await models(tenantOf(request).tenantId);
       return { object: "list", data: listed.map(toModel) };
     });
 
-    app.get("/v1/models/:id", { config: { access: "tenant" } }, async (request) => {
+    app.get("/v1/models/:id", { config: { access: "tenant", describes: { summary: "One model" } } }, async (request) => {
       const { id } = params.parse(request.params);
       const model = (await models(tenantOf(request).tenantId)).find((listed) => listed.id === id);
       if (model === undefined)

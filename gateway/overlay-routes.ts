@@ -28,18 +28,31 @@ export const createOverlayRoutes =
 
     const tenantIdOf = async (request: FastifyRequest): Promise<TenantId> => (await tenants.get(tenantOfPath(request))).id;
 
-    app.get("/v1/tenants/:tenant/overlay", { config: { access: "admin:read" } }, async (request, reply) => {
-      const { text, fault } = await overlays.textOf(await tenantIdOf(request));
-      if (fault !== undefined) void reply.header(faultHeader, headerText(fault));
-      return await reply.header("cache-control", "no-store").type("application/yaml; charset=utf-8").send(text);
-    });
+    app.get(
+      "/v1/tenants/:tenant/overlay",
+      { config: { access: "admin:read", describes: { summary: "The tenant's overlay as YAML" } } },
+      async (request, reply) => {
+        const { text, fault } = await overlays.textOf(await tenantIdOf(request));
+        if (fault !== undefined) void reply.header(faultHeader, headerText(fault));
+        return await reply.header("cache-control", "no-store").type("application/yaml; charset=utf-8").send(text);
+      },
+    );
 
-    app.put("/v1/tenants/:tenant/overlay", { config: { access: "admin:tenants" } }, async (request, reply) => {
-      if (typeof request.body !== "string") throw notYaml(); // without a content type there is no body: an accident must not empty an overlay
-      const tenantId = await tenantIdOf(request);
-      await overlays.write(tenantId, request.body, changeOptionsOf(request));
-      return await reply.header("cache-control", "no-store").type("application/yaml; charset=utf-8").send(request.body);
-    });
+    app.put(
+      "/v1/tenants/:tenant/overlay",
+      {
+        config: {
+          access: "admin:tenants",
+          describes: { summary: "Replaces the tenant's overlay; a refused one changes nothing", bodyType: "application/yaml" },
+        },
+      },
+      async (request, reply) => {
+        if (typeof request.body !== "string") throw notYaml(); // without a content type there is no body: an accident must not empty an overlay
+        const tenantId = await tenantIdOf(request);
+        await overlays.write(tenantId, request.body, changeOptionsOf(request));
+        return await reply.header("cache-control", "no-store").type("application/yaml; charset=utf-8").send(request.body);
+      },
+    );
   };
 
 const notYaml = (): AppError =>

@@ -54,6 +54,8 @@ const pages: Readonly<Record<string, { readonly file: string; readonly type: key
 };
 
 /** The WebChat page, the administrators' login and what they load, from memory. No route here needs a credential: the pages ask for one. */
+const describes = { summary: "A page, or what it loads" };
+
 export const createPageRoutes = (): FastifyPluginAsync => {
   const folder = new URL("../control-plane/web/", import.meta.url);
   const served = Object.entries(pages).map(([path, { file, type }]) => {
@@ -63,9 +65,9 @@ export const createPageRoutes = (): FastifyPluginAsync => {
   });
 
   return async (app) => {
-    app.get("/", { config: { access: "public" } }, (_request, reply) => reply.headers(pageHeaders).redirect("/chat", 302));
+    app.get("/", { config: { access: "public", describes } }, (_request, reply) => reply.headers(pageHeaders).redirect("/chat", 302));
     for (const { path, body, headers } of served) {
-      app.get(path, { config: { access: "public" } }, (request, reply) => sendFile(request, reply, { body, headers }));
+      app.get(path, { config: { access: "public", describes } }, (request, reply) => sendFile(request, reply, { body, headers }));
     }
   };
 };

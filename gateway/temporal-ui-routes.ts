@@ -16,6 +16,7 @@ export type TemporalUiDeps = {
 };
 
 const prefix = "/temporal";
+const describes = { summary: "Temporal's Web UI; what changes something takes the scope all" };
 
 /** The Web UI starts from an inline script and has no policy of its own below a path (it says so at its start). */
 const contentSecurityPolicy = [
@@ -63,7 +64,7 @@ export const createTemporalUiRoutes = ({ uiUrl, changes, log }: TemporalUiDeps):
       rewritePrefix: prefix,
       httpMethods: ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
       proxyPayloads: false, // parsed and bounded as every other body
-      config: { access: "admin-page:read" },
+      config: { access: "admin-page:read", describes },
       replyOptions: {
         rewriteRequestHeaders: (request, { cookie: _cookie, authorization: _authorization, ...headers }) => ({
           ...headers,
@@ -92,5 +93,5 @@ const withoutUi: FastifyPluginAsync = async (app) => {
   const page = readFileSync(new URL("../control-plane/web/no-temporal-ui.html", import.meta.url));
   const tell = (_request: FastifyRequest, reply: FastifyReply): FastifyReply =>
     reply.code(404).headers(pageHeaders).type("text/html; charset=utf-8").send(page);
-  for (const path of [prefix, `${prefix}/*`]) app.get(path, { config: { access: "admin-page:read" } }, tell);
+  for (const path of [prefix, `${prefix}/*`]) app.get(path, { config: { access: "admin-page:read", describes } }, tell);
 };

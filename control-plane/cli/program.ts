@@ -16,7 +16,7 @@ Credential: OPENCLAW_TOKEN, else OPENCLAW_ADMIN_KEY, else the file admin-key of 
 Gateway:    OPENCLAW_URL, else the one that runs on the home (OPENCLAW_HOME).
 Exit code:  0 done, 1 failed, 2 usage, 3 not reachable, 4 refused.`;
 
-function createProgram(context: CliContext, version: string): Command {
+export function createProgram(context: CliContext, version: string): Command {
   const program = new Command("openclaw")
     .description("A multi-tenant AI gateway of durable turns. This command runs it and speaks to it.")
     .version(version)

@@ -20,26 +20,34 @@ export const createRpcRoutes =
   async (app) => {
     takeJsonAsText(app);
 
-    app.post("/rpc", { config: { access: "tenant" } }, async (request, reply) => {
-      const { tokenHashPrefix } = tenantPrincipalOf(request);
-      return await answer(request, reply, {
-        context: tenantOf(request),
-        actor: { type: "tenant", id: tokenHashPrefix },
-        isSuspended: false,
-        idempotencyKey: idempotencyKeyOf(request),
-      });
-    });
+    app.post(
+      "/rpc",
+      { config: { access: "tenant", describes: { summary: "JSON-RPC 2.0; batches of at most 20" } } },
+      async (request, reply) => {
+        const { tokenHashPrefix } = tenantPrincipalOf(request);
+        return await answer(request, reply, {
+          context: tenantOf(request),
+          actor: { type: "tenant", id: tokenHashPrefix },
+          isSuspended: false,
+          idempotencyKey: idempotencyKeyOf(request),
+        });
+      },
+    );
 
-    app.post("/v1/tenants/:tenant/rpc", { config: { access: "admin:tenants" } }, async (request, reply) => {
-      const { actor } = changeOptionsOf(request);
-      const { id, state } = await tenants.get(tenantOfPath(request));
-      return await answer(request, reply, {
-        context: { tenantId: id, requestId: request.id },
-        actor,
-        isSuspended: state !== "active",
-        idempotencyKey: idempotencyKeyOf(request),
-      });
-    });
+    app.post(
+      "/v1/tenants/:tenant/rpc",
+      { config: { access: "admin:tenants", describes: { summary: "The methods of /rpc, for a tenant" } } },
+      async (request, reply) => {
+        const { actor } = changeOptionsOf(request);
+        const { id, state } = await tenants.get(tenantOfPath(request));
+        return await answer(request, reply, {
+          context: { tenantId: id, requestId: request.id },
+          actor,
+          isSuspended: state !== "active",
+          idempotencyKey: idempotencyKeyOf(request),
+        });
+      },
+    );
 
     async function answer(request: FastifyRequest, reply: FastifyReply, caller: RpcCaller): Promise<FastifyReply> {
       const text = await endpoint.answer(typeof request.body === "string" ? request.body : "", caller);

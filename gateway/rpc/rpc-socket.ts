@@ -49,7 +49,7 @@ export const createRpcSocketRoutes =
     app.route({
       method: "GET",
       url: "/rpc",
-      config: { access: "public" }, // who it is stands in the header or in the first frame
+      config: { access: "public", describes: { summary: "JSON-RPC 2.0 over a WebSocket" } }, // who it is stands in the header or in the first frame
       onRequest: async (request) => {
         if (request.ws) checkSocketOrigin(request);
       },

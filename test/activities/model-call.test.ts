@@ -267,7 +267,7 @@ describe("the overlay that a turn was admitted under", () => {
   test("that cannot be used any more ends it before the provider hears of it, and says why", async () => {
     const { turn, finished, ledger, events } = await run(answering("Hello."), {}, "refused");
 
-    const error = { code: "overlay_refused", message: "overlay line 3: model: is gone", param: "model" };
+    const error = { code: "overlay_refused", message: "overlay line 3: model: is gone", param: "model", isRefusal: true };
     expect(finished).toEqual({ state: "failed", error });
     expect(callsOf(turn)).toEqual([]);
     expect(ledger).toEqual([]);

@@ -274,8 +274,8 @@ describe("the journal of model calls", () => {
   test("counts attempts, and only the newest may end the call, once", async () => {
     const { open, close, inAcme, turn } = await openedTurn();
 
-    expect(await open()).toEqual({ attempt: 1 });
-    expect(await open()).toEqual({ attempt: 2 });
+    expect(await open()).toMatchObject({ attempt: 1 });
+    expect(await open()).toMatchObject({ attempt: 2 });
     expect(await close(1, replyOf("late"))).toBe(false); // the first attempt was overtaken
     expect(await close(2, replyOf("answer"))).toBe(true);
     expect(await close(2, replyOf("again"))).toBe(false);
