@@ -18,7 +18,7 @@ beforeAll(async () => {
   model = await startModelServer();
   databaseUrl = await freshDatabase();
   product = await startProduct({
-    config: configWithProvider(model.url, "quotas: { default: { tokens_per_day: 1_000, cost_per_day_usd: 0.50 } }"),
+    config: configWithProvider(model.url, "quotas: { default: { tokens_per_day: 100_000, cost_per_day_usd: 0.50 } }"),
     env: {
       DATABASE_URL: databaseUrl,
       TEMPORAL_ADDRESS: inject("temporalAddress"),
@@ -103,10 +103,10 @@ const settled = async (id: string): Promise<void> =>
 test("a tenant's ceilings are the defaults where none are given, exact, and changed one by one", async () => {
   const { id } = await newTenant("quota", { display_name: "Quota Ltd", quota: { requests_per_minute: 7 } });
   const quota = async () => (await admin("GET", `/v1/tenants/${id}/quota`)).body;
-  expect(await quota()).toEqual({ tokens_per_day: 1_000, cost_per_day_usd: "0.5", requests_per_minute: 7 });
+  expect(await quota()).toEqual({ tokens_per_day: 100_000, cost_per_day_usd: "0.5", requests_per_minute: 7 });
 
   const put = await admin("PUT", `/v1/tenants/${id}/quota`, { cost_per_day_usd: "123456.000000001", requests_per_minute: null });
-  expect(put).toEqual({ status: 200, body: { tokens_per_day: 1_000, cost_per_day_usd: "123456.000000001", requests_per_minute: null } });
+  expect(put).toEqual({ status: 200, body: { tokens_per_day: 100_000, cost_per_day_usd: "123456.000000001", requests_per_minute: null } });
   expect((await admin("PUT", `/v1/tenants/${id}/quota`, { cost_per_day_usd: 0.1 })).body).toMatchObject({ cost_per_day_usd: "0.1" });
 
   const refused: readonly unknown[] = [
@@ -129,7 +129,7 @@ test("a tenant's ceilings are the defaults where none are given, exact, and chan
   expect((await admin("PUT", `/v1/tenants/${id}/quota`, { tokens_per_day: -1 })).body).toMatchObject({
     error: { type: "invalid_request_error", param: "tokens_per_day" },
   });
-  expect(await quota()).toEqual({ tokens_per_day: 1_000, cost_per_day_usd: "0.1", requests_per_minute: null });
+  expect(await quota()).toEqual({ tokens_per_day: 100_000, cost_per_day_usd: "0.1", requests_per_minute: null });
 
   const patched = await admin("PATCH", `/v1/tenants/${id}`, { display_name: null, markup: "0.25", quota: { tokens_per_day: 0 } });
   expect(patched).toMatchObject({ status: 200, body: { display_name: null, markup_ppm: 250_000, quota: { tokens_per_day: 0 } } });
