@@ -1,9 +1,8 @@
 import { accessSync, constants, existsSync, lstatSync, readFileSync, statfsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { configurationWarnings, loadAdminConfig } from "../admin-config.ts";
-import { adminKeyPath } from "../admin-keys.ts";
 import { leastFreeBytes } from "../audit-relay.ts";
-import { parseAdminKey, parseCredential } from "../credentials.ts";
+import { adminKeyPath, parseAdminKey, parseCredential } from "../credentials.ts";
 import type { ClockReading, Finding } from "../doctor-finding.ts";
 import type { Environment } from "../environment.ts";
 import type { Variables } from "./gateway-client.ts";
