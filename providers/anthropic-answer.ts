@@ -141,9 +141,9 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
   const wholeUsage = (): CountedUsage => counter.ofWhole(normaliseAnthropicUsage(rawUsage, mostTokens));
 
   /** A prompt that is counted has begun its output, also where the count does not say so yet. */
-  function cutUsage(): CountedUsage | undefined {
+  function partUsage(): CountedUsage | undefined {
     const begun = Object.keys(rawUsage).length === 0 ? rawUsage : { output_tokens: 0, ...rawUsage };
-    return counter.ofCut(normaliseAnthropicUsage(begun, mostTokens));
+    return counter.ofPart(normaliseAnthropicUsage(begun, mostTokens), ended ? "missing" : "cut");
   }
 
   return {
@@ -157,12 +157,12 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
     },
     ended: () => ended,
     complete: () => stopReason !== undefined,
-    usageSoFar: () => (isCounted() ? wholeUsage() : cutUsage()),
+    usageSoFar: () => (isCounted() ? wholeUsage() : partUsage()),
     providerRequestId: () => id ?? requestId,
     result() {
       if (stopReason === undefined) throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
       const finishReason = finishReasons[stopReason] ?? "stop";
-      const usage = (isCounted() ? undefined : cutUsage()) ?? wholeUsage();
+      const usage = (isCounted() ? undefined : partUsage()) ?? wholeUsage();
       return { reply: reply.build(finishReason), usage, providerRequestId: id ?? requestId };
     },
   };

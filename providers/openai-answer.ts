@@ -88,14 +88,14 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
     },
     ended: () => ended,
     complete: () => finish !== undefined,
-    usageSoFar: () => (isCounted() && rawUsage !== undefined ? counter.ofWhole(reported()) : counter.ofCut(reported())),
+    usageSoFar: () => (isCounted() && rawUsage !== undefined ? counter.ofWhole(reported()) : counter.ofPart(reported(), "cut")),
     providerRequestId: () => id ?? requestId,
     result(): ModelResult {
       // `[DONE]` without a finish reason is whole: some servers never give one. The end of a connection is not.
       if (!understood || (finish === undefined && !ended)) {
         throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
       }
-      const cutUsage = isCounted() ? undefined : counter.ofCut(reported());
+      const cutUsage = isCounted() ? undefined : counter.ofPart(reported(), "cut");
       return { reply: reply.build(finishReason()), usage: cutUsage ?? counter.ofWhole(reported()), providerRequestId: id ?? requestId };
     },
   };

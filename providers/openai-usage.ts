@@ -21,7 +21,7 @@ export function normaliseOpenAiUsage(usage: unknown, most: number): ReportedUsag
   const cached = cachedOf(raw, count);
   const written = count(asObject(raw["prompt_tokens_details"])["cache_write_tokens"]) ?? 0;
   const reasoning = count(asObject(raw["completion_tokens_details"])["reasoning_tokens"]) ?? 0;
-  const total = count(raw["total_tokens"]) ?? 0;
+  const total = readCount(raw["total_tokens"], 2 * most) ?? 0; // a sum, and billed only in its parts
   if (Number.isNaN(prompt + completion + cached + written + reasoning + total)) return "unbelievable";
 
   const cache = cached + written;

@@ -10,10 +10,10 @@ export type ReportedUsage = CountedUsage | "missing" | "unbelievable";
 export type UsageCounter = {
   ofWhole(reported: ReportedUsage): CountedUsage;
   /**
-   * Of an answer that was cut: a count that came before its end may not hold all of it, so the larger of it and what arrived is
-   * taken. Undefined where nothing was reported and nothing arrived.
+   * Of an answer whose last count did not come, because it was cut or the provider left it out: an earlier count may not hold all
+   * of it, so the larger of it and what arrived is taken. Undefined where nothing was reported and nothing arrived.
    */
-  ofCut(reported: ReportedUsage): CountedUsage | undefined;
+  ofPart(reported: ReportedUsage, why: "cut" | "missing"): CountedUsage | undefined;
 };
 
 export function createUsageCounter(request: ModelRequest, reply: Pick<ReplyBuilder, "generated">, countTokens: TokenCounter): UsageCounter {
@@ -32,14 +32,14 @@ export function createUsageCounter(request: ModelRequest, reply: Pick<ReplyBuild
 
   return {
     ofWhole: (reported) => (typeof reported === "string" ? estimate(reported) : reported),
-    ofCut(reported) {
+    ofPart(reported, why) {
       const { outputTokens, reasoningTokens } = arrived();
       const sum = outputTokens + reasoningTokens;
-      if (reported === "missing") return sum === 0 ? undefined : estimate("cut");
+      if (reported === "missing") return sum === 0 ? undefined : estimate(why);
       if (reported === "unbelievable") return estimate(reported);
       if (sum <= reported.outputTokens + reported.reasoningTokens) return reported;
       const reasoning = Math.min(sum, Math.max(reported.reasoningTokens, reasoningTokens));
-      return { ...reported, outputTokens: sum - reasoning, reasoningTokens: reasoning, estimated: true, doubt: "cut" };
+      return { ...reported, outputTokens: sum - reasoning, reasoningTokens: reasoning, estimated: true, doubt: why };
     },
   };
 }

@@ -133,7 +133,7 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
     },
     ended: () => finish !== undefined,
     complete: () => finish !== undefined,
-    usageSoFar: () => counter.ofCut(reported()),
+    usageSoFar: () => counter.ofPart(reported(), "cut"),
     providerRequestId: () => id ?? requestId,
     result(): ModelResult {
       if (finish === undefined) throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);

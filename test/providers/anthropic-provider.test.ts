@@ -382,7 +382,7 @@ test("a stream whose last count is left out is billed for what arrived, not for 
 
   const { result } = await finishCall(anthropic());
 
-  expect(result.usage).toMatchObject({ inputTokens: 25, outputTokens: 9, estimated: true, doubt: "cut" });
+  expect(result.usage).toMatchObject({ inputTokens: 25, outputTokens: 9, estimated: true, doubt: "missing" });
 });
 
 test.each<[number, string, string]>([
