@@ -1,4 +1,5 @@
 import { type Overlay, isToolAllowed } from "../control-plane/overlay.ts";
+import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError, type ErrorCode, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
 import type { MarkupPpm } from "../domain/money.ts";
@@ -58,6 +59,8 @@ export type CallDeps = {
   /** The card in force now, and the markup of the tenant. */
   readonly pricing: (tenantId: TenantId) => Promise<{ readonly rateCard: RateCard; readonly markupPpm: MarkupPpm }>;
   readonly quota: CallQuota;
+  /** Hears of every billed call whose tokens were counted here. */
+  readonly alarms: Pick<UsageAlarms, "raise">;
   readonly now: () => number;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
@@ -103,7 +106,7 @@ type CallInput = {
 };
 
 export const createModelCall = (deps: CallDeps) => {
-  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, quota, now, log } = deps;
+  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, quota, alarms, now, log } = deps;
   const joinAttempt = createJoinedAttempts<CallOutcome>();
 
   async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
@@ -228,13 +231,17 @@ export const createModelCall = (deps: CallDeps) => {
       isOurs = true;
       return isEnded ? (toolsAsked ?? finished) : await readFinishedTurn(tx, call.turn.turnId);
     });
-    if (isOurs) tellQuota(call, row);
+    if (isOurs) tell(call, row);
     return announce(call.turn.turnId, standing);
   }
 
-  /** Tells the leases what a call came to. What is not told, because another attempt ended the call, is found in its row. */
-  function tellQuota({ context, callId, isLeased }: ReadyCall, row: UsageRow | undefined): void {
+  /**
+   * Tells the leases what a call came to, and of a count that is ours. What is not told, because another attempt ended the call,
+   * is found in its row.
+   */
+  function tell({ context, callId, isLeased }: ReadyCall, row: UsageRow | undefined): void {
     if (isLeased) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
+    if (row?.usage.doubt !== undefined) alarms.raise(context.tenantId, { callId, model: row.model, doubt: row.usage.doubt });
   }
 
   /** What another attempt, or a commit of ours whose answer was lost, made of the call: its tools or its turn's end. */
@@ -269,7 +276,7 @@ export const createModelCall = (deps: CallDeps) => {
       if (row !== undefined) await recordUsage(tx, row);
       return isEnded ? finished : await readFinishedTurn(tx, call.turn.turnId);
     });
-    if (isOurs) tellQuota(call, row);
+    if (isOurs) tell(call, row);
     return announce(call.turn.turnId, standing);
   }
 

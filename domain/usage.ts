@@ -9,16 +9,13 @@ export type Usage = {
   readonly reasoningTokens: number;
 };
 
-/** Why a call was counted here, in part or as a whole. */
-export type UsageDoubt =
-  /** The answer is whole and holds no count. */
-  | "missing"
-  /** A number is none: negative, a fraction, a text, or more than 100 context windows. */
-  | "unbelievable"
-  /** The parts do not fit into the totals. */
-  | "contradictory"
-  /** The answer ended before its count. */
-  | "cut";
+/**
+ * Why a call was counted here, in part or as a whole. `missing`: the answer is whole and holds no count. `unbelievable`: a number
+ * is none: negative, a fraction, a text, or more than 100 context windows. `contradictory`: the parts do not fit into the totals.
+ * `cut`: the answer ended before its count.
+ */
+export const usageDoubts = ["missing", "unbelievable", "contradictory", "cut"] as const;
+export type UsageDoubt = (typeof usageDoubts)[number];
 
 /** A call's usage and whether it is the provider's count or our own estimate; a doubt is always an estimate. */
 export type CountedUsage = Usage & { readonly estimated: boolean; readonly doubt?: UsageDoubt | undefined };

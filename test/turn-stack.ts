@@ -11,6 +11,7 @@ import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { noMarkup } from "../domain/money.ts";
 import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
@@ -61,6 +62,7 @@ export type TurnStackOptions = {
   readonly lane?: Partial<LaneSettings>;
   /** Of every tenant; default: none. */
   readonly limits?: QuotaLimits;
+  readonly alarms?: Pick<UsageAlarms, "raise">;
   /** Default: empty. */
   readonly overlayOf?: OverlayOfTurn;
   /** An existing database instead of a fresh one. */
@@ -91,6 +93,7 @@ export async function startTurnStack({
   tools = [],
   lane,
   limits = noLimits,
+  alarms = { raise: quiet },
   overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
@@ -138,6 +141,7 @@ export async function startTurnStack({
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
       quota,
+      alarms,
       now: () => Date.now(),
       log: quiet,
     }),
