@@ -112,6 +112,6 @@ function servedModels(config: AdminConfig, variables: ProductParts["variables"])
     if (model === undefined || provider === undefined) throw new AppError("model_not_found", { model: id });
     const served = providers.get(provider.name);
     if (served === undefined) throw new AppError("provider_error", { model: id, missing: requireProviderKey(provider, variables) });
-    return { id, provider: served, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
+    return { ...model, provider: served };
   };
 }
