@@ -5,6 +5,7 @@ import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
+import { createUsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import { type Owner, parseTenantId } from "../domain/tenant.ts";
@@ -37,6 +38,8 @@ export async function startWorkers(
   const missing = await driver.probe();
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const alarms = createUsageAlarms({ chainOf: (tenantId) => clientOf(tenantId).chain, wake, log, count: metrics.usageDoubted });
   const turnActivities = createTurnActivities({
     database,
     bus,
@@ -54,10 +57,10 @@ export async function startWorkers(
       markupPpm: ((await tenantOf(tenantId)).markupPpm ?? config.billing.markupPpm) as MarkupPpm,
     }),
     quota,
+    alarms,
     now: () => Date.now(),
     log,
   });
-  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const operations = createOperationClient({ connection: temporal, wake });
   const lifeActivities = createTenantLifeActivities({
     database,
@@ -75,6 +78,7 @@ export async function startWorkers(
     ...createQuotaActivities({ database, limitsOf: async (tenantId) => quotaLimitsOf(await createTenants({ database }).get(tenantId)) }),
   };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
+  resources.add(alarms, (raised) => raised.close());
   const stopForgetting = await database.listen(
     forgetChannel,
     (payload) =>
@@ -108,6 +112,6 @@ function servedModels(config: AdminConfig, variables: ProductParts["variables"])
     if (model === undefined || provider === undefined) throw new AppError("model_not_found", { model: id });
     const served = providers.get(provider.name);
     if (served === undefined) throw new AppError("provider_error", { model: id, missing: requireProviderKey(provider, variables) });
-    return { id, provider: served, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
+    return { ...model, provider: served };
   };
 }
