@@ -9,7 +9,7 @@ import { runningGateway } from "../gateway-record.ts";
 import type { CliContext } from "./cli-context.ts";
 import { CliError, exitCodes } from "./exit-code.ts";
 import { environmentOf } from "./gateway-client.ts";
-import { checkClock, checkConfiguration, checkDisk, checkHome, checkKeys } from "./home-checks.ts";
+import { checkAuditAnchors, checkClock, checkConfiguration, checkDisk, checkHome, checkKeys } from "./home-checks.ts";
 import { definedOnly, readinessOf } from "./process-commands.ts";
 import { jsonText, paint, type Terminal } from "./terminal.ts";
 
@@ -34,6 +34,7 @@ export function addDoctorCommand(program: Command, context: CliContext): void {
         checkDisk(environment),
         checkClock(environment, host.clocks),
         checkKeys(environment),
+        ...(environment.auditAnchors === undefined ? [] : [checkAuditAnchors(environment.auditAnchors)]),
         checkConfiguration(environment, variables),
       ];
       await terminal.write(json ? jsonText({ ok: findings.every(isFine), findings }) : textOf(terminal, findings));
