@@ -22,11 +22,9 @@ import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
+import { forgetChannel } from "./erased-files.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
-
-/** The channel that tells every worker process that a tenant is gone; the payload is its id. */
-const forgetChannel = "openclaw_forget";
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
@@ -34,8 +32,14 @@ export async function startWorkers(
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
-  const driver = metrics.observeSandbox(createBwrapDriver());
+  const mustLimit = config.sandbox.require === "cgroup";
+  const driver = metrics.observeSandbox(createBwrapDriver({ enforcer: mustLimit ? "cgroup" : "any" }));
   const missing = await driver.probe();
+  if (missing !== undefined && mustLimit) {
+    throw new AppError("invalid_configuration", {
+      client: { message: `sandbox.require is cgroup, and that cannot be had here: ${missing}`, param: "sandbox.require" },
+    });
+  }
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);

@@ -116,7 +116,10 @@ function toAdminConfig({ default_model, providers, models, billing, ...blocks }:
 }
 
 /** What the schema cannot see: names that point at other entries. */
-function checkReferences({ defaultModel, providers, models }: AdminConfig, error: (path: KeyPath, says: string) => AppError): void {
+function checkReferences(
+  { defaultModel, providers, models, temporal }: AdminConfig,
+  error: (path: KeyPath, says: string) => AppError,
+): void {
   for (const { name, kind, baseUrl, api, apiKeyEnv } of providers.values()) {
     const path = ["providers", name];
     if (kind === "openai-compatible" && baseUrl === undefined) throw error(path, "needs a base_url: its kind is openai-compatible");
@@ -132,6 +135,13 @@ function checkReferences({ defaultModel, providers, models }: AdminConfig, error
     if (unknown >= 0) throw error(["models", id, "fallbacks", unknown], `"${fallbacks[unknown]}" is not another one of models`);
   }
   if (!models.has(defaultModel)) throw error(["default_model"], `"${defaultModel}" is not one of models`);
+  for (const [key, other] of [
+    ["tls_cert_file", "tls_key_file"],
+    ["tls_key_file", "tls_cert_file"],
+  ] as const)
+    if (temporal[key] !== undefined && temporal[other] === undefined) throw error(["temporal", key], `needs ${other}`);
+  const unused = (["tls_server_name", "tls_ca_file", "tls_cert_file"] as const).find((key) => temporal[key] !== undefined);
+  if (temporal.tls === false && unused !== undefined) throw error(["temporal", unused], "is of no use while temporal.tls is false");
 }
 
 /**

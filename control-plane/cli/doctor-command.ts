@@ -34,6 +34,7 @@ export function addDoctorCommand(program: Command, context: CliContext): void {
         home.checkDisk(environment),
         home.checkClock(environment, host.clocks),
         home.checkKeys(environment),
+        ...(environment.auditAnchors === undefined ? [] : [home.checkAuditAnchors(environment.auditAnchors)]),
         home.checkConfiguration(environment, variables),
       ];
       await terminal.write(json ? jsonText({ ok: findings.every(isFine), findings }) : textOf(terminal, findings));
