@@ -137,6 +137,7 @@ export async function startTurnStack({
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
+      rateCardAt: async () => testRateCard,
       quota,
       now: () => Date.now(),
       log: quiet,
