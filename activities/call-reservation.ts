@@ -34,8 +34,8 @@ export type Reserved = {
   readonly maxTokens: number;
   /** Of the call's billing row; it lies in the day whose quota the call is counted in. */
   readonly admittedAtMs: number;
-  /** What is held for the call, which the leases are to be told the end of; undefined where there is no quota. */
-  readonly held: Amount | undefined;
+  /** Whether the leases are to be told what the call came to. */
+  readonly isLeased: boolean;
 };
 
 /**
@@ -51,12 +51,12 @@ export async function reserveQuota(
   const within = (reserved: Amount, day: UtcDay): Reserved => ({
     maxTokens: answerTokensOf(reserved, promptTokens, maxTokens, call.price),
     admittedAtMs: withinDay(call.startedAtMs, day),
-    held: reserved,
+    isLeased: true,
   });
   if (call.day !== null) {
     return within({ tokens: Number(call.reservedTokens ?? 0n), nanoUsd: (call.reservedNanoUsd ?? 0n) as NanoUsd }, call.day);
   }
-  if (!(await quota.isLimited(tenantId))) return { maxTokens, admittedAtMs: call.startedAtMs, held: undefined };
+  if (!(await quota.isLimited(tenantId))) return { maxTokens, admittedAtMs: call.startedAtMs, isLeased: false };
   const need = {
     least: mostOf(promptTokens, Math.min(leastAnswerTokens, maxTokens), call.price),
     desired: mostOf(promptTokens, maxTokens, call.price),
@@ -75,25 +75,25 @@ export const usedBy = ({ inputTokens, outputTokens, reasoningTokens }: Usage, co
   nanoUsd: costNanoUsd,
 });
 
-/**
- * How many tokens another model's answer may have within what is held for a call.
- * @returns undefined where what is held pays for no answer of it
- */
-export function maxTokensWithin(
-  held: Amount | undefined,
-  { promptTokens, maxTokens, price }: { readonly promptTokens: number; readonly maxTokens: number; readonly price: Price },
-): number | undefined {
-  if (held === undefined) return maxTokens;
-  const { tokens, nanoUsd } = mostOf(promptTokens, Math.min(leastAnswerTokens, maxTokens), price);
-  return tokens > held.tokens || nanoUsd > held.nanoUsd ? undefined : answerTokensOf(held, promptTokens, maxTokens, price);
-}
-
 type Price = ReservedCall["price"];
 
 /** The most that a call of so many tokens can count: every class at its dearest, rounded up. */
 function mostOf(promptTokens: number, answerTokens: number, price: Price): Amount {
   const attoUsd = BigInt(promptTokens) * promptRate(price) + BigInt(answerTokens) * answerRate(price);
   return { tokens: promptTokens + answerTokens, nanoUsd: ((attoUsd + attoPerNano - 1n) / attoPerNano) as NanoUsd };
+}
+
+/** What decides how much a call of one model can count. */
+export type CallSize = { readonly promptTokens: number; readonly maxTokens: number; readonly price: Price };
+
+/**
+ * How many tokens another model's answer may have within what `reserved` can count, which a quota holds for the call.
+ * @returns undefined where that pays for no answer
+ */
+export function maxTokensInstead(reserved: CallSize, { promptTokens, maxTokens, price }: CallSize): number | undefined {
+  const held = mostOf(reserved.promptTokens, reserved.maxTokens, reserved.price);
+  const { tokens, nanoUsd } = mostOf(promptTokens, Math.min(leastAnswerTokens, maxTokens), price);
+  return tokens > held.tokens || nanoUsd > held.nanoUsd ? undefined : answerTokensOf(held, promptTokens, maxTokens, price);
 }
 
 function answerTokensOf({ tokens, nanoUsd }: Amount, promptTokens: number, maxTokens: number, price: Price): number {

@@ -1,15 +1,15 @@
 import { type Overlay, isToolAllowed } from "../control-plane/overlay.ts";
 import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError, type ErrorCode, toStoredError } from "../domain/app-error.ts";
-import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
+import type { ChatMessage, ModelReply, ToolDefinition } from "../domain/conversation.ts";
 import type { MarkupPpm } from "../domain/money.ts";
-import { type RateCard, type RateCardHash, type Rates, priceOf } from "../domain/rate-card.ts";
+import { type RateCard, priceOf } from "../domain/rate-card.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
 import type { FinishedTurn, TurnVerdict } from "../domain/turn.ts";
 import { type CountedUsage, addUsage, noUsage } from "../domain/usage.ts";
 import type { UsageRow } from "../domain/usage-row.ts";
-import { ModelCallError, type ModelDelta, type ModelProvider, type ModelResult } from "../providers/model-provider.ts";
+import type { ModelCallError, ModelDelta, ModelResult } from "../providers/model-provider.ts";
 import { estimatePromptTokens, estimateTokens } from "../providers/token-estimate.ts";
 import type { Tool } from "../sandbox/tool.ts";
 import type { Database, TenantTx } from "../storage/database.ts";
@@ -31,20 +31,19 @@ import {
 } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { asActivity } from "./activity-context.ts";
-import { type CallQuota, type Reserved, type ReservedCall, maxTokensWithin, reserveQuota, usedBy } from "./call-reservation.ts";
+import {
+  type CallQuota,
+  type CallSize,
+  type Reserved,
+  type ReservedCall,
+  maxTokensInstead,
+  reserveQuota,
+  usedBy,
+} from "./call-reservation.ts";
 import { createJoinedAttempts } from "./joined-attempts.ts";
+import { type CallInput, type CallPrice, type Route, type ServedModel, callModels } from "./model-attempts.ts";
 import { composeMessages, promptOf, transcriptOf } from "./turn-conversation.ts";
 import { verdictOf } from "./turn-end.ts";
-
-/** A configured model with the provider that serves it. */
-export type ServedModel = {
-  readonly id: string;
-  readonly provider: ModelProvider;
-  readonly contextWindow: number;
-  readonly maxOutputTokens: number;
-  /** Models to try when this one is not available, in order. */
-  readonly fallbacks: readonly string[];
-};
 
 /** The overlay that a turn began with; without a digest, the one in force. @throws {AppError} `overlay_refused` */
 export type OverlayOfTurn = (tenantId: TenantId, digest: string | undefined) => Promise<Overlay>;
@@ -74,21 +73,9 @@ export type CallOutcome =
   /** The model asks for the tenant's own tools. */
   | { readonly state: "tools"; readonly tools: readonly { readonly n: number; readonly name: string }[] };
 
-/** At most two retries within ten seconds, before the first token only (contract §3). */
-const retriesPerCall = 2;
-const retryWindowMs = 10_000;
-/** No other model is begun after it: an answer may take ten minutes, and the activity has fifteen. */
-const fallbackWindowMs = 240_000;
 const transcriptMessages = 200;
 /** Attempts of one call over worker deaths; each may have reached the provider. */
 const attemptsPerCall = 10;
-
-/** What one reply may ask for: more is no use to a turn, and its history holds an event per call. */
-const toolCallsPerReply = 64;
-const toolNameCharacters = 64;
-const toolArgumentCharacters = 1_000_000;
-
-type CallPrice = { readonly rates: Rates; readonly rateCardHash: RateCardHash; readonly markupPpm: MarkupPpm };
 
 type OpenedCall = ReservedCall & {
   readonly rateCardHash: RateCardHash;
@@ -106,25 +93,7 @@ type OpenedCall = ReservedCall & {
 };
 
 /** A call that may go to its provider: its quota is reserved. */
-type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "held">;
-
-/** One model that a call may be made of. */
-type Route = Pick<OpenedCall, "model" | "price"> & { readonly input: CallInput };
-
-type FailedAttempt = {
-  readonly route: Route;
-  readonly error: ModelCallError;
-  /** The model said nothing and counted nothing. */
-  readonly isFree: boolean;
-};
-type Attempt = { readonly route: Route; readonly result: ModelResult } | FailedAttempt;
-
-/** What goes to the provider beside the turn's own settings. */
-type CallInput = {
-  readonly messages: readonly ChatMessage[];
-  readonly tools: readonly ToolDefinition[];
-  readonly settings: SamplingSettings & { readonly maxTokens: number };
-};
+type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "isLeased">;
 
 export const createModelCall = (deps: CallDeps) => {
   const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, rateCardAt, quota, alarms, now, log } = deps;
@@ -203,7 +172,7 @@ export const createModelCall = (deps: CallDeps) => {
    * The other models that the call may be made of, in order: the overlay's, else the administrator's. Each is priced, the tenant's
    * to use, and answers within what is held for the call.
    */
-  function* fallbacksOf(call: ReadyCall, overlay: Overlay): Generator<Route, undefined> {
+  function* fallbacksOf(call: ReadyCall, own: Route, overlay: Overlay): Generator<Route, undefined> {
     const ids = new Set(overlay.fallbacks.length > 0 ? overlay.fallbacks : call.model.fallbacks);
     for (const id of ids) {
       const rates = call.prices.get(id);
@@ -212,9 +181,10 @@ export const createModelCall = (deps: CallDeps) => {
       if (model === undefined) continue;
       const price = { ...call.price, rates };
       const input = inputOf(call, overlay, model);
-      const promptTokens = estimatePromptTokens(estimateTokens, { model: id, ...input });
-      const maxTokens = maxTokensWithin(call.held, { promptTokens, maxTokens: input.settings.maxTokens, price });
-      if (maxTokens !== undefined) yield { model, price, input: { ...input, settings: { ...input.settings, maxTokens } } };
+      const { maxTokens } = input.settings;
+      const promptTokens = promptTokensOf(model, input);
+      const within = call.isLeased ? maxTokensInstead(sizeOf(own), { promptTokens, maxTokens, price }) : maxTokens;
+      if (within !== undefined) yield { model, price, promptTokens, input: withMaxTokens(input, within) };
     }
   }
 
@@ -226,33 +196,6 @@ export const createModelCall = (deps: CallDeps) => {
       if (error instanceof AppError) return undefined;
       throw error;
     }
-  }
-
-  /**
-   * Calls the provider, again where the contract allows it; every delta goes to the bus as it comes. A model that said nothing and
-   * counted nothing gives way to the next one at once. If none of them answers, the turn's own is tried again, and its error counts.
-   */
-  async function callProvider(call: ReadyCall, own: Route, overlay: Overlay, signal: AbortSignal): Promise<Attempt> {
-    const publish = publisherOf(bus, call);
-    const beganAtMs = now();
-    let ended = await attempt(own, call.callId, publish, signal);
-    if (!mayGiveWay(ended)) return ended;
-    for (const route of fallbacksOf(call, overlay)) {
-      if (signal.aborted || now() - beganAtMs > fallbackWindowMs) break;
-      const { kind, status, message } = ended.error;
-      log("a model gave way to another", { callId: call.callId, model: own.model.id, to: route.model.id, kind, status, message });
-      // Another key than its own: the same one with another body is a mistake to a provider of both.
-      const other = await attempt(route, `${call.callId}/${route.model.id}`, publish, signal);
-      if (!("error" in other) || !other.isFree || other.error.kind === "aborted") return other;
-    }
-    for (let retry = 0; retry < retriesPerCall && isPassing(ended.error); retry++) {
-      const pauseMs = ended.error.retryAfterMs ?? 250 * 2 ** retry;
-      if (signal.aborted || now() + pauseMs > beganAtMs + retryWindowMs) break;
-      await pause(pauseMs, signal);
-      ended = await attempt(own, call.callId, publish, signal);
-      if (!mayGiveWay(ended)) break;
-    }
-    return ended;
   }
 
   function usageRow(call: ReadyCall, usage: CountedUsage, providerRequestId: string | undefined, toolCalls: number): UsageRow {
@@ -286,16 +229,17 @@ export const createModelCall = (deps: CallDeps) => {
       isOurs = true;
       return isEnded ? (toolsAsked ?? finished) : await readFinishedTurn(tx, call.turn.turnId);
     });
-    if (isOurs) tell(call, row);
+    if (isOurs) tellQuota(call, row);
+    if (isOurs) raiseAlarm(call, row);
     return announce(call.turn.turnId, standing);
   }
 
-  /**
-   * Tells the leases what a call came to, and of a count that is ours. What is not told, because another attempt ended the call,
-   * is found in its row.
-   */
-  function tell({ context, callId, held }: ReadyCall, row: UsageRow | undefined): void {
-    if (held !== undefined) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
+  /** Tells the leases what a call came to. What is not told, because another attempt ended the call, is found in its row. */
+  function tellQuota({ context, callId, isLeased }: ReadyCall, row: UsageRow | undefined): void {
+    if (isLeased) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
+  }
+
+  function raiseAlarm({ context, callId }: ReadyCall, row: UsageRow | undefined): void {
     if (row?.usage.doubt !== undefined) alarms.raise(context.tenantId, { callId, model: row.model, doubt: row.usage.doubt });
   }
 
@@ -331,7 +275,8 @@ export const createModelCall = (deps: CallDeps) => {
       if (row !== undefined) await recordUsage(tx, row);
       return isEnded ? finished : await readFinishedTurn(tx, call.turn.turnId);
     });
-    if (isOurs) tell(call, row);
+    if (isOurs) tellQuota(call, row);
+    if (isOurs) raiseAlarm(call, row);
     return announce(call.turn.turnId, standing);
   }
 
@@ -376,25 +321,28 @@ export const createModelCall = (deps: CallDeps) => {
     if (!("callId" in call)) return call;
     let overlay: Overlay;
     let input: CallInput;
+    let promptTokens: number;
     let reserved: Reserved;
     try {
       overlay = await overlayOf(context.tenantId, call.turn.request.overlay);
       input = inputOf(call, overlay, call.model);
-      const promptTokens = estimatePromptTokens(estimateTokens, { model: call.model.id, ...input });
+      promptTokens = promptTokensOf(call.model, input);
       reserved = await reserveQuota({ database, quota }, call, { promptTokens, maxTokens: input.settings.maxTokens });
     } catch (error) {
       if (!(error instanceof AppError) || !refusals.has(error.code)) throw error;
       return await persist(signal, async () => await settleRefusal(call, error));
     }
-    const { maxTokens, ...admitted } = reserved;
-    const ready: ReadyCall = { ...call, ...admitted };
-    const own: Route = { model: call.model, price: call.price, input: { ...input, settings: { ...input.settings, maxTokens } } };
-    const ended = await callProvider(ready, own, overlay, signal);
+    const ready: ReadyCall = { ...call, ...reserved };
+    const { model: ownModel, price: ownPrice } = call;
+    const own: Route = { model: ownModel, price: ownPrice, promptTokens, input: withMaxTokens(input, reserved.maxTokens) };
+    const others = fallbacksOf(ready, own, overlay);
+    const ended = await callModels({ callId: call.callId, own, others, publish: publisherOf(bus, call), signal, now, log });
     const { model, price } = ended.route;
     const made: ReadyCall = { ...ready, model, price };
     if (!("error" in ended)) return await persist(signal, async () => await settleAnswer(made, ended.result));
-    const { error } = ended;
-    if (error.kind === "aborted" && signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });
+    const { error, isFree } = ended;
+    if (signal.reason === "shutdown" && (isFree || error.kind === "aborted"))
+      throw new AppError("unavailable", { turnId, why: "worker shutdown" });
     return await persist(signal, async () => await settleFailure(made, error));
   }
 
@@ -412,43 +360,8 @@ export const createModelCall = (deps: CallDeps) => {
   };
 };
 
-/** One try of one model. */
-async function attempt(route: Route, key: string, publish: (delta: ModelDelta) => void, signal: AbortSignal): Promise<Attempt> {
-  let isSilent = true;
-  try {
-    const deltas = route.model.provider.call({ model: route.model.id, ...route.input, callId: key }, signal);
-    for (;;) {
-      const { done, value } = await deltas.next();
-      if (done === true) return { route, result: checkedResult(value) };
-      isSilent = false;
-      publish(value);
-    }
-  } catch (error) {
-    if (!(error instanceof ModelCallError)) throw error;
-    return { route, error, isFree: isSilent && error.usage === undefined };
-  }
-}
-
-const isPassing = ({ kind }: ModelCallError): boolean => kind === "busy" || kind === "unreachable";
-
-/** What another model, or another try, may do better: everything but what the caller asked for. */
-const mayGiveWay = (ended: Attempt): ended is FailedAttempt =>
-  "error" in ended && ended.isFree && ended.error.kind !== "refused" && ended.error.kind !== "aborted";
-
 /** Errors that end a turn as they are, for its caller to read. */
 const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd"]);
-
-/** @throws {ModelCallError} `garbage` with the usage, for a reply that asks for more than a turn can carry */
-function checkedResult(result: ModelResult): ModelResult {
-  const { toolCalls } = result.reply;
-  const isTooMuch =
-    toolCalls.length > toolCallsPerReply ||
-    toolCalls.some(({ name }) => name.length > toolNameCharacters) ||
-    toolCalls.reduce((sum, { arguments: json }) => sum + json.length, 0) > toolArgumentCharacters;
-  if (!isTooMuch) return result;
-  const { usage, providerRequestId } = result;
-  throw new ModelCallError("garbage", "the reply asks for too many, too large or too oddly named tool calls", { usage, providerRequestId });
-}
 
 async function standingVerdict(tx: TenantTx, { turnId }: TurnRow): Promise<CallOutcome> {
   const finished = await readFinishedTurn(tx, turnId);
@@ -471,6 +384,12 @@ function doneTurn(call: OpenedCall, reply: ModelReply, usage: CountedUsage): Fin
     },
   };
 }
+
+const promptTokensOf = ({ id }: ServedModel, input: CallInput): number => estimatePromptTokens(estimateTokens, { model: id, ...input });
+
+const withMaxTokens = (input: CallInput, maxTokens: number): CallInput => ({ ...input, settings: { ...input.settings, maxTokens } });
+
+const sizeOf = ({ promptTokens, price, input }: Route): CallSize => ({ promptTokens, price, maxTokens: input.settings.maxTokens });
 
 /** Between the texts of two model calls of one turn. */
 const stepSeparator = "\n\n";
@@ -508,11 +427,4 @@ function toAppError(error: ModelCallError): AppError {
     case "garbage":
       return new AppError("provider_error", { kind: error.kind });
   }
-}
-
-async function pause(ms: number, signal: AbortSignal): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
-  });
 }

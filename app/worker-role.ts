@@ -43,8 +43,12 @@ export async function startWorkers(
   }
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
-  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
-  const alarms = createUsageAlarms({ chainOf: (tenantId) => clientOf(tenantId).chain, wake, log, count: metrics.usageDoubted });
+  const alarms = createUsageAlarms({
+    chainOf: (tenantId) => clientOf(tenantId).chain,
+    wake: async (owner) => await pool.wake(owner),
+    log,
+    count: metrics.usageDoubted,
+  });
   const turnActivities = createTurnActivities({
     database,
     bus,
@@ -68,6 +72,7 @@ export async function startWorkers(
     now: () => Date.now(),
     log,
   });
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const operations = createOperationClient({ connection: temporal, wake });
   const lifeActivities = createTenantLifeActivities({
     database,

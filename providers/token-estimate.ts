@@ -32,8 +32,8 @@ const runs = new RegExp(runClasses.map(({ pattern }) => `(${pattern})`).join("|"
  * Why not a tokenizer package: the kept pure-JS ones carry every vocabulary (gpt-tokenizer 4.0.0 is 30 MB on disk and decodes
  * a 200,000-entry table before its first count) and still lack the vocabularies of the models that need it most, those behind
  * compatible servers. This rule reads the text once (10 MB/s), needs nothing, and leans upwards, since it guards quotas too:
- * against o200k it gave 1.0 to 1.3 times the tokens on English, code, JSON and digits, 1.0 to 2.1 on 14 other languages and
- * emoji, and 0.8 on base64 (the reference counts are in test/providers/token-estimate.test.ts). A `TokenCounter` with a real
+ * against o200k it gives 1.0 to 1.4 times the tokens of English, code, JSON and digits, 1.0 to 1.6 of 13 other languages, and 0.8
+ * of base64 (`bench/token-estimate.ts`, figures against four vocabularies in docs/benchmarks.md). A `TokenCounter` with a real
  * vocabulary can be given to every provider instead.
  */
 export function estimateTokens(_model: string, text: string): number {

@@ -207,3 +207,32 @@ test("each step of a turn begins with the turn's own model, and each is billed b
     { model: "test-model", cost_nano_usd: 20_000n },
   ]);
 });
+
+test("a worker that stops between two tries leaves the call to the next worker instead of failing its turn", async () => {
+  const { promise: asked, resolve } = Promise.withResolvers<void>();
+  const waiting: ModelProvider = {
+    name: "busy",
+    call(request) {
+      resolve();
+      return fails("busy", { retryAfterMs: 9_000 })(request);
+    },
+  };
+  const stopping = await startTurnStack({ provider: waiting });
+  const tenant = await stopping.addTenant("globex");
+  await stopping.pool.wake(tenant.tenantId);
+  const turn = someTurn("api:stopping:default", "hello");
+  await stopping.database.withTenant(tenant, async (tx) => await insertTurn(tx, turn, turn.sessionId));
+  const submitted = stopping.clientOf(tenant.tenantId).submitTurn({ sessionId: turn.sessionId }, turn);
+  submitted.catch(() => undefined); // nobody is left to answer
+  await asked;
+
+  await stopping.pool.close();
+  const [finished, journal] = await stopping.database.withTenant(tenant, async (tx) => [
+    await readFinishedTurn(tx, turn.turnId),
+    await tx.query("select state from model_call where turn_id = $1", [turn.turnId]),
+  ]);
+  await stopping.close();
+
+  expect(finished).toBeUndefined();
+  expect(journal).toEqual([{ state: "started" }]);
+});
