@@ -60,6 +60,8 @@ export type CallDeps = {
   readonly modelOf: (id: string) => ServedModel;
   /** The card in force now, and the markup of the tenant. */
   readonly pricing: (tenantId: TenantId) => Promise<{ readonly rateCard: RateCard; readonly markupPpm: MarkupPpm }>;
+  /** A card that was in force before. */
+  readonly rateCardAt: (hash: RateCardHash) => Promise<RateCard>;
   readonly quota: CallQuota;
   /** Hears of every billed call whose tokens were counted here. */
   readonly alarms: Pick<UsageAlarms, "raise">;
@@ -89,6 +91,8 @@ const toolArgumentCharacters = 1_000_000;
 type CallPrice = { readonly rates: Rates; readonly rateCardHash: RateCardHash; readonly markupPpm: MarkupPpm };
 
 type OpenedCall = ReservedCall & {
+  readonly rateCardHash: RateCardHash;
+  readonly markupPpm: MarkupPpm;
   readonly turn: TurnRow;
   readonly step: number;
   readonly model: ServedModel;
@@ -123,20 +127,17 @@ type CallInput = {
 };
 
 export const createModelCall = (deps: CallDeps) => {
-  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, quota, alarms, now, log } = deps;
+  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, rateCardAt, quota, alarms, now, log } = deps;
   const joinAttempt = createJoinedAttempts<CallOutcome>();
 
   async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
     const { rateCard, markupPpm } = await pricing(context.tenantId);
-    return await database.withTenant(context, async (tx) => {
+    const call = await database.withTenant(context, async (tx): Promise<Omit<OpenedCall, "price" | "prices"> | CallOutcome> => {
       const turn = await claimTurn(tx, turnId);
       if (turn === undefined || turn.state === "void") return { state: "aborted", code: "turn_aborted" };
       if (turn.state !== "running") return await standingVerdict(tx, turn);
       const model = modelOf(turn.request.model);
-      const rates = rateCard.rates.get(model.id);
-      if (rates === undefined) throw new AppError("model_not_priced", { model: model.id });
-      const price = { rates, rateCardHash: rateCard.hash, markupPpm };
-      const opened = await openCall(tx, { turnId, step, model: model.id });
+      const opened = await openCall(tx, { turnId, step, model: model.id, terms: { rateCardHash: rateCard.hash, markupPpm } });
       if ("voided" in opened) return await standingVerdict(tx, turn);
       if ("finished" in opened) return toolsAskedBy(turn, opened.finished.reply) ?? (await standingVerdict(tx, turn));
       if (opened.attempt > attemptsPerCall) return await giveUp(tx, turn, callIdOf(turnId, step), opened.attempt);
@@ -150,13 +151,18 @@ export const createModelCall = (deps: CallDeps) => {
         step,
         ...opened,
         model,
-        price,
-        prices: rateCard.rates,
         transcript,
         earlier,
         toolRuns,
       };
     });
+    if (!("callId" in call)) return call;
+    // An attempt after a crash is billed by what the first one was admitted under.
+    const { rateCardHash } = call;
+    const { rates: prices } = rateCardHash === rateCard.hash ? rateCard : await rateCardAt(rateCardHash);
+    const rates = prices.get(call.model.id);
+    if (rates === undefined) throw new AppError("model_not_priced", { model: call.model.id });
+    return { ...call, price: { rates, rateCardHash, markupPpm: call.markupPpm }, prices };
   }
 
   /** What the turn's overlay makes of a call. Gateway mode adds nothing to what was sent but the ceiling of the answer. */

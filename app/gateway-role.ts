@@ -32,6 +32,7 @@ import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createOperationRoutes } from "../gateway/operation-routes.ts";
 import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
+import { createRateCardRoutes } from "../gateway/rate-card-routes.ts";
 import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
 import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
 import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
@@ -61,8 +62,24 @@ export type StartedGateway = { readonly url: string; readonly warnings: readonly
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
-  const { config, database, keys, temporal, bus, clientOf, log, logger, tenants, wake, environment, home, temporalUiUrl, metrics, quota } =
-    parts;
+  const {
+    config,
+    live,
+    database,
+    keys,
+    temporal,
+    bus,
+    clientOf,
+    log,
+    logger,
+    tenants,
+    wake,
+    environment,
+    home,
+    temporalUiUrl,
+    metrics,
+    quota,
+  } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
     opened.close(),
   );
@@ -86,7 +103,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? system : clientOf(owner).chain);
   const changes = createChanges({ database, dataKeys: keys.dataKeys, chainOf, wake, obstacle: relay.obstacle, log });
   const operations = createOperationClient({ connection: temporal, wake });
-  const ground = () => config;
+  const ground = live.current;
+  const rateCards = resources.add(await live.follow({ changes, isWriter: true }), (follower) => follower.stop());
   const writeOverlay = createOverlayWriter({ reader: parts.overlays, database, encryption: parts.encryption, ground, changes });
   const files = resources.add(await startOverlayFiles({ database, home, reader: parts.overlays, write: writeOverlay, log }), (started) =>
     started.stop(),
@@ -103,7 +121,10 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
   };
   const checks = {
-    config: async () => {},
+    config: async () => {
+      const fault = live.fault();
+      if (fault !== undefined) throw new AppError("invalid_configuration", { client: { message: fault } });
+    },
     database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
     temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
   };
@@ -112,7 +133,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       turns,
       sessions: createSessionService({ database, bus, clientOf, log }),
       overlays,
-      defaultModel: (overlay) => resolveTenantModel(config, overlay, "default").id,
+      defaultModel: (overlay) => resolveTenantModel(live.current(), overlay, "default").id,
       tenants,
       reports,
       checks,
@@ -127,10 +148,16 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
     metrics: metrics.gateway,
     routes: [
-      createChatRoutes({ turns, tokens, quota, overlays, resolveModel: (overlay, name) => resolveTenantModel(config, overlay, name).id }),
+      createChatRoutes({
+        turns,
+        tokens,
+        quota,
+        overlays,
+        resolveModel: (overlay, name) => resolveTenantModel(live.current(), overlay, name).id,
+      }),
       createHealthRoutes(checks),
       createModelRoutes({
-        models: async (tenantId) => modelsOfTenant(config, (await overlays.of(tenantId)).overlay),
+        models: async (tenantId) => modelsOfTenant(live.current(), (await overlays.of(tenantId)).overlay),
         startedAtMs: Date.now(),
       }),
       createAdminRoutes({ tenants, reports, database }),
@@ -138,6 +165,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createTenantStateRoutes({ tenants, changes, operations, defaultQuota: defaultQuota(config) }),
       createOperationRoutes({ operations }),
       createOverlayRoutes({ tenants, overlays }),
+      createRateCardRoutes({ live, rateCards, database, tenants, overlays }),
       createAdminKeyRoutes({ database, changes }),
       createKeyRoutes({ changes }),
       createAuditRoutes({

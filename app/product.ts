@@ -4,9 +4,10 @@ import { writeDefaultConfig } from "../control-plane/default-config.ts";
 import { ensureDemoTenant } from "../control-plane/demo-tenant.ts";
 import type { Environment } from "../control-plane/environment.ts";
 import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
+import { createChanges } from "../control-plane/changes.ts";
+import { type LiveConfiguration, openLiveConfiguration } from "../control-plane/live-configuration.ts";
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
-import { storeRateCard } from "../control-plane/rate-cards.ts";
 import { type Tenant, createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
@@ -17,6 +18,7 @@ import { createHome } from "../storage/tenant-paths.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
+import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
@@ -45,7 +47,10 @@ export type ProductParts = {
   readonly environment: Environment;
   readonly variables: StartOptions["variables"];
   readonly home: string;
+  /** As the process started with it. */
   readonly config: AdminConfig;
+  /** The same with the rate card and the markup of now. */
+  readonly live: LiveConfiguration;
   readonly database: Database;
   readonly keys: OpenedDataKeys;
   readonly temporal: TemporalConnection;
@@ -83,7 +88,7 @@ export async function startProduct(environment: Environment, { role, variables }
 
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();
-    await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
+    const live = await openLiveConfiguration({ database, home, config, log });
     const keys = resources.add(
       await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
       async (opened) => await opened.close(),
@@ -93,7 +98,7 @@ export async function startProduct(environment: Environment, { role, variables }
     );
     const bus = await openBus(role, database, log, resources);
     const encryption = createFieldEncryption(keys.dataKeys);
-    const overlays = resources.add(await openOverlayReader({ database, encryption, ground: () => config }), (opened) => opened.close());
+    const overlays = resources.add(await openOverlayReader({ database, encryption, ground: live.current }), (opened) => opened.close());
     const lane: LaneSettings = {
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
       modelCall: config.temporal.model_call ?? "remote",
@@ -116,6 +121,7 @@ export async function startProduct(environment: Environment, { role, variables }
       variables,
       home,
       config,
+      live,
       database,
       keys,
       temporal,
@@ -139,6 +145,10 @@ export async function startProduct(environment: Environment, { role, variables }
             void workers.wake(parseOwner(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })),
         );
         resources.add(stopListening, (close) => close());
+        const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? forSystem(temporal) : clientOf(owner).chain);
+        // No gateway need run on this home, so an edit of its file is recorded from here too.
+        const changes = createChanges({ database, dataKeys: keys.dataKeys, chainOf, wake, obstacle: () => undefined, log });
+        resources.add(await live.follow({ changes, isWriter: false }), (follower) => follower.stop());
       }
     }
     resources.add(await startErasedFiles({ database, home, log }), (started) => started.stop());

@@ -4,6 +4,7 @@ import { createTenantLifeActivities } from "../activities/tenant-life-activities
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
+import { loadRateCard } from "../control-plane/rate-cards.ts";
 import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { createUsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError } from "../domain/app-error.ts";
@@ -28,7 +29,7 @@ import type { Resources } from "./resources.ts";
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, variables, home, database, keys, temporal, bus, overlays, clientOf, tenantOf, quota, log, metrics }: ProductParts,
+  { config, live, variables, home, database, keys, temporal, bus, overlays, clientOf, tenantOf, quota, log, metrics }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
@@ -56,10 +57,12 @@ export async function startWorkers(
       return { workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox, uid: tenantUidOf(osUidIndex) };
     },
     modelOf: servedModels(config, variables),
-    pricing: async (tenantId) => ({
-      rateCard: config.rateCard,
-      markupPpm: ((await tenantOf(tenantId)).markupPpm ?? config.billing.markupPpm) as MarkupPpm,
-    }),
+    pricing: async (tenantId) => {
+      const tenant = await tenantOf(tenantId);
+      const { rateCard, billing } = live.current();
+      return { rateCard, markupPpm: (tenant.markupPpm ?? billing.markupPpm) as MarkupPpm };
+    },
+    rateCardAt: async (hash) => await database.withControl(async (tx) => await loadRateCard(tx, hash), { readOnly: true }),
     quota,
     alarms,
     now: () => Date.now(),

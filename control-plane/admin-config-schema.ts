@@ -95,6 +95,22 @@ export const ratesSchema = z.strictObject({
   reasoning: rate.optional(),
 });
 
+/** A rate card whose decimals are not looked at: `createRateCard` says what is wrong with one. */
+export const rateCardShape = z.record(
+  modelId,
+  z.strictObject(
+    {
+      input: z.string("must be USD per 1M tokens"),
+      output: z.string("must be USD per 1M tokens"),
+      cache_read: z.string("must be USD per 1M tokens").optional(),
+      cache_write: z.string("must be USD per 1M tokens").optional(),
+      reasoning: z.string("must be USD per 1M tokens").optional(),
+    },
+    "must be a mapping with input and output",
+  ),
+  "must be a mapping of models to their rates",
+);
+
 const quotaSchema = z.strictObject({
   tokens_per_day: whole(0).nullable().optional(),
   cost_per_day_usd: usd.nullable().optional(),

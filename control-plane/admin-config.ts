@@ -46,7 +46,7 @@ export type AdminConfig = {
 /** A model that can be called and priced. */
 export type ResolvedModel = ModelSettings & { readonly rates: Rates };
 
-const maxBytes = 1024 * 1024;
+export const adminConfigMaxBytes = 1024 * 1024;
 /** What a client may call the default model. */
 export const defaultModelNames: ReadonlySet<string> = new Set(["default", "openclaw"]);
 
@@ -73,7 +73,7 @@ export function loadAdminConfig(home: string): AdminConfig {
 
 /** @throws {AppError} `invalid_configuration` naming `file`, line and key path. */
 export function parseAdminConfig(text: string, file = "config.yaml"): AdminConfig {
-  const source = readConfigurationText(text, { file, maxBytes });
+  const source = readConfigurationText(text, { file, maxBytes: adminConfigMaxBytes });
   const parsed = adminConfigSchema.safeParse(source.value);
   if (!parsed.success) {
     const { path, says } = issueToTell(parsed.error.issues);

@@ -10,6 +10,7 @@ import { acceptOverlay } from "../storage/overlay-repository.ts";
 import { requestRotation } from "../storage/key-rotation.ts";
 import { createTenantDirectory } from "../storage/tenant-paths.ts";
 import { adminScopes } from "./authentication.ts";
+import { putCardInForce } from "./rate-card-in-force.ts";
 import { checkDisplayName, notFound, tenantExists } from "./tenants.ts";
 
 /** The channel that tells every process that a tenant's token or state has changed; the payload is the tenant's id. */
@@ -36,6 +37,8 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return await revokeAdminKey(tx, command.keyId);
     case "keys.rotate":
       return await requestRotation(tx, command.rotationId);
+    case "rate-card.update":
+      return await putCardInForce(tx, command);
     case "payloads.decode":
     case "temporal.operate":
     case "usage.alarm":

@@ -1,4 +1,4 @@
-import { EVENT_ID, SCALAR_STYLE, YAMLException, getScalarValue, parseEvents, type Event } from "js-yaml";
+import { COLLECTION_STYLE, EVENT_ID, SCALAR_STYLE, YAMLException, getScalarValue, parseEvents, type Event } from "js-yaml";
 import { AppError } from "../domain/app-error.ts";
 
 /** What a configuration file holds: text, null (`~`, `null` or nothing), lists and mappings. Never a number: money would pass through a float. */
@@ -10,6 +10,18 @@ export type ConfigurationText = {
   readonly value: { readonly [key: string]: ConfigurationValue };
   /** The line, counted from 1, of the key at `path`, or of the nearest key above it. */
   lineOf(path: KeyPath): number;
+  /** Where the value at `path` stands; undefined where there is none. `[]` is the whole mapping. */
+  placeOf(path: KeyPath): ConfigurationPlace | undefined;
+};
+
+/** Offsets into the text, ends exclusive; a key and its value with their quotes and braces. */
+export type ConfigurationPlace = {
+  /** 0 for the whole mapping. */
+  readonly keyStart: number;
+  readonly keyEnd: number;
+  readonly start: number;
+  readonly end: number;
+  readonly style: "block" | "flow" | "scalar";
 };
 
 export type ReadOptions = {
@@ -57,7 +69,10 @@ export function readConfigurationText(text: string, { file, maxBytes }: ReadOpti
   if (Buffer.byteLength(text) > maxBytes) throw configurationError(file, 1, [], `is larger than ${maxBytes} bytes`);
   const events = parse(text, file);
   const offsets = new Map<string, number>();
+  const places = new Map<string, ConfigurationPlace>();
   let next = 0;
+  /** Behind the last thing that was read. */
+  let readEnd = 0;
 
   const readNode = (position: Position): ConfigurationValue => {
     const event = events[next++];
@@ -68,13 +83,14 @@ export function readConfigurationText(text: string, { file, maxBytes }: ReadOpti
         throw refuse(event.anchorStart, path, "aliases are not allowed here");
       case EVENT_ID.SCALAR:
         plainOnly(event, position);
+        readEnd = Math.max(readEnd, endOfScalar(event));
         return readScalar(text, event);
       case EVENT_ID.SEQUENCE:
         plainOnly(event, position);
-        return readSequence(event.start, path);
+        return closed(event, () => readSequence(event.start, path));
       case EVENT_ID.MAPPING:
         plainOnly(event, position);
-        return readMapping(event.start, path);
+        return closed(event, () => readMapping(event.start, path));
       case EVENT_ID.DOCUMENT:
       case EVENT_ID.POP:
         throw refuse(position.offset, path, "is not a value");
@@ -84,6 +100,15 @@ export function readConfigurationText(text: string, { file, maxBytes }: ReadOpti
   const plainOnly = (event: { anchorStart: number; tagStart: number }, { path }: Position): void => {
     if (event.anchorStart >= 0) throw refuse(event.anchorStart, path, "anchors are not allowed here");
     if (event.tagStart >= 0) throw refuse(event.tagStart, path, "tags are not allowed here");
+  };
+
+  /** A collection in braces or brackets ends behind the closing one. */
+  const closed = <T>({ start, style }: { readonly start: number; readonly style: number }, read: () => T): T => {
+    readEnd = Math.max(readEnd, start);
+    if (style === COLLECTION_STYLE.FLOW) readEnd = start + 1;
+    const value = read();
+    if (style === COLLECTION_STYLE.FLOW) readEnd = closingOf(text, readEnd) + 1;
+    return value;
   };
 
   const readSequence = (offset: number, path: KeyPath): ConfigurationValue => {
@@ -108,7 +133,17 @@ export function readConfigurationText(text: string, { file, maxBytes }: ReadOpti
       if (reservedKeys.has(key)) throw refuse(keyOffset, keyPath, "is not a known key");
       if (Object.hasOwn(mapping, key)) throw refuse(keyOffset, keyPath, "stands here twice");
       offsets.set(JSON.stringify(keyPath), keyOffset);
+      const keyEnd = readEnd;
+      const event = events[next];
       mapping[key] = readNode({ offset: keyOffset, path: keyPath });
+      const quoted = text[keyOffset - 1] === '"' || text[keyOffset - 1] === "'";
+      places.set(JSON.stringify(keyPath), {
+        keyStart: quoted ? keyOffset - 1 : keyOffset,
+        keyEnd,
+        start: startOf(event, keyEnd),
+        end: readEnd,
+        style: styleOf(event),
+      });
     }
     next++;
     return mapping;
@@ -124,6 +159,7 @@ export function readConfigurationText(text: string, { file, maxBytes }: ReadOpti
       }
       return 1;
     },
+    placeOf: (path) => places.get(JSON.stringify(path)),
   };
 
   function readDocument(): Mapping {
@@ -133,7 +169,9 @@ export function readConfigurationText(text: string, { file, maxBytes }: ReadOpti
     if (documents.length > 1) throw configurationError(file, 1, [], "holds more than one YAML document");
     if (document.directives.length > 0) throw configurationError(file, 1, [], "% directives are not allowed here");
     next = 1;
+    const event = events[next];
     const root = readNode({ offset: 0, path: [] });
+    places.set("[]", { keyStart: 0, keyEnd: 0, start: startOf(event, 0), end: readEnd, style: styleOf(event) });
     if (typeof root !== "object" || root === null || Array.isArray(root))
       throw configurationError(file, 1, [], "must be a mapping of keys to values");
     return root as Mapping;
@@ -160,4 +198,23 @@ function startOf(event: Event | undefined, fallback: number): number {
   if (event === undefined) return fallback;
   if (event.type === EVENT_ID.SCALAR) return event.valueStart >= 0 ? event.valueStart : fallback;
   return "start" in event ? event.start : fallback;
+}
+
+/** With its closing quote. */
+function endOfScalar({ valueEnd, style }: ScalarEvent): number {
+  return style === SCALAR_STYLE.DOUBLE_QUOTED || style === SCALAR_STYLE.SINGLE_QUOTED ? valueEnd + 1 : valueEnd;
+}
+
+function styleOf(event: Event | undefined): ConfigurationPlace["style"] {
+  if (event === undefined || !("style" in event) || event.type === EVENT_ID.SCALAR) return "scalar";
+  return event.style === COLLECTION_STYLE.FLOW ? "flow" : "block";
+}
+
+/** Where the collection is closed whose last element ends at `offset`: behind that there are only spaces, commas and comments. */
+function closingOf(text: string, offset: number): number {
+  for (let at = offset; at < text.length; at++) {
+    if (text[at] === "}" || text[at] === "]") return at;
+    if (text[at] === "#") at = text.indexOf("\n", at) < 0 ? text.length : text.indexOf("\n", at);
+  }
+  return text.length;
 }

@@ -81,6 +81,8 @@ export type SystemCommand =
   | { readonly type: "tenant.delete"; readonly tenantId: string }
   | { readonly type: "admin-key.create"; readonly keyId: string; readonly keyHash: string; readonly scopes: readonly string[] }
   | { readonly type: "admin-key.revoke"; readonly keyId: string }
+  /** `hash`: of a card that is stored. `markupPpm`: the one that goes with it, absent where it stays. */
+  | { readonly type: "rate-card.update"; readonly hash: string; readonly markupPpm?: number }
   /** `rotationId` is the rest of the workflow id `rekey:_system:<rotation id>`. */
   | { readonly type: "keys.rotate"; readonly rotationId: string }
   /** `publicKey`: base64 of the key's SubjectPublicKeyInfo; its SHA-256 is the key's id. */
@@ -95,6 +97,7 @@ const systemActions: readonly string[] = [
   "admin-key.create",
   "admin-key.revoke",
   "keys.rotate",
+  "rate-card.update",
   "audit-key.create",
   "payloads.decode",
   "temporal.operate",
@@ -147,6 +150,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: command.keyId };
     case "keys.rotate":
       return { tenant, target: `rekey:${command.rotationId}` };
+    case "rate-card.update":
+      return { tenant, target: `rate-card:${command.hash}${command.markupPpm === undefined ? "" : ` markup_ppm:${command.markupPpm}`}` };
   }
 }
 

@@ -1,4 +1,6 @@
 import type { FastifyPluginAsync } from "fastify";
+import { AppError } from "../domain/app-error.ts";
+import { isLocalProgram } from "./http-edge.ts";
 
 /** One thing that must work before the gateway takes traffic; resolves when it does, rejects with why it does not. */
 export type ReadinessCheck = () => Promise<void>;
@@ -15,30 +17,41 @@ export const createHealthRoutes =
     app.get(
       "/readyz",
       { config: { access: "public", describes: { summary: "Whether it can take traffic, check by check" } } },
-      async (_request, reply) => {
-        const readiness = await readinessOf(checks);
-        return await reply.code(readiness.status === "ok" ? 200 : 503).send(readiness);
+      async (request, reply) => {
+        const { readiness, reasons } = await lookAt(checks);
+        const shown = isLocalProgram(request) && Object.keys(reasons).length > 0 ? { ...readiness, reasons } : readiness;
+        return await reply.code(readiness.status === "ok" ? 200 : 503).send(shown);
       },
     );
   };
 
 export type Readiness = { readonly status: "ok" | "unavailable"; readonly checks: Record<string, "ok" | "failed"> };
 
-export async function readinessOf(checks: Readonly<Record<string, ReadinessCheck>>): Promise<Readiness> {
+/** Only whether it works: why it does not stands in the log, not on a public page. */
+export const readinessOf = async (checks: Readonly<Record<string, ReadinessCheck>>): Promise<Readiness> => (await lookAt(checks)).readiness;
+
+/** `reasons`: what the operator has to mend in `config.yaml`, for programs of this machine. */
+async function lookAt(
+  checks: Readonly<Record<string, ReadinessCheck>>,
+): Promise<{ readonly readiness: Readiness; readonly reasons: Readonly<Record<string, string>> }> {
   const results = await Promise.all(Object.entries(checks).map(async ([name, check]) => [name, await outcomeOf(check)] as const));
-  const isReady = results.every(([, outcome]) => outcome === "ok");
-  return { status: isReady ? "ok" : "unavailable", checks: Object.fromEntries(results) };
+  const isReady = results.every(([, { state }]) => state === "ok");
+  return {
+    readiness: { status: isReady ? "ok" : "unavailable", checks: Object.fromEntries(results.map(([name, { state }]) => [name, state])) },
+    reasons: Object.fromEntries(results.flatMap(([name, { reason }]) => (reason === undefined ? [] : [[name, reason]]))),
+  };
 }
 
-/** Only whether it works: why it does not stands in the log, not on a public page. */
-async function outcomeOf(check: ReadinessCheck): Promise<"ok" | "failed"> {
+async function outcomeOf(check: ReadinessCheck): Promise<{ readonly state: "ok" | "failed"; readonly reason?: string }> {
   const { promise: late, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(() => reject(new Error("timed out")), checkTimeoutMs);
   try {
     await Promise.race([check(), late]);
-    return "ok";
-  } catch {
-    return "failed";
+    return { state: "ok" };
+  } catch (error) {
+    return error instanceof AppError && error.code === "invalid_configuration"
+      ? { state: "failed", reason: error.message }
+      : { state: "failed" };
   } finally {
     clearTimeout(timer);
   }

@@ -1,6 +1,8 @@
 import { AppError, type StoredError, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
+import type { MarkupPpm } from "../domain/money.ts";
 import type { UtcDay } from "../domain/quota-ledger.ts";
+import type { RateCardHash } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
 import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
 import type { FinishedTurn, TurnKind, TurnMode, TurnReply, TurnRequest, TurnState, TurnSubmission } from "../domain/turn.ts";
@@ -147,8 +149,11 @@ export async function claimTurn(tx: TenantTx, turnId: TurnId): Promise<TurnRow |
   return row as TurnRow | undefined;
 }
 
-/** An opened call; the last three are null until its quota is reserved, and where there is none. */
-export type OpenCall = {
+/** What a call is billed by: as it was at its first attempt. */
+export type CallTerms = { readonly rateCardHash: RateCardHash; readonly markupPpm: MarkupPpm };
+
+/** An opened call; day and reservations are null until its quota is reserved, and where there is none. */
+export type OpenCall = CallTerms & {
   readonly attempt: number;
   readonly startedAtMs: number;
   readonly day: UtcDay | null;
@@ -162,14 +167,19 @@ export type OpenCall = {
  */
 export async function openCall(
   tx: TenantTx,
-  { turnId, step, model }: { turnId: TurnId; step: number; model: string },
+  { turnId, step, model, terms }: { turnId: TurnId; step: number; model: string; terms: CallTerms },
 ): Promise<OpenCall | { finished: JournaledCall } | { voided: true }> {
   const [opened] = await tx.query<OpenCall>(
-    `INSERT INTO model_call AS existing (id, turn_id, step, state, attempt, model) VALUES ($1, $2, $3, 'started', 1, $4)
-     ON CONFLICT (id) DO UPDATE SET attempt = existing.attempt + 1 WHERE existing.state = 'started'
+    `INSERT INTO model_call AS existing (id, turn_id, step, state, attempt, model, rate_card_hash, markup_ppm)
+     VALUES ($1, $2, $3, 'started', 1, $4, $5, $6)
+     ON CONFLICT (id) DO UPDATE SET attempt = existing.attempt + 1,
+       rate_card_hash = coalesce(existing.rate_card_hash, excluded.rate_card_hash),
+       markup_ppm = coalesce(existing.markup_ppm, excluded.markup_ppm)
+     WHERE existing.state = 'started'
      RETURNING attempt, (extract(epoch FROM started_at) * 1000)::float8 AS "startedAtMs", day,
-       reserved_tokens AS "reservedTokens", reserved_nano_usd AS "reservedNanoUsd"`,
-    [callIdOf(turnId, step), turnId, step, model],
+       reserved_tokens AS "reservedTokens", reserved_nano_usd AS "reservedNanoUsd",
+       rate_card_hash AS "rateCardHash", markup_ppm::float8 AS "markupPpm"`,
+    [callIdOf(turnId, step), turnId, step, model, terms.rateCardHash, terms.markupPpm],
   );
   if (opened !== undefined) return opened;
   const finished = (await readCalls(tx, turnId)).find((call) => call.step === step);

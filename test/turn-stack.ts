@@ -147,6 +147,7 @@ export async function startTurnStack({
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
       modelOf,
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
+      rateCardAt: async () => testRateCard,
       quota,
       alarms,
       now: () => Date.now(),

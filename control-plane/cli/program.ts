@@ -9,6 +9,7 @@ import { addDoctorCommand } from "./doctor-command.ts";
 import { CliError, exitCodes, type ExitCode } from "./exit-code.ts";
 import { addKeyCommands } from "./key-commands.ts";
 import { addProcessCommands } from "./process-commands.ts";
+import { addRateCommands } from "./rate-commands.ts";
 import { addTenantCommands } from "./tenant-commands.ts";
 
 const help = `
@@ -39,6 +40,7 @@ export function createProgram(context: CliContext, version: string): Command {
   addKeyCommands(program, context);
   addAuditCommands(program, context);
   addBillingCommands(program, context);
+  addRateCommands(program, context);
   addAgentCommand(program, context);
   addDoctorCommand(program, context);
   addCompletionCommand(program, context);

@@ -133,6 +133,7 @@ const bodies: Record<string, () => string> = {
   "patch /v1/tenants/{tenant}": () => JSON.stringify({ display_name: "taken over" }),
   "put /v1/tenants/{tenant}/quota": () => JSON.stringify({ requests_per_minute: 1 }),
   "put /v1/tenants/{tenant}/overlay": () => "system_prompt: taken over\n",
+  "put /v1/rate-card": () => JSON.stringify({ rate_card: { "test-model": { input: "0", output: "0" } } }),
   "post /v1/admin-keys": () => JSON.stringify({ id: "stolen", scopes: ["all"] }),
   "post /rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
   "post /v1/tenants/{tenant}/rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
@@ -361,6 +362,9 @@ const commandWords: Record<string, (() => readonly string[]) | undefined> = {
   "audit verify": () => [],
   "billing report": () => [bravo.id, "--period", "today"],
   "billing explain": () => [`${bravo.turnId}.0`],
+  "billing rates get": () => [],
+  "billing rates set": () => ["/dev/null"],
+  "billing rates check": () => [],
   agent: () => ["--tenant", bravo.id, "--message", "hello"],
 };
 

@@ -10,6 +10,7 @@ import {
 } from "../../control-plane/admin-config.ts";
 import { defaultConfigText, readShippedCard, writeDefaultConfig } from "../../control-plane/default-config.ts";
 import { AppError } from "../../domain/app-error.ts";
+import { type RateText, parseRates } from "../../domain/rate-card.ts";
 import { emptyHome } from "./control-stage.ts";
 
 const minimal = `default_model: small
@@ -42,11 +43,11 @@ test("money is read as decimal text, whole numbers as numbers", () => {
 
   expect(config.billing.markupPpm).toBe(100_000);
   expect(config.rateCard.text["small"]).toEqual({
-    input: "15.00",
-    output: "75.00",
-    cache_read: "1.50",
+    input: "15",
+    output: "75",
+    cache_read: "1.5",
     cache_write: "18.75",
-    reasoning: "75.00",
+    reasoning: "75",
   });
   expect(config.rateCard.rates.get("spare")).toMatchObject({
     input: 1n,
@@ -95,7 +96,10 @@ test("proxies and origins are taken exactly as they will be compared", () => {
 test("the hash of the card depends on its content, not on its order or comments", () => {
   const turned = minimal.replace("{ input: 0.000001, output: 1000000 }", "{ output: 1000000, input: 0.000001 } # turned");
 
+  const respelt = minimal.replace("{ input: 15.00,", "{ 'input': \"15\", # list price\n     ").replace("1.50", "1.500000");
+
   expect(parseAdminConfig(turned).rateCard.hash).toBe(parseAdminConfig(minimal).rateCard.hash);
+  expect(parseAdminConfig(respelt).rateCard.hash).toBe(parseAdminConfig(minimal).rateCard.hash);
   expect(parseAdminConfig(minimal.replace("18.75", "18.76")).rateCard.hash).not.toBe(parseAdminConfig(minimal).rateCard.hash);
 });
 
@@ -250,7 +254,8 @@ test("every model of the shipped card is whole, and its rates arrive to the digi
   expect(Object.keys(card.sources).toSorted()).toEqual(Object.keys(card.providers).toSorted());
   for (const { default_model, models } of Object.values(card.providers)) {
     expect(models[default_model]).toBeDefined();
-    for (const [id, { input, output }] of Object.entries(models)) expect(config.rateCard.text[id]).toMatchObject({ input, output });
+    for (const [id, { context_window: _window, max_output_tokens: _ceiling, ...rates }] of Object.entries(models))
+      expect(config.rateCard.rates.get(id)).toEqual(parseRates(id, rates as RateText));
   }
 });
 

@@ -34,6 +34,8 @@ const doneWith = (content: string): FinishedTurn => ({
 });
 const failed: FinishedTurn = { state: "failed", error: { code: "provider_error", message: "no" } };
 
+const terms = { rateCardHash: "card" as RateCardHash, markupPpm: noMarkup };
+
 let database: Database;
 let uidIndex = 0;
 
@@ -263,7 +265,7 @@ describe("the journal of model calls", () => {
     const opened = await stage();
     const turn = someTurn("api:jane:default", "hello");
     await store(opened.acme, turn);
-    const open = async (step = 0) => await opened.inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step, model: "test-model" }));
+    const open = async (step = 0) => await opened.inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step, model: "test-model", terms }));
     const close = async (attempt: number, reply: ModelReply | undefined, step = 0) =>
       await opened.inAcme((tx) =>
         turns.closeCall(tx, {
@@ -389,7 +391,7 @@ describe("what was said", () => {
     const turn = someTurn("api:jane:default", hostile);
     await store(acme, turn);
     const row = await inAcme((tx) => turns.claimTurn(tx, turn.turnId));
-    await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model" }));
+    await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model", terms }));
     await inAcme((tx) =>
       turns.closeCall(tx, {
         callId: callIdOf(turn.turnId, 0),
@@ -426,7 +428,7 @@ describe("what was said", () => {
     await store(acme, turn);
     const key = { turnId: turn.turnId, step: 0, n: 0 };
     const reply = replyOf("", [{ id: hostile, name: hostile, arguments: hostile }]);
-    await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model" }));
+    await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model", terms }));
     await inAcme((tx) =>
       turns.closeCall(tx, {
         callId: callIdOf(turn.turnId, 0),
@@ -449,7 +451,7 @@ describe("what was said", () => {
     const { acme, inAcme } = await stage();
     const turn = someTurn("api:jane:default", "hello");
     await store(acme, turn);
-    await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model" }));
+    await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model", terms }));
 
     const closed = await inAcme(async (tx) => {
       const isClosed = await turns.closeCall(tx, {
@@ -531,7 +533,7 @@ test("another tenant finds nothing, ends nothing and takes nothing back, though 
   const { acme, inAcme, inGlobex, openTurns } = await stage();
   const turn = someTurn("api:jane:default", "a secret");
   await store(acme, turn);
-  await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model" }));
+  await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model", terms }));
   await inAcme((tx) =>
     turns.closeCall(tx, {
       callId: callIdOf(turn.turnId, 0),
