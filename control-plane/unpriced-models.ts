@@ -41,7 +41,7 @@ export async function findUnpricedModels({ config, database, tenants, overlays }
     async (tx) =>
       await tx.query<{ tenant_id: TenantId; model: string }>(
         `select distinct tenant_id, model from control.usage_daily
-         where day >= (now() at time zone 'UTC')::date - 31 and model <> all ($1) order by tenant_id collate "C"`,
+         where day >= (now() at time zone 'UTC')::date - 31 and model <> all ($1)`,
         [[...config.rateCard.rates.keys()]],
       ),
     { readOnly: true },

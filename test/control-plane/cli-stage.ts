@@ -73,9 +73,11 @@ export async function openclaw(words: readonly string[], variables: Variables, {
   return { code, ...output };
 }
 
-/** Runs a program to its end. */
-export async function run(program: string, words: readonly string[], variables: Variables): Promise<Outcome> {
-  const child = spawn(program, words, { env: { PATH: process.env["PATH"], ...variables }, stdio: ["ignore", "pipe", "pipe"] });
+/** Runs a program to its end. @param input what it reads on standard input; default: nothing */
+export async function run(program: string, words: readonly string[], variables: Variables, input = ""): Promise<Outcome> {
+  const child = spawn(program, words, { env: { PATH: process.env["PATH"], ...variables }, stdio: ["pipe", "pipe", "pipe"] });
+  child.stdin.on("error", () => undefined); // it may end without reading
+  child.stdin.end(input);
   const output = { stdout: "", stderr: "" };
   child.stdout.on("data", (chunk) => (output.stdout += String(chunk)));
   child.stderr.on("data", (chunk) => (output.stderr += String(chunk)));
