@@ -15,7 +15,7 @@ const shippedCardSchema = z.strictObject({
       default_model: z.string(),
       models: z.record(
         z.string(),
-        z.strictObject({ ...modelSchema.omit({ provider: true, fallbacks: true }).shape, ...ratesSchema.shape }),
+        z.strictObject({ source: z.url(), ...modelSchema.omit({ provider: true, fallbacks: true }).shape, ...ratesSchema.shape }),
       ),
     }),
   ),
@@ -69,7 +69,7 @@ function draftFor(variables: KeySource): Draft {
   const card = readShippedCard();
   const models = usable.flatMap(({ name }) =>
     Object.entries(card.providers[name]?.models ?? {}).map(
-      ([id, { context_window, max_output_tokens, ...rates }]): [string, DraftModel] => [
+      ([id, { source: _source, context_window, max_output_tokens, ...rates }]): [string, DraftModel] => [
         id,
         { provider: name, context_window, max_output_tokens, rates: rates as Record<string, string> },
       ],

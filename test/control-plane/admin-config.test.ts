@@ -254,8 +254,10 @@ test("every model of the shipped card is whole, and its rates arrive to the digi
   expect(Object.keys(card.sources).toSorted()).toEqual(Object.keys(card.providers).toSorted());
   for (const { default_model, models } of Object.values(card.providers)) {
     expect(models[default_model]).toBeDefined();
-    for (const [id, { context_window: _window, max_output_tokens: _ceiling, ...rates }] of Object.entries(models))
+    for (const [id, { source, context_window: _window, max_output_tokens: _ceiling, ...rates }] of Object.entries(models)) {
       expect(config.rateCard.rates.get(id)).toEqual(parseRates(id, rates as RateText));
+      expect(["developers.openai.com", "platform.claude.com"]).toContain(new URL(source).hostname);
+    }
   }
 });
 

@@ -265,7 +265,8 @@ describe("the journal of model calls", () => {
     const opened = await stage();
     const turn = someTurn("api:jane:default", "hello");
     await store(opened.acme, turn);
-    const open = async (step = 0) => await opened.inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step, model: "test-model", terms }));
+    const open = async (step = 0) =>
+      await opened.inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step, model: "test-model", terms }));
     const close = async (attempt: number, reply: ModelReply | undefined, step = 0) =>
       await opened.inAcme((tx) =>
         turns.closeCall(tx, {
