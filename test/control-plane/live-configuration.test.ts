@@ -179,6 +179,37 @@ test("processes of one home take an edit over together, and it is one entry", as
   ]);
 });
 
+test("a file that a gateway is about to write is no edit to the other processes", async () => {
+  const { input, home } = await settledHome();
+  const before = (await entries()).length;
+  const to = freshPrice();
+  await dieBeforeWriting(home, input, to);
+
+  const follower = await startOn(home, { isWriter: false });
+  const gateway = await startOn(home);
+  await whenRead(home, textOf(to));
+  for (const { live } of [follower, gateway]) await inForce(live, to);
+
+  expect((await entries()).slice(before).map(({ actor }) => actor.type)).toEqual(["admin"]);
+});
+
+test("cards that are put one after the other are no edits to the other processes", async () => {
+  const { home } = await settledHome();
+  const before = (await entries()).length;
+  const [gateway, ...followers] = await Promise.all([
+    startOn(home),
+    startOn(home, { isWriter: false }),
+    startOn(home, { isWriter: false }),
+  ]);
+
+  const inputs = Array.from({ length: 12 }, freshPrice);
+  for (const input of inputs)
+    await gateway.writer.write(cardOf(input), { actor: { type: "admin", id: "root" }, requestId: `req_fast_${input}` });
+  for (const { live } of followers) await inForce(live, inputs.at(-1) ?? 0);
+
+  expect((await entries()).slice(before).map(({ target }) => target)).toEqual(inputs.map((input) => `rate-card:${hashOf(input)}`));
+});
+
 test("edits and cards that are put at the same time end with one card: in the file, in force, and last in the chain", async () => {
   const { home } = await settledHome();
   const { live, writer } = await startOn(home);
