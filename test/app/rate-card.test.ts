@@ -468,7 +468,7 @@ test("a gateway that is killed while cards are put leaves a whole file, and star
     expect((await entries()).map(({ target }) => target.split(" ")[0])).toContain(`rate-card:${left}`);
   }
   expect((await openclaw(["audit", "verify"])).code).toBe(0);
-});
+}, 180_000);
 
 test("a gateway of another home has a card of its own", async () => {
   const second = await startProduct({ config: configOf(model.url), env, role: "gateway", adminKey: gateway.adminKey });
