@@ -37,7 +37,7 @@ const rate = decimal(
 );
 const markup = decimal(
   (value) => parseMarkup(value, "markup"),
-  "must be a decimal of at most 6 places between 0 and 1,000, for example 0.10 for 10 %",
+  "must be a decimal of at most 6 places between 0 and 1,000,000, for example 0.10 for 10 %",
 );
 const usd = decimal((value) => parseRate(value, "usd"), "must be US dollars: a decimal of at most 6 places between 0 and 1,000,000");
 

@@ -62,7 +62,7 @@ export async function explainCall(database: Pick<Database, "withControl">, rowId
     async (tx) => {
       const [row] = await tx.query<ExplainedRow>(
         `select id, tenant_id, ("timestamp" at time zone 'UTC')::date as day, model, input_tokens, cache_read_tokens, cache_write_tokens,
-                output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash, estimated
+                output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm::float8, rate_card_hash, estimated
          from control.usage_ledger where id = $1 and ($2::text is null or tenant_id = $2)`,
         [rowId, tenantId ?? null],
       );

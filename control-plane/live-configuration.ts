@@ -16,7 +16,9 @@ import {
   haveSameTerms,
   intendWrite,
   rateCardChannel,
+  intendedSeconds,
   readInForce,
+  readInForceBeside,
   readIntendedWrite,
 } from "./rate-card-in-force.ts";
 import { withRateCard } from "./rate-card-text.ts";
@@ -58,8 +60,6 @@ export type LiveConfigurationDeps = {
 const settledMs = 300;
 /** A PUT waits so often for an editor to finish. */
 const settleLooks = 10;
-/** A change that is recorded later than this after its PUT was given up does not find its write any more. */
-const intendedMs = 60_000;
 /** How long a start waits for the first look at the file. */
 const startPatienceMs = 1_500;
 
@@ -154,7 +154,7 @@ export async function openLiveConfiguration({
     if (found === undefined) return false;
     const { intended, terms, card } = found;
     const isStanding = rateCard.hash === intended.fromHash && rateCard.hash !== intended.hash;
-    if (isStanding && terms.hash !== intended.hash && intended.ageMs < intendedMs) return false;
+    if (isStanding && terms.hash !== intended.hash && intended.ageMs < intendedSeconds * 1_000) return false;
     if (isStanding && terms.hash === intended.hash) {
       const isUnchanged = (): boolean => signatureOf(statSync(path)) === signature;
       if (!replaceOperatorFile(path, withRateCard(text, card.text), isUnchanged)) return true;
@@ -179,26 +179,30 @@ export async function openLiveConfiguration({
         }
         if (handled === file.signature && !(isWriter && mayHoldWrite)) return file;
         if (isWriter && mayHoldWrite && (await finishWrite(file))) continue;
-        await takeOver(file.config);
+        if (!(await takeOver(file))) return undefined;
         setFault(undefined);
         handled = file.signature;
         return file;
       }
     };
 
-    const takeOver = async ({ rateCard, billing: { markupPpm } }: AdminConfig): Promise<void> => {
+    /** @returns false while a gateway is writing the file: what it holds is no edit then */
+    const takeOver = async ({ signature, config: { rateCard, billing } }: GoodFile): Promise<boolean> => {
+      const { markupPpm } = billing;
       const terms = { hash: rateCard.hash, markupPpm };
-      if (haveSameTerms(terms, termsOf(current))) return;
+      if (haveSameTerms(terms, termsOf(current))) return true;
       const inForce = await database.withControl(async (tx) => {
         await storeRateCard(tx, rateCard);
-        return await readInForce(tx);
+        return await readInForceBeside(tx, terms.hash);
       });
       if (!haveSameTerms(terms, inForce)) {
+        if (inForce.isBeingWritten || signatureOf(statSync(path)) !== signature) return false;
         // The same edit of the same version is one change, however often and by how many processes it is met.
         const requestId = `rate-card-file:${inForce.version}:${terms.hash.slice(0, 16)}:${markupPpm}`;
         await changes.make(systemOwner, { type: "rate-card.update", ...terms }, { actor: { type: "system", id: "config" }, requestId });
       }
       adopt(rateCard, markupPpm);
+      return true;
     };
 
     let looksInLine = 0;

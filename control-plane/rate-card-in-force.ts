@@ -8,8 +8,8 @@ import { storeRateCard } from "./rate-cards.ts";
 /** What calls are priced with, beside a tenant's own markup. */
 export type PriceTerms = { readonly hash: string; readonly markupPpm: number };
 
-/** The terms of the last audited change of them. */
-export type TermsInForce = PriceTerms & { readonly version: number; readonly changedAtMs: number };
+/** A write that was noted longer ago is nobody's but its own gateway's. */
+export const intendedSeconds = 60;
 
 /** The channel that tells every process to look at its `config.yaml`. */
 export const rateCardChannel = "openclaw_rate_card";
@@ -25,17 +25,30 @@ export async function beginInForce(tx: ControlTx, card: RateCard, markupPpm: Mar
   ]);
 }
 
-export async function readInForce(tx: ControlTx): Promise<TermsInForce> {
-  const [row] = await tx.query<{ version: bigint; hash: string; markup_ppm: bigint; changed_at: Date }>(
-    "select version, hash, markup_ppm, changed_at from control.rate_card_in_force",
+/** The terms of the last audited change of them. */
+export async function readInForce(tx: ControlTx): Promise<PriceTerms> {
+  const [row] = await tx.query<{ hash: string; markup_ppm: bigint }>("select hash, markup_ppm from control.rate_card_in_force");
+  if (row === undefined) throw new AppError("internal", { reason: "no rate card is in force" });
+  return { hash: row.hash, markupPpm: Number(row.markup_ppm) };
+}
+
+/**
+ * The terms in force, and whether a gateway is about to write them into a file that still holds `fileHash`. One statement, so that
+ * both are of one moment.
+ */
+export async function readInForceBeside(
+  tx: ControlTx,
+  fileHash: string,
+): Promise<PriceTerms & { readonly version: number; readonly isBeingWritten: boolean }> {
+  const [row] = await tx.query<{ version: bigint; hash: string; markup_ppm: bigint; being_written: boolean }>(
+    `select version, hash, markup_ppm,
+            exists (select from control.rate_card_write write where write.hash = standing.hash and write.from_hash = $1
+                    and write.created_at > now() - interval '${intendedSeconds} seconds') as being_written
+     from control.rate_card_in_force standing`,
+    [fileHash],
   );
   if (row === undefined) throw new AppError("internal", { reason: "no rate card is in force" });
-  return {
-    version: Number(row.version),
-    hash: row.hash,
-    markupPpm: Number(row.markup_ppm),
-    changedAtMs: row.changed_at.getTime(),
-  };
+  return { version: Number(row.version), hash: row.hash, markupPpm: Number(row.markup_ppm), isBeingWritten: row.being_written };
 }
 
 /** Since when a card may price calls: its last change, or where another one is in force elsewhere, when it was first seen. */

@@ -52,7 +52,7 @@ type TenantRow = {
   display_name: string | null;
   state: TenantState;
   os_uid_index: number;
-  markup_ppm: number | null;
+  markup_ppm: bigint | null;
   created_at: Date;
 } & QuotaRow;
 
@@ -74,7 +74,7 @@ const toTenant = (row: TenantRow): Tenant => ({
   displayName: row.display_name ?? undefined,
   state: row.state,
   osUidIndex: row.os_uid_index,
-  markupPpm: row.markup_ppm ?? undefined,
+  markupPpm: row.markup_ppm === null ? undefined : Number(row.markup_ppm),
   quota: toQuota(row),
   createdAtMs: row.created_at.getTime(),
 });

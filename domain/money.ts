@@ -47,10 +47,10 @@ export function parseRate(text: string, name: string): PicoUsdPerToken {
   return picoUsd as PicoUsdPerToken;
 }
 
-/** A markup as decimal text, `"0.10"` for 10 %. @throws {AppError} `invalid_rate` beyond 6 places or outside 0 to 1,000. */
+/** A markup as decimal text, `"0.10"` for 10 %. @throws {AppError} `invalid_rate` beyond 6 places or outside 0 to 1,000,000. */
 export function parseMarkup(text: string, name: string): MarkupPpm {
   const ppm = parseDecimal(text, 6, name);
-  if (ppm > 1_000_000_000n) throw invalidRate(name, text);
+  if (ppm > 1_000_000_000_000n) throw invalidRate(name, text);
   return Number(ppm) as MarkupPpm;
 }
 

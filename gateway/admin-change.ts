@@ -26,13 +26,23 @@ export function changeOptionsOf(request: FastifyRequest): ChangeOptions {
 /** The body of a change that needs none: absent, empty or `{}`. */
 export const noBody = z.strictObject({}).nullish();
 
+/** Money and shares: no number under these keys becomes a float here. */
+const decimalKeys: ReadonlySet<string> = new Set(["markup", "cost_per_day_usd"]);
+
+/** The same value with its decimals as the text that was sent. */
+function withDecimalTexts(body: string): unknown {
+  return JSON.parse(body, (key, value: unknown, { source }: { readonly source?: string } = {}) =>
+    typeof value === "number" && decimalKeys.has(key) ? source : value,
+  ) as unknown;
+}
+
 /** Lets an empty body through whatever its content type says, for the routes that are registered on `app`. */
 export function acceptEmptyBodies(app: FastifyInstance): void {
   const parseJson = app.getDefaultJsonParser("error", "error");
   app.removeContentTypeParser("application/json");
   app.addContentTypeParser("application/json", { parseAs: "string" }, (request, body, done) => {
     if (body === "") done(null, undefined);
-    else void parseJson(request, body as string, done);
+    else void parseJson(request, body as string, (error) => done(error, error ? undefined : withDecimalTexts(body as string)));
   });
   app.addContentTypeParser("*", { parseAs: "string" }, (_request, body, done) => {
     if (body === "") done(null, undefined);

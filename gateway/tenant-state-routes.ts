@@ -20,7 +20,7 @@ export type TenantStateDeps = {
   readonly defaultQuota: TenantQuota;
 };
 
-/** A JSON number is read as the shortest decimal text that stands for it. */
+/** A JSON number arrives as its own text (admin-change.ts). */
 const decimalText = z.union([z.string(), z.number().transform(String)]);
 const quotaBody = z.strictObject({
   tokens_per_day: z.number().nullable().optional(),

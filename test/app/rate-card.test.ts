@@ -133,7 +133,7 @@ const entries = async () =>
       "select seq::int, actor_type, actor_id, target, outcome from control.audit_entry where action = 'rate-card.update' order by seq",
     )
   ).rows as { seq: number; actor_type: string; actor_id: string; target: string; outcome: string }[];
-const openclaw = async (words: readonly string[], input = "") =>
+const openclaw = async (words: readonly string[], input?: string) =>
   await run(process.execPath, [binPath, ...words], { OPENCLAW_URL: gateway.url, OPENCLAW_ADMIN_KEY: gateway.adminKey }, input);
 
 describe("a card that is put", () => {
@@ -327,6 +327,23 @@ describe("an edit of config.yaml", () => {
     expect((await entries()).at(-1)).toMatchObject({ actor_type: "system", target: expect.stringMatching(/ markup_ppm:250000$/) });
   });
 
+  test("of a tenant's markup is decimal text however it is sent", async () => {
+    const { id } = await newTenant("markup");
+    const patch = async (json: string) => (await call("PATCH", `/v1/tenants/${id}`, `{"markup":${json}}`)).status;
+
+    for (const bad of ["1e3", "1E-2", "-0", "-1", "0.1000000", "0.10000000000000000555", "1000000.1", '" 1"', '"1e3"', '"0x1"', "true"])
+      expect([bad, await patch(bad)]).toEqual([bad, 400]);
+    for (const [good, ppm] of [
+      ["0.100000", 100_000],
+      ['"2.5"', 2_500_000],
+      ["1000000", 1_000_000_000_000],
+      ["null", null],
+    ] as const) {
+      expect([good, await patch(good)]).toEqual([good, 200]);
+      expect((await call("GET", `/v1/tenants/${id}`)).json["markup_ppm"]).toBe(ppm);
+    }
+  });
+
   test("that is bad keeps the old card, fails readyz with key path and line, and is mended by a good one", async () => {
     const tenant = await newTenant("bad");
     const { hash } = await get();
@@ -451,7 +468,7 @@ test("a gateway that is killed while cards are put leaves a whole file, and star
     expect((await entries()).map(({ target }) => target.split(" ")[0])).toContain(`rate-card:${left}`);
   }
   expect((await openclaw(["audit", "verify"])).code).toBe(0);
-});
+}, 180_000);
 
 test("a gateway of another home has a card of its own", async () => {
   const second = await startProduct({ config: configOf(model.url), env, role: "gateway", adminKey: gateway.adminKey });

@@ -192,6 +192,43 @@ test.each([
   expect(refusalOf(text).message).toContain(says);
 });
 
+const nonDecimals = [
+  "1e3",
+  "1E-2",
+  "0x10",
+  "0o17",
+  "017",
+  "-1",
+  "-0",
+  "+1",
+  ".5",
+  "1.",
+  ".inf",
+  "-.inf",
+  "Infinity",
+  ".nan",
+  "NaN",
+  "1_000",
+  "1,5",
+]
+  .concat(['" 1"', '"1 "', '"1\\n"', '""', "true", "~", "[1]", "{}", "0.1234567", "1000000.000001", "1000001", "0.10000000000000000555"])
+  .concat(["\u0661", "|\n      1\n"]);
+test.each(nonDecimals)("money that is written %j is refused, as a rate and as a markup", (written) => {
+  expect(refusalOf(minimal.replace("15.00", written)).client.param).toMatch(/^$|^billing\.rate_card\.small/);
+  expect(refusalOf(minimal.replace("0.10", written)).client.param).toMatch(/^$|^billing\.markup/);
+});
+
+test("money at its bounds is taken to the digit", () => {
+  for (const [written, ppm] of [
+    ["0", 0],
+    ["0.000001", 1],
+    ['"1000000.000000"', 1_000_000_000_000],
+  ] as const) {
+    expect(parseAdminConfig(minimal.replace("0.10", written)).billing.markupPpm).toBe(ppm);
+    expect(parseAdminConfig(minimal.replace("15.00", written)).rateCard.rates.get("small")?.input).toBe(BigInt(ppm));
+  }
+});
+
 test("a model is found by its id and by the names of the default", () => {
   const config = parseAdminConfig(minimal);
 

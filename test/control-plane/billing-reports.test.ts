@@ -338,7 +338,7 @@ test("a card is stored once, with the moment it was first seen, and comes back t
   expect(await database.withControl((tx) => tx.query("select valid_from from control.rate_card"))).toEqual(first);
   expect(await database.withControl((tx) => loadRateCard(tx, created.hash))).toEqual({
     ...created,
-    text: { m: { input: "1.50", output: "2" } },
+    text: { m: { input: "1.5", output: "2" } },
   });
   expect(created.hash).toMatch(/^[0-9a-f]{64}$/);
   await expect(database.withControl((tx) => loadRateCard(tx, "0".repeat(64)))).rejects.toMatchObject({ code: "internal" });

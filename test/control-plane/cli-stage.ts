@@ -74,13 +74,15 @@ export async function openclaw(words: readonly string[], variables: Variables, {
 }
 
 /** Runs a program to its end. @param input what it reads on standard input; default: nothing */
-export async function run(program: string, words: readonly string[], variables: Variables, input = ""): Promise<Outcome> {
-  const child = spawn(program, words, { env: { PATH: process.env["PATH"], ...variables }, stdio: ["pipe", "pipe", "pipe"] });
-  child.stdin.on("error", () => undefined); // it may end without reading
-  child.stdin.end(input);
+export async function run(program: string, words: readonly string[], variables: Variables, input?: string): Promise<Outcome> {
+  // A shell that has a socket for its input takes itself for a remote login, so without input there is none.
+  const stdin = input === undefined ? "ignore" : "pipe";
+  const child = spawn(program, words, { env: { PATH: process.env["PATH"], ...variables }, stdio: [stdin, "pipe", "pipe"] });
+  child.stdin?.on("error", () => undefined); // it may end without reading
+  child.stdin?.end(input);
   const output = { stdout: "", stderr: "" };
-  child.stdout.on("data", (chunk) => (output.stdout += String(chunk)));
-  child.stderr.on("data", (chunk) => (output.stderr += String(chunk)));
+  child.stdout?.on("data", (chunk) => (output.stdout += String(chunk)));
+  child.stderr?.on("data", (chunk) => (output.stderr += String(chunk)));
   const code = await new Promise<number>((resolve, reject) => {
     child.once("error", reject);
     child.once("close", (status) => resolve(status ?? -1));

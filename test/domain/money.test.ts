@@ -77,11 +77,11 @@ describe("a rate", () => {
   });
 });
 
-test("a markup is a decimal share, at most a thousandfold", () => {
+test("a markup is a decimal share, at most a millionfold", () => {
   expect(parseMarkup("0.10", "markup")).toBe(100_000);
   expect(parseMarkup("0", "markup")).toBe(noMarkup);
-  expect(parseMarkup("1000", "markup")).toBe(1_000_000_000);
-  expect(() => parseMarkup("1000.000001", "markup")).toThrow(expect.objectContaining({ code: "invalid_rate" }));
+  expect(parseMarkup("1000000", "markup")).toBe(1_000_000_000_000);
+  expect(() => parseMarkup("1000000.000001", "markup")).toThrow(expect.objectContaining({ code: "invalid_rate" }));
   expect(() => parseMarkup("-0.1", "markup")).toThrow(expect.objectContaining({ code: "invalid_rate" }));
 });
 

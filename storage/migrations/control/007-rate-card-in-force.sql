@@ -16,5 +16,9 @@ create table rate_card_write (
   created_at  timestamptz not null default now()
 );
 
+-- Up to 1,000,000 times the provider's price, in millionths.
+alter table tenant alter column markup_ppm type bigint;
+alter table usage_ledger alter column markup_ppm type bigint;
+
 grant select, insert, update on rate_card_in_force to openclaw_gateway;
 grant select, insert, update, delete on rate_card_write to openclaw_gateway;
