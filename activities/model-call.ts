@@ -3,7 +3,7 @@ import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError, type ErrorCode, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply, ToolDefinition } from "../domain/conversation.ts";
 import type { MarkupPpm } from "../domain/money.ts";
-import { type RateCard, priceOf } from "../domain/rate-card.ts";
+import { type RateCard, type RateCardHash, priceOf } from "../domain/rate-card.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
 import type { FinishedTurn, TurnVerdict } from "../domain/turn.ts";

@@ -11,7 +11,7 @@ import { workflowBundle } from "../workers/workflow-bundle.ts";
 import type { Log } from "./log.ts";
 import type { Resources } from "./resources.ts";
 import type { Role } from "./start-arguments.ts";
-import { temporalTlsOf } from "./temporal-tls.ts";
+import { temporalTlsOf } from "../control-plane/temporal-tls.ts";
 
 /** The servers that the product stands on: its own children, or ones of the operator's. */
 export type Backends = {

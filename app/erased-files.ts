@@ -1,8 +1,6 @@
-import { readdir } from "node:fs/promises";
-import { join } from "node:path";
 import type { Database } from "../storage/database.ts";
 import { erasedAmong } from "../storage/tenant-remains.ts";
-import { removeTenantDirectory } from "../storage/tenant-paths.ts";
+import { removeTenantDirectory, tenantDirectoryNames } from "../storage/tenant-paths.ts";
 import type { Log } from "./log.ts";
 
 /** The channel that tells every process that a tenant is gone; the payload is its id. */
@@ -24,10 +22,7 @@ export async function startErasedFiles({
   readonly log: Log;
 }): Promise<{ stop(): Promise<void> }> {
   const look = async (): Promise<void> => {
-    const names = await readdir(join(home, "tenants")).catch((error: NodeJS.ErrnoException) => {
-      if (error.code === "ENOENT") return [];
-      throw error;
-    });
+    const names = tenantDirectoryNames(home);
     if (names.length === 0) return;
     const erased = await database.withControl(async (tx) => await erasedAmong(tx, names), { readOnly: true });
     for (const tenantId of erased) {

@@ -79,7 +79,7 @@ export async function startProduct(environment: Environment, { role, variables }
   const resources = new Resources();
   try {
     if (role !== "worker") takeHome(home, resources);
-    const logger = createLog(home);
+    const logger = await createLog(home);
     const log = asLog(logger);
     writeDefaultConfig(home, variables);
     const config = loadAdminConfig(home);

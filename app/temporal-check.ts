@@ -4,7 +4,7 @@ import type { Environment } from "../control-plane/environment.ts";
 import { runningGateway } from "../control-plane/gateway-record.ts";
 import { searchAttributeTypes } from "../domain/search-attributes.ts";
 import { findTemporalBinary } from "../temporal-dev/temporal-binary.mjs";
-import { temporalTlsOf } from "./temporal-tls.ts";
+import { temporalTlsOf } from "../control-plane/temporal-tls.ts";
 import { describeTemporal, type TemporalReport } from "../temporal/server-report.ts";
 
 const check = "temporal";

@@ -17,6 +17,7 @@ export type KeyRotationProgress = {
   readonly steps: readonly { readonly name: string; readonly state: "waiting" | "running" | "failing" | "done" }[];
   readonly done: number;
   readonly total: number;
+  readonly failure?: string;
 };
 
 export const rotationWorkflowIdOf = (rotationId: string): string => `rekey:_system:${rotationId}`;

@@ -10,4 +10,6 @@ export type OperationProgress = {
   readonly steps: readonly { readonly name: string; readonly state: StepState }[];
   readonly done: number;
   readonly total: number;
+  /** Why it has failed, in words for administrators. */
+  readonly failure?: string;
 };

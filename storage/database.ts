@@ -5,7 +5,7 @@ import { openSharedSchema, prepareControlSchema } from "./control-schema.ts";
 import { asStorageError, isConnectionError, sqlStateOf } from "./database-error.ts";
 import { gatewayUrlOf } from "./gateway-login.ts";
 import { NotificationListener, type NotificationHandler } from "./notification-listener.ts";
-import { closeTenantSchema, createTenantSchema, dropTenantSchema, migrateTenantSchemas } from "./tenant-schemas.ts";
+import { closeTenantSchema, createTenantSchema, dropTenantSchema, forgetWriteAheadLog, migrateTenantSchemas } from "./tenant-schemas.ts";
 import { ControlTx, TenantTx } from "./transaction.ts";
 
 export type { ControlTx, TenantTx } from "./transaction.ts";
@@ -239,7 +239,10 @@ export class Database {
 
   /** Removes a deleted tenant's schema and role; safe to repeat. @throws {Error} when the tenant is not deleted. */
   async dropTenantSchema(tenantId: TenantId): Promise<void> {
-    await this.#asOwner((client) => dropTenantSchema(client, tenantId));
+    await this.#asOwner(async (client) => {
+      await dropTenantSchema(client, tenantId);
+      await forgetWriteAheadLog(client);
+    });
   }
 
   /** Brings all tenant schemas up to date, one query when there is nothing to do. @returns how many were changed. */

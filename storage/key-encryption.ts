@@ -58,10 +58,11 @@ export function keyOfRing(ring: KeyRing, keyId: string): KeyEncryption {
   return found;
 }
 
-export const missingKey = ({ place }: KeyRing, keyId: string): AppError =>
+/** @param heldBy where the key is, although it was not looked for there */
+export const missingKey = ({ place }: KeyRing, keyId: string, heldBy?: string): AppError =>
   new AppError("invalid_configuration", {
     client: {
-      message: `the data keys of this database are wrapped by the key-encryption key ${keyId}, which ${place} does not hold: put that key back (the file kek of the home that this database was first started with, or OPENCLAW_KEK)`,
+      message: `the data keys of this database are wrapped by the key-encryption key ${keyId}, which ${place} does not hold: ${heldBy === undefined ? "put that key back (the file kek of the home that this database was first started with, or OPENCLAW_KEK)" : `${heldBy} does, so unset OPENCLAW_KEK`}`,
       param: "OPENCLAW_KEK",
     },
   });

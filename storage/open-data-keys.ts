@@ -95,10 +95,20 @@ async function openRing(database: Database, home: string, keyEncryptionKey: stri
     }
     const held = ring.keys().map(({ keyId }) => keyId);
     const missing = known.find((keyId) => !held.includes(keyId));
-    if (missing !== undefined) throw missingKey(ring, missing);
+    if (missing !== undefined) throw missingKey(ring, missing, keyEncryptionKey === undefined ? undefined : placeOf(home, missing));
     if (known.length === 0) await tx.execute("insert into control.key_encryption (kek_id) values ($1)", [held[0]]);
     return ring;
   });
+}
+
+/** The home's file, where it holds this key. */
+function placeOf(home: string, keyId: string): string | undefined {
+  try {
+    const file = openKeyFile(home, { mayCreate: false });
+    return file?.keys().some((key) => key.keyId === keyId) === true ? file.place : undefined;
+  } catch {
+    return undefined; // a file that cannot be used is no advice
+  }
 }
 
 /** A query for the ids of the keys without which something of this database could not be read. */

@@ -29,6 +29,8 @@ shared_buffers = 64MB
 maintenance_work_mem = 64MB
 min_wal_size = 80MB
 max_wal_size = 512MB
+# A recycled segment would keep what a deleted tenant wrote until it is overwritten.
+wal_recycle = off
 fsync = on
 synchronous_commit = on
 full_page_writes = on

@@ -1,4 +1,16 @@
-import { chmodSync, closeSync, constants, existsSync, fchmodSync, fchownSync, fstatSync, mkdirSync, openSync, realpathSync } from "node:fs";
+import {
+  chmodSync,
+  closeSync,
+  constants,
+  existsSync,
+  fchmodSync,
+  fchownSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  realpathSync,
+} from "node:fs";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantId } from "../domain/tenant.ts";
@@ -62,6 +74,12 @@ export function createTenantDirectory(
   const root = join(tenants, tenantId);
   const [sandbox, memory, plugins, media, channels] = parts.map((part) => join(root, part)) as [string, string, string, string, string];
   return { root, sandbox, memory, plugins, media, channels };
+}
+
+/** Names in the place of the tenants' directories. */
+export function tenantDirectoryNames(home: string): readonly string[] {
+  const tenants = join(home, "tenants");
+  return existsSync(tenants) ? readdirSync(tenants) : [];
 }
 
 /** Removes a tenant's directory and all that is in it, by descriptors; safe to repeat. @throws {Error} when something in it cannot be removed */

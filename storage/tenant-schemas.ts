@@ -101,6 +101,19 @@ export async function dropTenantSchema(client: OwnerClient, tenantId: TenantId):
   });
 }
 
+/**
+ * What a dropped schema held stands in the write-ahead log too: a server of ours, which recycles no segment, removes it at this
+ * checkpoint. On a server of the operator's the log is the operator's.
+ */
+export async function forgetWriteAheadLog(client: OwnerClient): Promise<void> {
+  const { rows } = await client.query<{ is_ours: boolean }>(
+    "select rolsuper and current_setting('wal_recycle') = 'off' as is_ours from pg_roles where rolname = current_user",
+  );
+  if (rows[0]?.is_ours !== true) return;
+  await client.query("select pg_switch_wal()");
+  await client.query("checkpoint");
+}
+
 const batchSize = 100;
 
 /** Brings every existing tenant schema to the newest version, one transaction each; one query when there is nothing to do. @returns how many. */

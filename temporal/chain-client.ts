@@ -53,7 +53,11 @@ export function chainClient(owner: Owner, client: Client, settings: ChainSetting
         return await client.withAbortSignal(
           signal,
           async () =>
-            await client.workflow.executeUpdateWithStart(changeState, { updateId: order.opId, args: [order], startWorkflowOperation }),
+            await client.workflow.executeUpdateWithStart(changeState, {
+              updateId: updateIdOf(order),
+              args: [order],
+              startWorkflowOperation,
+            }),
         );
       } catch (error) {
         if (error instanceof WorkflowExecutionAlreadyStartedError) return { state: "closed" };
@@ -83,6 +87,12 @@ export function chainClient(owner: Owner, client: Client, settings: ChainSetting
     },
   };
 }
+
+/**
+ * The server answers an Update that failed with the same failure for as long as the run lasts, so a repeat of the operation is
+ * another Update: one that came too late must not stand in its way. The workflow knows the operation by its own id.
+ */
+const updateIdOf = ({ opId, notAfterMs }: ChangeOrder): string => `${opId}/${notAfterMs}`;
 
 /** How the workflow of an owner is opened where it is not open. */
 export const chainStart = (owner: Owner, input: TenantInput) => ({

@@ -55,6 +55,7 @@ export async function rekey({ rotationId }: RekeyInput): Promise<KeyRotationRepo
     steps: stepNames.map((name, step) => ({ name, state: stateOf(step) })),
     done,
     total: stepNames.length,
+    ...(failure === undefined ? {} : { failure }),
   }));
   describe();
 

@@ -9,7 +9,9 @@ import { jsonText } from "./terminal.ts";
 const startedSchema = z.looseObject({ workflow_id: z.string() });
 const operationSchema = z.looseObject({
   state: z.enum(["running", "done", "failed"]),
-  progress: z.looseObject({ steps: z.array(z.looseObject({ name: z.string(), state: z.string() })) }).nullish(),
+  progress: z
+    .looseObject({ failure: z.string().optional(), steps: z.array(z.looseObject({ name: z.string(), state: z.string() })) })
+    .nullish(),
 });
 
 const lookAgainMs = 500;
@@ -35,7 +37,11 @@ export function addKeyCommands(program: Command, { variables, terminal }: CliCon
         for (const { name } of ended.slice(shown)) terminal.note(`  ${name}`);
         shown = Math.max(shown, ended.length);
         if (operation.state === "failed") {
-          throw new CliError(exitCodes.failed, `The rotation ${started.workflow_id} has failed; what was sealed is readable as before.`);
+          const why = operation.progress?.failure ?? "its workflow in Temporal says why";
+          throw new CliError(
+            exitCodes.failed,
+            `The rotation ${started.workflow_id} has failed, and what was sealed is readable as before: ${why}.`,
+          );
         }
         if (operation.state === "done") return await (json ? terminal.write(jsonText(operation)) : terminal.note("The keys are rotated."));
         await sleep(lookAgainMs);

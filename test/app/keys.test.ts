@@ -224,7 +224,12 @@ describe("a product with its own Temporal", () => {
     const loose = startExpectingFailure({});
     chmodSync(join(product.home, "kek"), 0o400);
 
-    expect([wrong.status, wrong.stderr]).toEqual([1, expect.stringMatching(/^openclaw: .*key-encryption key [0-9a-f]{16}.*OPENCLAW_KEK/s)]);
+    expect([wrong.status, wrong.stderr]).toEqual([
+      1,
+      expect.stringMatching(
+        /^openclaw: .*key-encryption key [0-9a-f]{16}, which OPENCLAW_KEK does not hold: \S+\/kek does, so unset OPENCLAW_KEK\n$/,
+      ),
+    ]);
     expect([loose.status, loose.stderr]).toEqual([1, expect.stringContaining("chmod 400")]);
     expect(kekText(product.home)).toBe(before);
     await product.restart();

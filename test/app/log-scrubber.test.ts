@@ -52,7 +52,7 @@ test.each(secrets)("%s is taken out, wherever it stands", (_what, text, secret) 
 test("none of them reaches gateway.log: as message, field, error, cause or field of an error", async () => {
   const { home, remove } = temporaryHome();
   onTestFinished(remove);
-  const log = createLog(home);
+  const log = await createLog(home);
 
   for (const [, text] of secrets) {
     const error = Object.assign(new Error(`failed with ${text}`, { cause: new Error(text) }), {

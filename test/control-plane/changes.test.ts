@@ -12,6 +12,7 @@ import { type AuditEntry, hashOfEntry } from "../../domain/audit.ts";
 import { canonicalJson } from "../../domain/canonical-json.ts";
 import { parseTenantId, systemOwner, type TenantId } from "../../domain/tenant.ts";
 import { readChain } from "../../storage/audit-repository.ts";
+import { chainClient, guardedClient } from "../../temporal/chain-client.ts";
 import { runSql } from "../storage/fresh-database.ts";
 import { quiet } from "../turn-stack.ts";
 import { type ChangesStage, startChanges } from "./changes-stage.ts";
@@ -168,6 +169,25 @@ test("a change that failed for good stays unmade: an attempt that was given up c
     ["tenant.create", "applied"],
   ]);
   expect((await stage.verify()).findings).toEqual([]);
+});
+
+test("a change that came too late can be repeated as the same operation, and is then made once", async () => {
+  const { tenantId } = await stage.createTenant("tardy");
+  await stage.make(tenantId, { type: "tenant.resume" });
+  const chain = chainClient(tenantId, guardedClient(tenantId, stage.stack.connection));
+  const order = {
+    opId: "tardy-1",
+    command: { type: "tenant.suspend" },
+    actor: { type: "admin", id: "root" },
+    requestId: "req_tardy",
+  } as const;
+  const change = async (notAfterMs: number) => await chain.change({ ...order, notAfterMs }, AbortSignal.timeout(20_000));
+
+  await expect(change(Date.now() - 1)).rejects.toMatchObject({ cause: { type: "unavailable" } });
+  const made = await Promise.all([change(Date.now() + 20_000), change(Date.now() + 20_001)]);
+
+  expect(made.map(({ state }) => state)).toEqual(["done", "done"]);
+  expect((await entriesOf(tenantId)).map(({ action }) => action)).toEqual(["tenant.resume", "tenant.suspend"]);
 });
 
 test("an admin key is made, used and revoked; the last one for everything stays", async () => {

@@ -288,3 +288,23 @@ test("every answer has a request id of its own, also one that succeeds", async (
   expect(ids).toEqual(ids.map(() => requestId));
   expect(new Set(ids).size).toBe(20);
 });
+
+test.each(["tenant_deleted", "data_key_erased"] as const)(
+  "%s is told to its own tenant as its next request will be, and to an administrator as what is not there",
+  async (code) => {
+    const gone: FastifyPluginAsync = async (routes) => {
+      routes.get("/gone", { config: { access: "tenant-or-admin:read" } }, async () => {
+        throw new AppError(code, { tenantId: "acme" });
+      });
+    };
+    const tenants = await gatewayStage(gone);
+    const admins = await gatewayStage(gone, async () => ({ kind: "admin", keyId: "root", scopes: ["all"] }));
+
+    const toTenant = await tenants.app.inject({ url: "/gone", headers: asAcme });
+    const toAdmin = await admins.app.inject({ url: "/gone", headers: asAcme });
+
+    expect([toTenant.statusCode, toTenant.headers["www-authenticate"]]).toEqual([401, "Bearer"]);
+    expect(toTenant.json()).toEqual(errorBody("invalid_api_key", { type: "invalid_request_error" }));
+    expect([toAdmin.statusCode, toAdmin.json()]).toEqual([404, errorBody(code, { type: "invalid_request_error" })]);
+  },
+);

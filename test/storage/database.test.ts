@@ -280,6 +280,27 @@ describe("a transaction", () => {
   });
 });
 
+test("a transaction of a tenant that was deleted meanwhile says so, whatever is already gone; another failure stays what it is", async () => {
+  const { database, ownerUrl, tenants } = await databaseWith({}, "gone", "alive");
+  const [{ tenantId, ...context }, alive] = tenants;
+  const touch = async (of = { tenantId, ...context }) =>
+    await database.withTenant(of, async (tx) => await tx.execute("insert into turn default values")).catch((error: unknown) => error);
+  const steps = [
+    async () => await database.closeTenantSchema(tenantId),
+    async () => void (await runSql(ownerUrl, `drop schema tenant_${tenantId.replaceAll("-", "_")} cascade`)),
+    async () => await database.dropTenantSchema(tenantId),
+  ];
+  expect(await touch()).not.toMatchObject({ code: "tenant_deleted" });
+  await database.withControl(async (tx) => await tx.execute("update tenant set state = 'deleted' where id = $1", [tenantId]));
+
+  for (const step of steps) {
+    await step();
+    expect(await touch()).toMatchObject({ code: "tenant_deleted" });
+  }
+  await runSql(ownerUrl, `drop table tenant_${alive.tenantId.replaceAll("-", "_")}.turn cascade`);
+  expect(await touch(alive)).toMatchObject({ code: "42P01" });
+});
+
 describe("the ledger", () => {
   test("is summed by UTC day as it is written, once per id, in the reply's transaction", async () => {
     const { database, tenants } = await databaseWith({}, "acme");

@@ -1,8 +1,14 @@
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
-import type { AdminConfig } from "../control-plane/admin-config.ts";
 import { AppError } from "../domain/app-error.ts";
-import type { TemporalTls } from "../temporal/temporal-connection.ts";
+import type { AdminConfig } from "./admin-config.ts";
+
+/** In Temporal's own form; empty: TLS with what the machine trusts. */
+type TemporalTls = {
+  readonly serverNameOverride?: string;
+  readonly serverRootCACertificate?: Uint8Array;
+  readonly clientCertPair?: { readonly crt: Uint8Array; readonly key: Uint8Array };
+};
 
 type FileKey = "tls_ca_file" | "tls_cert_file" | "tls_key_file";
 
