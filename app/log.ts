@@ -4,7 +4,14 @@ import { scrubLine } from "./log-scrubber.ts";
 
 /** `<home>/gateway.log`: one line of JSON per entry, written at once when the process ends, scrubbed of secrets and controls. */
 export function createLog(home: string): Logger {
-  const destination = pino.destination({ dest: join(home, "gateway.log"), append: true, mode: 0o600, sync: false, minLength: 0, mkdir: true });
+  const destination = pino.destination({
+    dest: join(home, "gateway.log"),
+    append: true,
+    mode: 0o600,
+    sync: false,
+    minLength: 0,
+    mkdir: true,
+  });
   return pino(
     { level: "info", base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime, serializers: { err: pino.stdSerializers.err } },
     {

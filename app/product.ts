@@ -29,6 +29,7 @@ import { Resources } from "./resources.ts";
 import { type Backends, startBackends } from "./backends.ts";
 import type { Role } from "./start-arguments.ts";
 import { installTemporalRuntime } from "./temporal-runtime.ts";
+import { startWorkerMetrics } from "./worker-metrics.ts";
 import { startWorkers } from "./worker-role.ts";
 
 export type Product = { readonly facts: ProductFacts; stop(): Promise<void> };
@@ -138,6 +139,7 @@ export async function startProduct(environment: Environment, { role, variables }
             void workers.wake(parseOwner(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })),
         );
         resources.add(stopListening, (close) => close());
+        await startWorkerMetrics({ ...parts, logger }, resources);
       }
     }
     const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
