@@ -64,6 +64,14 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     labelNames: ["tenant"],
   });
   const tenantCost = new Gauge({ ...named("tenant_cost_usd_today", "US dollars of this UTC day, likewise."), labelNames: ["tenant"] });
+  const tenantCalls = new Gauge({
+    ...named("tenant_model_calls_today", "Billed model calls of this UTC day, likewise."),
+    labelNames: ["tenant"],
+  });
+  const tenantTurns = new Gauge({
+    ...named("tenant_turns_open", `Turns that have not ended, of the ${tenantsInUsage} tenants that have most; the rest is "_other".`),
+    labelNames: ["tenant"],
+  });
   const scrapes = new Counter(named("metrics_database_failures_total", "Times that the figures of the database could not be read."));
 
   let readAtMs = -Infinity;
@@ -76,9 +84,10 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     for (const [tokenClass, amount] of Object.entries(totals.tokens)) tokens.inc({ class: tokenClass }, amount);
     cost.inc(totals.costUsd);
     calls.inc(totals.calls);
-    tenantTokens.reset();
-    tenantCost.reset();
-    for (const { tenant, tokens: used, costUsd } of totals.today) {
+    for (const gauge of [tenantCalls, tenantTokens, tenantCost, tenantTurns]) gauge.reset();
+    for (const { tenant, turns: open } of totals.openTurnsOf) tenantTurns.set({ tenant }, open);
+    for (const { tenant, calls: called, tokens: used, costUsd } of totals.today) {
+      tenantCalls.set({ tenant }, called);
       tenantTokens.set({ tenant }, used);
       tenantCost.set({ tenant }, costUsd);
     }

@@ -32,6 +32,7 @@ import { Resources } from "./resources.ts";
 import { type Backends, startBackends } from "./backends.ts";
 import type { Role } from "./start-arguments.ts";
 import { installTemporalRuntime } from "./temporal-runtime.ts";
+import { startWorkerMetrics } from "./worker-metrics.ts";
 import { startWorkers } from "./worker-role.ts";
 
 export type Product = { readonly facts: ProductFacts; stop(): Promise<void> };
@@ -149,6 +150,7 @@ export async function startProduct(environment: Environment, { role, variables }
         // No gateway need run on this home, so an edit of its file is recorded from here too.
         const changes = createChanges({ database, dataKeys: keys.dataKeys, chainOf, wake, obstacle: () => undefined, log });
         resources.add(await live.follow({ changes, isWriter: false }), (follower) => follower.stop());
+        await startWorkerMetrics({ ...parts, logger }, resources);
       }
     }
     resources.add(await startErasedFiles({ database, home, log }), (started) => started.stop());

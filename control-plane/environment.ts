@@ -47,6 +47,7 @@ export const environmentSchema = z.object({
     .transform((path) => (isAbsolute(path) ? path : resolve(path))),
   OPENCLAW_HOST: z.string().default("127.0.0.1"),
   OPENCLAW_PORT: port.optional(),
+  OPENCLAW_METRICS_PORT: port.optional(),
   OPENCLAW_ADMIN_KEY: z
     .string()
     .refine((key) => parseAdminKey(key) !== undefined, "must have the form ak_<key id>_<32 lower-case hex>")
@@ -87,6 +88,8 @@ export type Environment = {
   readonly host: string;
   /** Undefined: nobody asked for a port, so 18789 or, where that is taken, a free one. */
   readonly port: number | undefined;
+  /** Of a worker without a gateway: where it serves its metrics; undefined: nowhere. */
+  readonly metricsPort: number | undefined;
   readonly adminKey: string | undefined;
   /** One key in base64, or several with commas between. */
   readonly keyEncryptionKey: string | undefined;
@@ -120,6 +123,7 @@ export function readEnvironment(variables: Readonly<Record<string, string | unde
     home: data.OPENCLAW_HOME,
     host: data.OPENCLAW_HOST,
     port: data.OPENCLAW_PORT,
+    metricsPort: data.OPENCLAW_METRICS_PORT,
     adminKey: data.OPENCLAW_ADMIN_KEY,
     keyEncryptionKey: data.OPENCLAW_KEK,
     auditKey: data.OPENCLAW_AUDIT_KEY,

@@ -50,7 +50,7 @@ export type AccessDeps = {
 
 /** Authenticates in `onRequest`, before a byte of the body is read. */
 export function registerAccess(app: FastifyInstance, { authenticate, authenticateSession, onFailure }: AccessDeps): void {
-  const limiter = createFailedAuthenticationLimiter();
+  const limiter = createFailedAuthenticationLimiter({ onFailure });
   app.decorate("failedAuthentications", limiter);
   app.decorateRequest("principal", undefined);
   app.addHook("onRoute", ({ config, method, url }) => {
@@ -74,7 +74,6 @@ export function registerAccess(app: FastifyInstance, { authenticate, authenticat
     if (access.startsWith("local-or-") && request.headers.authorization === undefined && isLocalProgram(request)) return;
     const principal = await authenticate(request.headers.authorization).catch((error: unknown) => {
       if (!isRefusal(error)) throw error;
-      onFailure?.();
       throw limiter.refuse(request.ip, error);
     });
     const [who, scope] = access.split(":") as ["tenant" | "admin" | "admin-page" | "tenant-or-admin" | "local-or-admin", AdminScope?];

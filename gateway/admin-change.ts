@@ -3,6 +3,7 @@ import { z } from "zod";
 import { requireAdmin } from "../control-plane/authentication.ts";
 import type { ChangeOptions } from "../control-plane/changes.ts";
 import { AppError } from "../domain/app-error.ts";
+import { jsonParserOf } from "./json-body.ts";
 
 const keyPattern = /^[\x20-\x7e]{1,255}$/;
 
@@ -38,11 +39,11 @@ function withDecimalTexts(body: string): unknown {
 
 /** Lets an empty body through whatever its content type says, for the routes that are registered on `app`. */
 export function acceptEmptyBodies(app: FastifyInstance): void {
-  const parseJson = app.getDefaultJsonParser("error", "error");
+  const parseJson = jsonParserOf(app);
   app.removeContentTypeParser("application/json");
   app.addContentTypeParser("application/json", { parseAs: "string" }, (request, body, done) => {
     if (body === "") done(null, undefined);
-    else void parseJson(request, body as string, (error) => done(error, error ? undefined : withDecimalTexts(body as string)));
+    else parseJson(request, body, (error) => done(error, error ? undefined : withDecimalTexts(body as string)));
   });
   app.addContentTypeParser("*", { parseAs: "string" }, (_request, body, done) => {
     if (body === "") done(null, undefined);

@@ -11,7 +11,7 @@ import { acceptEmptyBodies, changeOptionsOf } from "./admin-change.ts";
 export type AdminKeyDeps = { readonly database: Database; readonly changes: Changes };
 
 const keyId = z.string().regex(/^[a-z0-9]{1,16}$/, "A key id has 1 to 16 lower-case letters and digits.");
-const newKey = z.strictObject({ id: keyId, scopes: z.array(z.enum(adminScopes)).min(1) });
+const newKey = z.strictObject({ id: keyId, scopes: z.array(z.enum(adminScopes)).min(1).max(adminScopes.length) });
 const namedKey = z.strictObject({ id: keyId });
 
 const timeOf = (ms: number | undefined): string | null => (ms === undefined ? null : new Date(ms).toISOString());
@@ -39,7 +39,8 @@ export const createAdminKeyRoutes =
       "/v1/admin-keys",
       { config: { access: "admin:all", describes: { summary: "Creates an admin key; it is shown once", body: newKey } } },
       async (request, reply) => {
-        const { id, scopes } = newKey.parse(request.body);
+        const { id, scopes: named } = newKey.parse(request.body);
+        const scopes = [...new Set(named)];
         const { key, hash } = mintAdminKey(id);
         const answer = await changes.issue(
           systemOwner,

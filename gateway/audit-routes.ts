@@ -34,8 +34,9 @@ const auditQuery = z.strictObject({
 const anchorsQuery = z.strictObject({ limit, after });
 const verifyQuery = z.strictObject({ since });
 
-const entryPlace = z.tuple([z.iso.datetime(), z.string(), z.int().positive()]);
-const anchorPlace = z.tuple([z.string(), z.string(), z.int().positive(), z.iso.datetime()]);
+const name = z.string().regex(/^[\x20-\x7e]*$/);
+const entryPlace = z.tuple([z.iso.datetime(), name, z.int().positive()]);
+const anchorPlace = z.tuple([name, name, z.int().positive(), z.iso.datetime()]);
 
 /** The audit, for administrators. `next` of a page is the `after` of the one behind it. */
 export const createAuditRoutes =

@@ -86,8 +86,9 @@ const fields = {
   user: text.max(256).nullish(),
   metadata: z.record(text.max(64), text.max(512)).nullish(),
 };
-/** The body of `POST /v1/chat/completions`. */
-export const chatBody = z.object(fields);
+const chatBody = z.object(fields);
+/** The same for the API's description, which is not afraid of many faults. */
+export const describedChatBody = z.object({ ...fields, messages: z.array(message).min(1) });
 
 export type ChatRequest = {
   readonly model: string;

@@ -2,6 +2,7 @@ import { randomBytes } from "node:crypto";
 import type { FastifyPluginAsync, FastifyRequest } from "fastify";
 import type { Overlay } from "../control-plane/overlay.ts";
 import type { OverlayReader } from "../control-plane/overlays.ts";
+import { z } from "zod";
 import { AppError, fromStoredError } from "../domain/app-error.ts";
 import type { ChatMessage } from "../domain/conversation.ts";
 import { encodePeer, parseSessionId, sessionPartsOf, statelessSessionOf, type SessionId } from "../domain/session-id.ts";
@@ -9,7 +10,7 @@ import type { TenantContext } from "../domain/tenant.ts";
 import { mintTurnId, turnTimeMs } from "../domain/turn-id.ts";
 import type { TurnMode } from "../domain/turn.ts";
 import { tenantOf, tenantPrincipalOf } from "./access.ts";
-import { chatBody, newMessagesOf, parseChatRequest } from "./chat-request.ts";
+import { describedChatBody, newMessagesOf, parseChatRequest } from "./chat-request.ts";
 import { toChatCompletion } from "./chat-response.ts";
 import { streamChat } from "./chat-stream.ts";
 import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
@@ -25,63 +26,65 @@ export type ChatDeps = {
   readonly resolveModel: (overlay: Overlay, name: string) => string;
 };
 
+const describes = {
+  summary: "Chat Completions, JSON or server-sent events",
+  body: describedChatBody,
+  headers: z.object({ "X-OpenClaw-Session": z.string().optional(), "X-OpenClaw-Mode": z.enum(["agent", "gateway"]).optional() }),
+};
+
 export const createChatRoutes =
   ({ turns, tokens, quota, overlays, resolveModel }: ChatDeps): FastifyPluginAsync =>
   async (app) => {
-    app.post(
-      "/v1/chat/completions",
-      { config: { access: "tenant", describes: { summary: "Chat Completions, JSON or server-sent events", body: chatBody } } },
-      async (request, reply) => {
-        const context = tenantOf(request);
-        const chat = parseChatRequest(request.body);
-        const { overlay, digest } = await overlays.of(context.tenantId);
-        const model = resolveModel(overlay, chat.model);
-        const askedMode = modeOf(request);
-        const turnId = mintTurnId(Date.now(), randomBytes(10));
-        const askedSession = await sessionOf(request, context);
-        const session = askedSession ?? (overlay.api.sessionsByUser ? sessionOfUser(chat.user) : undefined);
-        const idempotencyKey = headerOf(request, "idempotency-key");
+    app.post("/v1/chat/completions", { config: { access: "tenant", describes } }, async (request, reply) => {
+      const context = tenantOf(request);
+      const chat = parseChatRequest(request.body);
+      const { overlay, digest } = await overlays.of(context.tenantId);
+      const model = resolveModel(overlay, chat.model);
+      const askedMode = modeOf(request);
+      const turnId = mintTurnId(Date.now(), randomBytes(10));
+      const askedSession = await sessionOf(request, context);
+      const session = askedSession ?? (overlay.api.sessionsByUser ? sessionOfUser(chat.user) : undefined);
+      const idempotencyKey = headerOf(request, "idempotency-key");
 
-        const turn = await turns.submit(
-          context,
-          {
-            turnId,
-            sessionId: session ?? statelessSessionOf(turnId),
-            kind: "chat",
-            mode: askedMode ?? overlay.api.mode ?? "agent",
-            stateless: session === undefined,
-            request: {
-              model,
-              messages: inputOf(chat.messages, session),
-              tools: chat.tools,
-              settings: chat.settings,
-              overlay: digest,
-            },
+      const turn = await turns.submit(
+        context,
+        {
+          turnId,
+          sessionId: session ?? statelessSessionOf(turnId),
+          kind: "chat",
+          mode: askedMode ?? overlay.api.mode ?? "agent",
+          stateless: session === undefined,
+          request: {
+            model,
+            messages: inputOf(chat.messages, session),
+            tools: chat.tools,
+            settings: chat.settings,
+            overlay: digest,
           },
-          // What was asked, not what the overlay made of it: a repeat after a change of the overlay is still a repeat.
-          idempotencyKey === undefined
-            ? undefined
-            : { key: idempotencyKey, body: { session: askedSession, mode: askedMode ?? "agent", body: request.body } },
-        );
-        const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
-        void reply.header("x-request-id", turn.turnId);
-        if (chat.stream) {
-          if (quota !== undefined) await setRateLimitHeaders({ quota }, reply, context.tenantId);
-          // A rotation ends the stream, not the turn: that one completes and is billed.
-          const token = tokens.watch(tenantPrincipalOf(request));
-          try {
-            await streamChat(reply, { ...turn, finished: Promise.race([turn.finished, token.ended]) }, head, chat.includeUsage);
-          } finally {
-            token.stop();
-          }
-          return reply;
+        },
+        // What was asked, not what the overlay made of it: a repeat after a change of the overlay is still a repeat.
+        idempotencyKey === undefined
+          ? undefined
+          : { key: idempotencyKey, body: { session: askedSession, mode: askedMode ?? "agent", body: request.body } },
+      );
+      const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
+      void reply.header("x-request-id", turn.turnId);
+      if (chat.stream) {
+        if (quota !== undefined) await setRateLimitHeaders({ quota }, reply, context.tenantId);
+        // A rotation ends the stream, not the turn: that one completes and is billed.
+        const token = tokens.watch(tenantPrincipalOf(request));
+        try {
+          await streamChat(reply, { ...turn, finished: Promise.race([turn.finished, token.ended]) }, head, chat.includeUsage);
+        } finally {
+          token.stop();
         }
-        turn.onEvent(() => {});
-        const finished = await turn.finished;
-        if (finished.state !== "done") throw fromStoredError(finished.error);
-        return toChatCompletion(head, finished.reply);
-      },
-    );
+        return reply;
+      }
+      turn.onEvent(() => {});
+      const finished = await turn.finished;
+      if (finished.state !== "done") throw fromStoredError(finished.error);
+      return toChatCompletion(head, finished.reply);
+    });
 
     /** The session that the call continues; undefined when it is stateless. */
     async function sessionOf(request: FastifyRequest, context: TenantContext): Promise<SessionId | undefined> {

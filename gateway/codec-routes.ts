@@ -23,6 +23,12 @@ const payloads = z.strictObject({
 });
 const namespaceHeader = z.string("the header X-Namespace names the namespace").min(1).max(255);
 
+const describes = {
+  summary: "Decodes payloads for Temporal's Web UI; audited",
+  body: payloads,
+  headers: z.object({ "X-Namespace": namespaceHeader }),
+};
+
 /** Requests of a page come apart: those of so many milliseconds are one entry. */
 const batchMs = 200;
 /** A look at the system's own payloads is recorded so often at most: the entry is itself one of them, and a page that watches would never rest. */
@@ -35,21 +41,15 @@ const systemRestMs = 60 * 60 * 1_000;
 export const createCodecRoutes = ({ decoder, changes }: CodecDeps): FastifyPluginAsync => {
   const record = createDecodeAudit(changes);
   return async (app) => {
-    app.post(
-      "/temporal-codec/decode",
-      { config: { access: "admin-page:read", describes: { summary: "Decodes payloads for Temporal's Web UI; audited", body: payloads } } },
-      async (request, reply) => {
-        const namespace = namespaceHeader.parse(request.headers["x-namespace"]);
-        const given = payloads.parse(request.body).payloads.map(fromJson);
-        const decoded = await decoder.decode(namespace, given);
-        const byOwner = Map.groupBy(given, (payload) => decoder.ownerOf(payload));
-        const options = changeOptionsOf(request);
-        await Promise.all(
-          [...byOwner].map(async ([owner, read]) => (owner === undefined ? undefined : await record(owner, options, read))),
-        );
-        return await reply.header("cache-control", "no-store").send({ payloads: decoded.map(toJson) });
-      },
-    );
+    app.post("/temporal-codec/decode", { config: { access: "admin-page:read", describes } }, async (request, reply) => {
+      const namespace = namespaceHeader.parse(request.headers["x-namespace"]);
+      const given = payloads.parse(request.body).payloads.map(fromJson);
+      const decoded = await decoder.decode(namespace, given);
+      const byOwner = Map.groupBy(given, (payload) => decoder.ownerOf(payload));
+      const options = { ...changeOptionsOf(request), idempotency: undefined }; // each reading is an entry, a repeat too
+      await Promise.all([...byOwner].map(async ([owner, read]) => (owner === undefined ? undefined : await record(owner, options, read))));
+      return await reply.header("cache-control", "no-store").send({ payloads: decoded.map(toJson) });
+    });
   };
 };
 

@@ -11,10 +11,16 @@ export interface FailedAuthenticationLimiter {
   refuse(address: string, error: AppError): AppError;
 }
 
-export function createFailedAuthenticationLimiter({ now = () => performance.now() } = {}): FailedAuthenticationLimiter {
+type FailedAuthenticationLimiterDeps = { readonly now?: () => number; readonly onFailure?: (() => void) | undefined };
+
+export function createFailedAuthenticationLimiter({
+  now = () => performance.now(),
+  onFailure,
+}: FailedAuthenticationLimiterDeps = {}): FailedAuthenticationLimiter {
   const windows = new Map<string, { readonly startedAtMs: number; failures: number }>();
   return {
     refuse(address, error) {
+      onFailure?.();
       const nowMs = now();
       const known = windows.get(address);
       const window = known === undefined || nowMs - known.startedAtMs >= windowMs ? { startedAtMs: nowMs, failures: 0 } : known;

@@ -1,13 +1,13 @@
 import { fastifyCookie } from "@fastify/cookie";
 import Fastify, { LogController, type FastifyInstance, type FastifyPluginAsync } from "fastify";
 import { randomBytes } from "node:crypto";
-import { AppError } from "../domain/app-error.ts";
 import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
 import { type AccessDeps, registerAccess } from "./access.ts";
 import { answerClientError, answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
 import type { GatewayLogger } from "./gateway-logger.ts";
 import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
-import { type EdgeOptions, registerEdge, serverLimits } from "./http-edge.ts";
+import { type EdgeOptions, isWebSocketUpgrade, registerEdge, serverLimits } from "./http-edge.ts";
+import { jsonParserOf } from "./json-body.ts";
 import { registerOpenApi } from "./openapi.ts";
 import { type RateLimitDeps, registerRateLimitHeaders } from "./rate-limit-headers.ts";
 import { registerWebSockets } from "./web-sockets.ts";
@@ -21,11 +21,8 @@ export type GatewayOptions = AccessDeps & {
   readonly metrics?: GatewayMetrics;
 };
 
-/** Contract §3: JSON bodies up to 16 MiB and 64 levels deep. */
+/** Contract §3: JSON bodies up to 16 MiB. */
 const bodyLimitBytes = 16 * 1024 * 1024;
-const jsonDepth = 64;
-/** Entries of one object or array: no honest request comes near, and validating millions of them would stop everybody's turns. */
-const jsonEntries = 10_000;
 
 /** The HTTP side, not yet listening. Every route is authenticated before its body is read, and answers errors in one shape. */
 export async function createGateway({
@@ -49,6 +46,7 @@ export async function createGateway({
       maxHeaderSize: serverLimits.maxHeaderBytes,
       headersTimeout: serverLimits.headersMs,
       connectionsCheckingInterval: serverLimits.checkMs,
+      shouldUpgradeCallback: isWebSocketUpgrade,
     },
     trustProxy: edge.trustedProxies === undefined || edge.trustedProxies.length === 0 ? false : [...edge.trustedProxies],
     genReqId: () => `req_${encodeUlid(ulidBytes(Date.now(), randomBytes(10)))}`,
@@ -57,7 +55,8 @@ export async function createGateway({
     frameworkErrors: answerFrameworkError,
     clientErrorHandler: answerClientError,
   });
-  app.removeContentTypeParser("text/plain");
+  app.removeContentTypeParser(["text/plain", "application/json"]);
+  app.addContentTypeParser("application/json", { parseAs: "string" }, jsonParserOf(app));
   registerErrorEdge(app);
   await registerWebSockets(app); // before anything may refuse a request: it is what lets go of the socket of a refused upgrade
   if (metrics !== undefined) registerMetrics(app, metrics);
@@ -73,28 +72,6 @@ export async function createGateway({
   app.addHook("onSend", async (request, reply) => {
     if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id);
   });
-  app.addHook("preValidation", async (request) => {
-    const fault = request.body === undefined ? undefined : shapeFault(request.body);
-    if (fault !== undefined) throw new AppError("invalid_json", { client: { message: fault } });
-  });
   for (const route of routes) await app.register(route);
   return app;
 }
-
-/** What is wrong with the size of a JSON value, in a sentence; undefined for one that may be looked at. */
-export function shapeFault(root: unknown): string | undefined {
-  let level = [root].filter(isContainer);
-  for (let depth = 0; level.length > 0; depth++) {
-    if (depth >= jsonDepth) return `The body is nested deeper than ${jsonDepth} levels.`;
-    const inner: object[] = [];
-    for (const container of level) {
-      const entries = Object.values(container);
-      if (entries.length > jsonEntries) return `An object or array of the body has more than ${jsonEntries} entries.`;
-      for (const entry of entries) if (isContainer(entry)) inner.push(entry);
-    }
-    level = inner;
-  }
-  return undefined;
-}
-
-const isContainer = (value: unknown): value is object => value !== null && typeof value === "object";

@@ -1,3 +1,4 @@
+import type { IncomingMessage } from "node:http";
 import { isIP } from "node:net";
 import helmet from "@fastify/helmet";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
@@ -21,6 +22,12 @@ export const serverLimits = {
   requestsPerSocket: 1_000,
   keepAliveMs: 65_000,
 } as const;
+
+/**
+ * Whether a connection becomes another protocol's. Some clients (Java's own, `curl --http2`) offer HTTP/2 with every request of
+ * plain HTTP: an offer that may be ignored, and is.
+ */
+export const isWebSocketUpgrade = ({ headers }: IncomingMessage): boolean => headers.upgrade?.trim().toLowerCase() === "websocket";
 
 const corsMethods = "GET, POST, PUT, PATCH, DELETE";
 const corsAnswerHeaders =
@@ -58,6 +65,7 @@ export async function registerEdge(app: FastifyInstance, { allowedOrigins = [] }
   const allowed = new Set(allowedOrigins);
   app.addHook("onRequest", async (request, reply) => {
     if (isOverTls(request)) void reply.header("strict-transport-security", "max-age=31536000; includeSubDomains");
+    if (/%00/.test(request.url)) throw new AppError("invalid_request", { client: { message: "The address holds a NUL character." } });
     const { origin } = request.headers;
     if (origin === undefined || isOwn(origin, request)) return;
     void reply.header("vary", "Origin");
@@ -72,7 +80,8 @@ export async function registerEdge(app: FastifyInstance, { allowedOrigins = [] }
 
 /** Whether a browser opened the page at the very address that it now calls. */
 function isOwn(origin: string, request: FastifyRequest): boolean {
-  return URL.canParse(origin) && new URL(origin).host === request.host;
+  const url = URL.parse(origin);
+  return url !== null && /^https?:$/.test(url.protocol) && url.origin === origin && url.host === request.host.toLowerCase();
 }
 
 const changesSomething = ({ method, headers }: FastifyRequest): boolean =>

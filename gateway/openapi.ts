@@ -6,6 +6,8 @@ import type { Access } from "./access.ts";
 export type RouteDescription = {
   readonly summary: string;
   readonly query?: z.ZodType;
+  /** Headers beside the credential, by the names that the document shows. */
+  readonly headers?: z.ZodType;
   readonly body?: z.ZodType;
   /** Default `application/json`. */
   readonly bodyType?: string;
@@ -67,7 +69,7 @@ const pathOf = (url: string): string => url.replaceAll(/:(\w+)/g, "{$1}").replac
 
 function operationOf({ method, url, access, describes }: Route): object {
   const names = [...url.matchAll(/:(\w+)/g)].map(([, name]) => name ?? "").concat(url.endsWith("*") ? ["path"] : []);
-  const isAdminChange = access.startsWith("admin:") && method !== "get";
+  const isRepeatable = (access.startsWith("admin:") && method !== "get") || (access === "tenant" && method === "post");
   return {
     operationId: `${method} ${pathOf(url)}`,
     ...(describes === undefined ? {} : { summary: describes.summary }),
@@ -75,10 +77,9 @@ function operationOf({ method, url, access, describes }: Route): object {
     security: securityOf(access),
     parameters: [
       ...names.map((name) => ({ name, in: "path", required: true, schema: { type: "string" } })),
-      ...queryOf(describes?.query),
-      ...(isAdminChange || url === "/v1/chat/completions"
-        ? [{ name: "Idempotency-Key", in: "header", required: false, schema: { type: "string", maxLength: 255 } }]
-        : []),
+      ...parametersOf("query", describes?.query),
+      ...parametersOf("header", describes?.headers),
+      ...(isRepeatable ? [{ name: "Idempotency-Key", in: "header", required: false, schema: { type: "string", maxLength: 255 } }] : []),
     ],
     ...(describes?.body === undefined && describes?.bodyType === undefined
       ? {}
@@ -90,7 +91,7 @@ function operationOf({ method, url, access, describes }: Route): object {
         }),
     responses: {
       "2XX": { description: "Done" },
-      ...(access === "public" ? {} : { "401": { $ref: "#/components/responses/Error" } }),
+      ...(access === "public" ? {} : { "401": { $ref: "#/components/responses/Error" }, "403": { $ref: "#/components/responses/Error" } }),
       default: { $ref: "#/components/responses/Error" },
     },
   };
@@ -121,10 +122,10 @@ const schemaOf = (schema: z.ZodType | undefined): Record<string, unknown> => {
   return body;
 };
 
-function queryOf(schema: z.ZodType | undefined): readonly object[] {
+function parametersOf(place: "query" | "header", schema: z.ZodType | undefined): readonly object[] {
   if (schema === undefined) return [];
   const { properties = {}, required = [] } = schemaOf(schema) as { properties?: Record<string, object>; required?: readonly string[] };
-  return Object.entries(properties).map(([name, of]) => ({ name, in: "query", required: required.includes(name), schema: of }));
+  return Object.entries(properties).map(([name, of]) => ({ name, in: place, required: required.includes(name), schema: of }));
 }
 
 const errorSchema = {

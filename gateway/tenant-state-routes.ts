@@ -20,8 +20,13 @@ export type TenantStateDeps = {
   readonly defaultQuota: TenantQuota;
 };
 
+/** A command travels through a workflow, which takes no megabytes and no half characters. */
+const shortText = z
+  .string()
+  .max(1_000)
+  .refine((text) => text.isWellFormed(), "must be Unicode text");
 /** A JSON number arrives as its own text (admin-change.ts). */
-const decimalText = z.union([z.string(), z.number().transform(String)]);
+const decimalText = z.union([shortText, z.number().transform(String)]);
 const quotaBody = z.strictObject({
   tokens_per_day: z.number().nullable().optional(),
   cost_per_day_usd: decimalText.nullable().optional(),
@@ -29,7 +34,7 @@ const quotaBody = z.strictObject({
 });
 const newTenant = z.strictObject({
   id: z.string(),
-  display_name: z.string().nullable().optional(),
+  display_name: shortText.nullable().optional(),
   markup: decimalText.nullable().optional(),
   quota: quotaBody.optional(),
 });

@@ -11,12 +11,14 @@ export type UsageTotals = {
   /** In the classes of the billing CSV. */
   readonly tokens: Readonly<Record<"in" | "out" | "cached" | "reasoning", number>>;
   /** Of this UTC day, the largest first; what no tenant of these used is `_other`: no tenant can be called that. */
-  readonly today: readonly { readonly tenant: string; readonly tokens: number; readonly costUsd: number }[];
+  readonly today: readonly { readonly tenant: string; readonly calls: number; readonly tokens: number; readonly costUsd: number }[];
+  /** Turns that have not ended, likewise. */
+  readonly openTurnsOf: readonly { readonly tenant: string; readonly turns: number }[];
 };
 
 /** The figures of all processes together, from the daily sums. */
 export async function readUsageTotals(tx: ControlTx): Promise<UsageTotals> {
-  const [totals] = await tx.query<Omit<UsageTotals, "today" | "tokens"> & UsageTotals["tokens"]>(
+  const [totals] = await tx.query<Omit<UsageTotals, "today" | "openTurnsOf" | "tokens"> & UsageTotals["tokens"]>(
     `select (select count(*) from control.open_turn)::float8 as "openTurns", coalesce(sum(calls), 0)::float8 as calls,
             coalesce(sum(cost_nano_usd), 0)::float8 / 1e9 as "costUsd", coalesce(sum(tokens_in), 0)::float8 as "in",
             coalesce(sum(tokens_out), 0)::float8 as "out", coalesce(sum(tokens_cached), 0)::float8 as cached,
@@ -26,13 +28,23 @@ export async function readUsageTotals(tx: ControlTx): Promise<UsageTotals> {
   const today = await tx.query<UsageTotals["today"][number]>(
     `with used as (
        select tenant_id, sum(tokens_in + tokens_out + tokens_cached + reasoning_tokens) as tokens, sum(cost_nano_usd) as cost,
+              sum(calls) as calls,
               row_number() over (order by sum(tokens_in + tokens_out + tokens_cached + reasoning_tokens) desc, tenant_id) as place
        from control.usage_daily where day = (now() at time zone 'UTC')::date group by tenant_id
      )
-     select case when place <= $1 then tenant_id else '_other' end as tenant, sum(tokens)::float8 as tokens, sum(cost)::float8 / 1e9 as "costUsd"
-     from used group by 1, place > $1 order by 2 desc`,
+     select case when place <= $1 then tenant_id else '_other' end as tenant, sum(calls)::float8 as calls, sum(tokens)::float8 as tokens,
+            sum(cost)::float8 / 1e9 as "costUsd"
+     from used group by 1, place > $1 order by 3 desc`,
+    [tenantsInUsage],
+  );
+  const openTurnsOf = await tx.query<UsageTotals["openTurnsOf"][number]>(
+    `with open as (
+       select tenant_id, count(*) as turns, row_number() over (order by count(*) desc, tenant_id) as place from control.open_turn group by tenant_id
+     )
+     select case when place <= $1 then tenant_id else '_other' end as tenant, sum(turns)::float8 as turns
+     from open group by 1, place > $1 order by 2 desc`,
     [tenantsInUsage],
   );
   const { openTurns, calls, costUsd, ...tokens } = totals ?? { openTurns: 0, calls: 0, costUsd: 0, in: 0, out: 0, cached: 0, reasoning: 0 };
-  return { openTurns, calls, costUsd, tokens, today };
+  return { openTurns, calls, costUsd, tokens, today, openTurnsOf };
 }

@@ -136,7 +136,7 @@ async function launch(home: string, port: number, role: string, env: Readonly<Re
   return { process: started as ChildProcess, output: () => output };
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer();
   server.listen(0, "127.0.0.1");
   await once(server, "listening");

@@ -47,7 +47,10 @@ async function signIn(key) {
     });
     if (response.ok) {
       keyInput.value = "";
-      return showRoom(await response.json());
+      const session = await readSession();
+      return session === undefined
+        ? showDoor("This browser did not keep the sign-in. Off this machine it needs https, and cookies must be allowed.")
+        : showRoom(session);
     }
     if (response.status === 401) return showDoor("This key was not accepted.");
     if (response.status === 429) return showDoor(`Too many tries: wait ${response.headers.get("retry-after") ?? "60"} s.`);
@@ -57,6 +60,12 @@ async function signIn(key) {
   } finally {
     enter.disabled = false;
   }
+}
+
+/** Who this browser is signed in as. */
+async function readSession() {
+  const response = await fetch("/admin/session").catch(() => undefined);
+  return response?.ok === true ? await response.json() : undefined;
 }
 
 byId("key-form").addEventListener("submit", (event) => {
@@ -71,6 +80,6 @@ async function signOut() {
 
 byId("leave").addEventListener("click", () => void signOut());
 
-const present = await fetch("/admin/session").catch(() => undefined);
-if (present?.ok === true) showRoom(await present.json());
-else showDoor();
+const present = await readSession();
+if (present === undefined) showDoor();
+else showRoom(present);

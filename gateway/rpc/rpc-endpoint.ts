@@ -1,9 +1,11 @@
 import { z } from "zod";
-import { shapeFault } from "../gateway.ts";
+import { jsonShapeFault } from "../json-shape.ts";
 import { type RpcError, rpcError, rpcErrorOf } from "./rpc-error.ts";
 import type { RpcCaller, RpcMethod } from "./rpc-method.ts";
 
 export interface RpcEndpoint {
+  /** What a message may be. */
+  readonly message: z.ZodType;
   /** Answers one message of JSON-RPC 2.0. @returns the answer's text; undefined when nothing in it asked for one */
   answer(text: string, caller: RpcCaller): Promise<string | undefined>;
 }
@@ -78,7 +80,11 @@ export function createRpcEndpoint({ methods, logFailure }: RpcEndpointDeps): Rpc
     return answers.length === 0 ? undefined : answers;
   }
 
+  const [first, ...rest] = methods.map(({ name, params }) => callSchema.extend({ method: z.literal(name), params: params.optional() }));
+  const call = first === undefined ? callSchema : z.union([first, ...rest]);
+
   return {
+    message: z.union([call, z.array(call).min(1).max(largestBatch)]),
     async answer(text, caller) {
       const message = parseMessage(text);
       const answer =
@@ -93,14 +99,13 @@ export function createRpcEndpoint({ methods, logFailure }: RpcEndpointDeps): Rpc
 }
 
 function parseMessage(text: string): { readonly value: unknown } | { readonly fault: RpcError } {
-  let value: unknown;
+  const fault = jsonShapeFault(text);
+  if (fault !== undefined) return { fault: rpcError("invalidRequest", fault) };
   try {
-    value = JSON.parse(text);
+    return { value: JSON.parse(text) };
   } catch {
     return { fault: rpcError("parseError", "The message is not valid JSON.") };
   }
-  const fault = value !== null && typeof value === "object" ? shapeFault(value) : undefined;
-  return fault === undefined ? { value } : { fault: rpcError("invalidRequest", fault) };
 }
 
 /** The id of something that is no request, where it can be told. */

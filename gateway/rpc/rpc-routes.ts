@@ -22,7 +22,7 @@ export const createRpcRoutes =
 
     app.post(
       "/rpc",
-      { config: { access: "tenant", describes: { summary: "JSON-RPC 2.0; batches of at most 20" } } },
+      { config: { access: "tenant", describes: { summary: "JSON-RPC 2.0; batches of at most 20", body: endpoint.message } } },
       async (request, reply) => {
         const { tokenHashPrefix } = tenantPrincipalOf(request);
         return await answer(request, reply, {
@@ -36,7 +36,7 @@ export const createRpcRoutes =
 
     app.post(
       "/v1/tenants/:tenant/rpc",
-      { config: { access: "admin:tenants", describes: { summary: "The methods of /rpc, for a tenant" } } },
+      { config: { access: "admin:tenants", describes: { summary: "The methods of /rpc, for a tenant", body: endpoint.message } } },
       async (request, reply) => {
         const { actor } = changeOptionsOf(request);
         const { id, state } = await tenants.get(tenantOfPath(request));

@@ -5,12 +5,10 @@ import { type Authentication, type TenantPrincipal, requireTenant } from "../../
 import { bearerOf } from "../../control-plane/credentials.ts";
 import { AppError } from "../../domain/app-error.ts";
 import type { TenantId } from "../../domain/tenant.ts";
-import { createFailedAuthenticationLimiter } from "../failed-authentication-limiter.ts";
 import type { TokenWatch } from "../token-watch.ts";
 import { closeCodes } from "../web-sockets.ts";
 import type { RpcEndpoint } from "./rpc-endpoint.ts";
 import { rpcErrorOf } from "./rpc-error.ts";
-import { checkSocketOrigin } from "./socket-origin.ts";
 import { announceTurn, type StartedTurn } from "./turn-notifications.ts";
 
 export type RpcSocketDeps = {
@@ -42,7 +40,6 @@ export const createRpcSocketRoutes =
   ({ endpoint, authenticateCredential, tokens, limits: given }: RpcSocketDeps): FastifyPluginAsync =>
   async (app) => {
     const limits = { ...socketLimits, ...given };
-    const limiter = createFailedAuthenticationLimiter();
     const openSockets = new Map<TenantId, number>();
     let unauthenticated = 0;
 
@@ -50,9 +47,6 @@ export const createRpcSocketRoutes =
       method: "GET",
       url: "/rpc",
       config: { access: "public", describes: { summary: "JSON-RPC 2.0 over a WebSocket" } }, // who it is stands in the header or in the first frame
-      onRequest: async (request) => {
-        if (request.ws) checkSocketOrigin(request);
-      },
       handler: async () => {
         throw new AppError("not_found", { client: { message: "GET /rpc is a WebSocket; calls over HTTP are POSTed." } });
       },
@@ -64,7 +58,7 @@ export const createRpcSocketRoutes =
       try {
         return requireTenant(await authenticateCredential(credential));
       } catch (error) {
-        throw error instanceof AppError && error.code === "invalid_api_key" ? limiter.refuse(address, error) : error;
+        throw error instanceof AppError && error.code === "invalid_api_key" ? app.failedAuthentications.refuse(address, error) : error;
       }
     }
 

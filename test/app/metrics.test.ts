@@ -64,6 +64,7 @@ test("turns, tokens, money, requests and failed authentications are counted", as
   expect(valueOf(after, "openclaw_cost_usd_total")).toBeGreaterThan(0);
   expect(valueOf(after, 'openclaw_tenant_tokens_today{tenant="acme"}')).toBeGreaterThan(0);
   expect(valueOf(after, 'openclaw_tenant_cost_usd_today{tenant="acme"}')).toBeGreaterThan(0);
+  expect(valueOf(after, 'openclaw_tenant_model_calls_today{tenant="acme"}')).toBe(2);
   expect(valueOf(after, "openclaw_failed_authentications_total")).toBe(1);
   expect(valueOf(after, 'openclaw_http_request_seconds_count{method="POST",route="/v1/chat/completions",status="2xx"}')).toBe(2);
   for (const gauge of ["openclaw_turn_slots_running", "openclaw_turn_slots_waiting", "openclaw_streams_active"])
@@ -82,6 +83,7 @@ test("a stream, its slot and its turn are open while they are", async () => {
   await stream.text();
   const after = await until((text) => valueOf(text, "openclaw_turns_open") === 0);
 
+  expect(valueOf(during, 'openclaw_tenant_turns_open{tenant="globex"}')).toBe(1);
   for (const gauge of ["openclaw_turn_slots_running", "openclaw_streams_active"])
     expect([gauge, valueOf(during, gauge), valueOf(after, gauge)]).toEqual([gauge, 1, 0]);
 });
@@ -94,6 +96,28 @@ test.skipIf(missing !== undefined)("a sandboxed run is counted by what ended it"
 
   expect(valueOf(text, 'openclaw_sandbox_runs_total{reason="ok"}')).toBe(1);
   expect(valueOf(text, 'openclaw_sandbox_runs_total{reason="wall"}')).toBe(1);
+});
+
+test("every line is a comment or a sample of a family that was named before it", async () => {
+  const { text } = await scrape();
+  const families = new Map<string, string>();
+  const series = new Set<string>();
+
+  expect(text.endsWith("\n")).toBe(true);
+  for (const line of text.split("\n").filter((line) => line !== "")) {
+    const [, family, kind] = /^# TYPE ([a-zA-Z_:][\w:]*) (counter|gauge|histogram|summary)$/.exec(line) ?? [];
+    if (family !== undefined && kind !== undefined) {
+      expect(families.has(family), line).toBe(false);
+      families.set(family, kind);
+    }
+    if (line.startsWith("#")) continue;
+    const [, name = "", labels = ""] =
+      /^([a-zA-Z_:][\w:]*)(\{(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)*\})? (?:-?[\d.]+(?:e[+-]?\d+)?|[+-]Inf|NaN)$/i.exec(line) ?? [];
+    expect(families.has(name) || families.get(name.replace(/_(?:bucket|sum|count)$/, "")) === "histogram", line).toBe(true);
+    expect(series.has(name + labels), line).toBe(false);
+    series.add(name + labels);
+  }
+  expect(families.size).toBeGreaterThan(10);
 });
 
 test("no path and no number of tenants makes labels without end", async () => {

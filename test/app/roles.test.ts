@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import OpenAI from "openai";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
 import { freshNamespace } from "../fresh-namespace.ts";
-import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { type RunningProduct, configWithProvider, freePort, startProduct } from "../product.ts";
 import { freshDatabase } from "../storage/fresh-database.ts";
 import { type ModelServer, startModelServer } from "./model-server.ts";
 
@@ -11,6 +11,7 @@ let model: ModelServer;
 let gateway: RunningProduct;
 let worker: RunningProduct;
 let client: OpenAI;
+let metricsPort: number;
 
 beforeAll(async () => {
   model = await startModelServer();
@@ -20,7 +21,8 @@ beforeAll(async () => {
     TEMPORAL_NAMESPACE: await freshNamespace(inject("temporalAddress")),
   };
   gateway = await startProduct({ config: configWithProvider(model.url), env, role: "gateway" });
-  worker = await startProduct({ env, role: "worker", home: gateway.home });
+  metricsPort = await freePort();
+  worker = await startProduct({ env: { ...env, OPENCLAW_METRICS_PORT: String(metricsPort) }, role: "worker", home: gateway.home });
   client = new OpenAI({
     baseURL: `${gateway.url}/v1`,
     apiKey: await gateway.createTenant(`split-${randomBytes(4).toString("hex")}`),
@@ -39,6 +41,19 @@ test("a turn that comes in at the gateway is run by the worker", async () => {
   const answer = await client.chat.completions.create(ask("across processes"));
 
   expect(answer.choices[0]?.message.content).toContain("across processes");
+});
+
+test("a worker tells its own figures where it is asked to, to this machine only", async () => {
+  const url = `http://127.0.0.1:${metricsPort}`;
+  const script = 'CALL exec {"command":"true"}';
+  await client.chat.completions.create(ask(script));
+
+  const text = await (await fetch(`${url}/metrics`)).text();
+  expect(text).toContain("# TYPE openclaw_sandbox_runs_total counter");
+  expect(text).toContain("process_cpu_seconds_total");
+  expect((await fetch(`${url}/metrics`, { headers: { "x-forwarded-for": "198.51.100.1" } })).status).toBe(401);
+  expect(await (await fetch(`${url}/readyz`)).json()).toEqual({ status: "ok", checks: { database: "ok", temporal: "ok" } });
+  expect((await fetch(`${url}/v1/tenants`, { headers: { authorization: `Bearer ${gateway.adminKey}` } })).status).toBe(404);
 });
 
 test("tokens stream from the worker to the caller of the gateway", async () => {

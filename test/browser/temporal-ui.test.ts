@@ -109,4 +109,46 @@ describe("Temporal's Web UI in a real browser", () => {
     await page.goto(`${product.url}/temporal`);
     await page.getByLabel("Admin key").waitFor();
   }, 120_000);
+
+  test("the end of a key ends the sign-in of an open page, and a read key ends no workflow", async () => {
+    const call = async (path: string, method: string, body?: unknown): Promise<Response> =>
+      await fetch(product.url + path, {
+        method,
+        headers: { authorization: `Bearer ${product.adminKey}`, ...(body === undefined ? {} : { "content-type": "application/json" }) },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      });
+    const { key } = (await (await call("/v1/admin-keys", "POST", { id: "guest", scopes: ["read"] })).json()) as { key: string };
+    await page.goto(`${product.url}/temporal/namespaces/default/workflows`);
+    await page.getByLabel("Admin key").fill(key);
+    await page.keyboard.press("Enter");
+    await page.getByRole("link", { name: "turn:demo:web:browser:default" }).first().waitFor();
+
+    const statusOf = async (path: string, method: string): Promise<unknown> =>
+      await page.evaluate(`fetch(${JSON.stringify(path)}, { method: ${JSON.stringify(method)} }).then(({ status }) => status)`);
+    const workflows = "/temporal/api/v1/namespaces/default/workflows";
+    expect(await statusOf(workflows, "GET")).toBe(200);
+    expect(await statusOf(`${workflows}/tenant%3Ademo/terminate`, "POST")).toBe(403);
+
+    expect((await call("/v1/admin-keys/guest", "DELETE")).status).toBe(202);
+
+    expect(await statusOf(workflows, "GET")).toBe(401);
+    await page.reload();
+    await page.getByLabel("Admin key").waitFor();
+    expect(new URL(page.url()).pathname).toBe("/admin");
+  }, 120_000);
+
+  test("a browser that keeps no cookie is told why it is not signed in", async () => {
+    // As over plain http off this machine, where the cookie is bound to TLS.
+    await page.route("**/admin/session", async (route) => {
+      const { cookie: _kept, ...headers } = await route.request().allHeaders();
+      await context.clearCookies();
+      await route.continue({ headers });
+    });
+    await page.goto(`${product.url}/admin?next=/temporal`);
+
+    await signIn();
+
+    await page.getByText("This browser did not keep the sign-in.").waitFor();
+    expect(new URL(page.url()).pathname).toBe("/admin");
+  }, 60_000);
 });

@@ -126,6 +126,13 @@ test("a page's requests are one entry for each reader, and each is answered afte
   expect([counted("anna"), counted("ben")]).toEqual([60, 60]);
 });
 
+test("a repeat with an Idempotency-Key is a reading like the first", async () => {
+  const headers = { "idempotency-key": "same" };
+  for (let n = 0; n < 2; n++) expect((await decode({ payloads: payloads["tenant"] }, { as: "twice", headers })).statusCode).toBe(200);
+
+  expect((await decodesOf(tenant)).filter(({ actor }) => actor.id === "twice")).toHaveLength(2);
+});
+
 test("a look at the system's payloads is recorded once an hour: the record is itself one of them", async () => {
   for (let n = 0; n < 3; n++) expect((await decode({ payloads: payloads["system"] }, { as: "watcher" })).statusCode).toBe(200);
 

@@ -239,3 +239,47 @@ describe("slow and large requests", () => {
     expect(app.server.maxRequestsPerSocket).toBe(serverLimits.requestsPerSocket);
   });
 });
+
+test("an offer of HTTP/2, as Java's and curl's clients make with every request, is ignored", async () => {
+  const { app } = await gatewayStage(anyMethod);
+  const { port } = await listening(app);
+  const socket = connect(port, "127.0.0.1");
+  const offer = "Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA";
+  let answer = "";
+  socket.on("data", (chunk: Buffer) => (answer += chunk.toString()));
+  const closed = once(socket, "close");
+
+  socket.write(
+    `POST /thing HTTP/1.1\r\nHost: x\r\nAuthorization: ${authorization}\r\n${offer}\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}`,
+  );
+  await closed;
+
+  expect(answer).toMatch(/^HTTP\/1\.1 200 /);
+  expect(answer).toContain('{"done":true}');
+});
+
+test("an address that holds a NUL is refused before anything reads it", async () => {
+  const { app } = await gatewayStage(anyMethod);
+
+  for (const url of ["/thing?a=%00", "/thing%00", "/%00"]) {
+    const answer = await app.inject({ url, headers: { authorization } });
+    expect([answer.statusCode, answer.json()]).toEqual([400, errorBody("invalid_request")]);
+  }
+});
+
+test("an origin is ours by scheme, name and port, and is nothing but an origin", async () => {
+  const { app } = await gatewayStage(anyMethod);
+  const status = async (origin: string): Promise<number> =>
+    (await app.inject({ method: "POST", url: "/thing", headers: { authorization, host: "claw.example:8080", origin } })).statusCode;
+
+  for (const own of ["http://claw.example:8080", "https://claw.example:8080"]) expect([own, await status(own)]).toEqual([own, 200]);
+  for (const foreign of [
+    "ftp://claw.example:8080",
+    "http://claw.example:8080/x",
+    "http://u@claw.example:8080",
+    "null",
+    "http://claw.example",
+  ]) {
+    expect([foreign, await status(foreign)]).toEqual([foreign, 403]);
+  }
+});

@@ -7,7 +7,7 @@ import { type RpcStage, openSocket, startRpcStage } from "./rpc-stage.ts";
 
 let stage: RpcStage;
 beforeAll(async () => {
-  stage = await startRpcStage({ authenticationMs: 300, perTenant: 4 });
+  stage = await startRpcStage({ authenticationMs: 1_500, perTenant: 4 });
 });
 afterAll(async () => await stage.close());
 

@@ -106,6 +106,7 @@ test("whoever may only look ends nothing, and may ask a workflow where it stands
   expect([await act("POST", terminate), await act("PUT", terminate), await act("DELETE", terminate)]).toEqual([403, 403, 403]);
   expect(await act("POST", `${query}/../../terminate`)).toBe(403);
   expect(await act("POST", `${terminate.split("?")[0]}%2Fquery%2Fx`)).toBe(403);
+  for (const disguise of ["%2F", "%2f..%2f", "%5c", "%2e%2e%2f", "\\"]) expect(await act("POST", `${query}${disguise}terminate`)).toBe(403);
   expect(ui.seen).toEqual([]);
   expect(await act("POST", query)).toBe(200);
   expect(made).toEqual([]);
@@ -132,6 +133,18 @@ test("what is done with the scope all is recorded before it is passed on", async
   ]);
   expect(ui.seen).toMatchObject([{ method: "POST", url: terminate, body: JSON.stringify({ reason: "stuck" }) }]);
   expect(ui.seen[0]?.headers["x-csrf-token"]).toBe("t");
+});
+
+test("what is done twice is recorded twice, whatever Idempotency-Key it carries", async () => {
+  const ui = await startUi();
+  const { app, made } = await stage(ui.url);
+  const headers = { ...own, cookie: "openclaw_admin=all", "content-type": "application/json", "idempotency-key": "same" };
+
+  for (let n = 0; n < 2; n++) await app.inject({ method: "POST", url: terminate, headers, payload: "{}" });
+
+  expect(ui.seen).toHaveLength(2);
+  expect(made.map(([, , { idempotency }]) => idempotency)).toEqual([undefined, undefined]);
+  expect(new Set(made.map(([, , { requestId }]) => requestId)).size).toBe(2);
 });
 
 test("what cannot be recorded does not happen", async () => {

@@ -15,20 +15,35 @@ test("the tenants that used most are told apart, and the rest is one", async () 
     await tx.execute(
       `${ledgerRow} values ('old', 'tenant-1', 's', now() - interval '3 days', 'm', 'chat', 7, 5, 0, 0, 0, 500000000, 0, 0, 'h')`,
     );
+    await tx.execute(
+      `insert into control.open_turn (tenant_id, turn_id, lane, kind) select 'tenant-' || n, 'turn-' || m, 'l', 'chat' from generate_series(1, 30) n, generate_series(1, n) m`,
+    );
   });
 
   const totals = await database.withControl(readUsageTotals, { readOnly: true });
 
   expect(totals).toMatchObject({
-    openTurns: 0,
+    openTurns: 465,
     calls: 51,
     costUsd: 50.5,
     tokens: { in: 1_275 + 50 + 7, out: 100, cached: 5, reasoning: 150 },
   });
   expect(totals.today).toHaveLength(tenantsInUsage + 1);
-  expect(totals.today.find(({ tenant }) => tenant === "_other")).toEqual({ tenant: "_other", tokens: 465 + 6 * 30, costUsd: 30 });
+  expect(totals.today.find(({ tenant }) => tenant === "_other")).toEqual({
+    tenant: "_other",
+    calls: 30,
+    tokens: 465 + 6 * 30,
+    costUsd: 30,
+  });
   expect(totals.today.filter(({ tenant }) => tenant !== "_other").map(({ tenant }) => tenant)).toEqual(
     Array.from({ length: tenantsInUsage }, (_, index) => `tenant-${50 - index}`),
+  );
+  expect(totals.openTurnsOf).toHaveLength(tenantsInUsage + 1);
+  expect(totals.openTurnsOf).toEqual(
+    expect.arrayContaining([
+      { tenant: "tenant-30", turns: 30 },
+      { tenant: "_other", turns: 55 },
+    ]),
   );
 });
 
@@ -42,5 +57,6 @@ test("an empty ledger has figures too", async () => {
     costUsd: 0,
     tokens: { in: 0, out: 0, cached: 0, reasoning: 0 },
     today: [],
+    openTurnsOf: [],
   });
 });
