@@ -10,7 +10,7 @@ import type { Database } from "../storage/database.ts";
 import { reserveCall } from "../storage/quota-repository.ts";
 
 /** The part of a process's leases that model calls spend. */
-export type CallQuota = Pick<QuotaLeases, "isLimited" | "take" | "reserve" | "settle">;
+export type CallQuota = Pick<QuotaLeases, "isLimited" | "take" | "reserve" | "settle" | "fenced">;
 
 export type ReservedCall = {
   readonly context: TenantContext;
@@ -40,7 +40,7 @@ export type Reserved = {
 
 /**
  * Reserves what a call may use at most, and writes it to the call's row before the provider hears of it.
- * @throws {AppError} `tokens_per_day`, `cost_per_day_usd`; `unavailable`
+ * @throws {AppError} `tokens_per_day`, `cost_per_day_usd`; `tenant_suspended`; `unavailable`
  */
 export async function reserveQuota(
   { database, quota }: { readonly database: Database; readonly quota: CallQuota },
@@ -63,8 +63,10 @@ export async function reserveQuota(
   };
   for (let attempt = 0; attempt < fencedAttempts; attempt++) {
     const reservation = quota.take(tenantId, call.callId, need) ?? (await quota.reserve(tenantId, call.callId, need));
-    const isWritten = await database.withTenant(call.context, async (tx) => await reserveCall(tx, call, reservation));
-    if (isWritten) return within(reservation.reserved, reservation.day);
+    const outcome = await database.withTenant(call.context, async (tx) => await reserveCall(tx, call, reservation));
+    if (outcome === "written") return within(reservation.reserved, reservation.day);
+    if (outcome === "taken") throw new AppError("unavailable", { callId: call.callId, why: "another attempt holds the call" });
+    quota.fenced(tenantId, reservation.holder);
   }
   throw new AppError("unavailable", { callId: call.callId, why: "its leases were taken back" });
 }

@@ -349,7 +349,7 @@ export const createModelCall = (deps: CallDeps) => {
 };
 
 /** Errors that end a turn as they are, for its caller to read. */
-const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd"]);
+const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd", "tenant_suspended"]);
 
 /** @throws {ModelCallError} `garbage` with the usage, for a reply that asks for more than a turn can carry */
 function checkedResult(result: ModelResult): ModelResult {

@@ -11,6 +11,7 @@ import type { TenantId } from "../domain/tenant.ts";
 import type { CallId } from "../domain/turn-id.ts";
 import type { Database } from "../storage/database.ts";
 import {
+  countRecentTurns,
   countUnreportedTurns,
   fenceAllLeases,
   fenceLease,
@@ -31,6 +32,8 @@ export type DayWire = {
   readonly day: UtcDay;
   readonly used: AmountWire;
   readonly calls: readonly { readonly callId: CallId; readonly reserved: AmountWire }[];
+  /** Let in during the last minute by leases that stood. */
+  readonly requests: number;
 };
 
 /** What the quota desk of a tenant's workflow asks the rows. Each is safe to repeat. */
@@ -43,12 +46,13 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
   async readQuota(): Promise<DayWire> {
     return await asActivity(async (context) => {
       const limits = limitsToWire(await limitsOf(context.tenantId));
-      const { day, used, open } = await database.withTenant(context, async (tx) => {
-        await fenceAllLeases(tx);
-        return await readDay(tx);
+      const { day, used, open, requests } = await database.withTenant(context, async (tx) => {
+        const requests = await countRecentTurns(tx, await fenceAllLeases(tx));
+        return { ...(await readDay(tx)), requests };
       });
       return {
         limits,
+        requests,
         day,
         used: amountToWire(used),
         calls: open.map(({ callId, reserved }) => ({ callId, reserved: amountToWire(reserved) })),

@@ -4,7 +4,7 @@ import { createTenantLifeActivities } from "../activities/tenant-life-activities
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
-import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
+import { createTenants, grantableLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import { type Owner, parseTenantId } from "../domain/tenant.ts";
@@ -72,7 +72,7 @@ export async function startWorkers(
     ...lifeActivities,
     ...createAuditActivities({ database, home, log }),
     ...createKeyActivities({ database, ...keys }),
-    ...createQuotaActivities({ database, limitsOf: async (tenantId) => quotaLimitsOf(await createTenants({ database }).get(tenantId)) }),
+    ...createQuotaActivities({ database, limitsOf: async (tenantId) => grantableLimitsOf(await createTenants({ database }).get(tenantId)) }),
   };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   const stopForgetting = await database.listen(

@@ -24,6 +24,9 @@ export type Reservation = {
   readonly reserved: Amount;
 };
 
+/** What one order reports at most of each kind, so that it stays far below what a message may hold. */
+const mostPerOrder = 2_000;
+
 type Granted = Extract<LeaseAnswer, { state: "granted" }>;
 
 /**
@@ -78,6 +81,7 @@ export class QuotaLease {
     now: { monotonicMs: number; wallMs: number },
   ): Reservation | undefined {
     const day = this.#answer?.day;
+    if (this.#opened.length === mostPerOrder) return undefined;
     if (day === undefined || !this.#isSpendable(now.monotonicMs) || utcDayOf(now.wallMs) > day || !covers(this.#granted, least))
       return undefined;
     const reserved = {
@@ -113,13 +117,12 @@ export class QuotaLease {
         holder: this.holder,
         seq: this.#nextSeq,
         opened: this.#opened,
-        settled: this.#settled,
+        settled: this.#settled.splice(0, mostPerOrder),
         requestsSpent: this.#requestsSpent,
         requestsGivenBack: this.#requestsGivenBack,
         want,
       };
       this.#opened = [];
-      this.#settled = [];
       this.#requestsSpent = 0;
       this.#requestsGivenBack = 0;
       this.#underWay = { order, sentAtMs: monotonicMs };
@@ -129,13 +132,8 @@ export class QuotaLease {
 
   take(answer: LeaseAnswer): void {
     const underWay = this.#underWay;
-    if (underWay === undefined) return;
-    if (answer.state === "gone") {
-      this.#isGone = true;
-      this.#granted = noAmount;
-      this.#requests = 0;
-      return;
-    }
+    if (underWay === undefined || this.#isGone) return;
+    if (answer.state === "gone") return this.drop();
     if (answer.seq !== underWay.order.seq) return;
     this.#underWay = undefined;
     this.#seq = answer.seq;
@@ -146,6 +144,13 @@ export class QuotaLease {
       .filter(({ day }) => day === answer.day)
       .reduce((rest, { reserved }) => minus(rest, reserved), answer.granted);
     this.#requests = answer.requests - this.#requestsSpent;
+  }
+
+  /** The lease was taken back: what it has not reported is found in the rows. */
+  drop(): void {
+    this.#isGone = true;
+    this.#granted = noAmount;
+    this.#requests = 0;
   }
 
   get #nextSeq(): number {

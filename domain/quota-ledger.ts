@@ -157,7 +157,9 @@ export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number)
   for (const { callId, day, reserved } of order.opened) {
     if (day !== ledger.day) continue;
     granted = minus(granted, reserved);
-    ledger.calls.set(callId, { reserved, holder: order.holder, checkedAtMs: nowMs });
+    // Two attempts of one call may both report it: which of them its row knows is not known here.
+    const held = ledger.calls.get(callId)?.reserved ?? noAmount;
+    ledger.calls.set(callId, { reserved: largerOf(held, reserved), holder: order.holder, checkedAtMs: nowMs });
   }
   for (const { callId, actual } of order.settled) endCall(ledger, callId, actual);
   const requestsHeld = Math.max(0, (known?.requests ?? 0) - order.requestsSpent);
@@ -192,11 +194,34 @@ export type Recovery = {
   readonly callIds: readonly CallId[];
 };
 
-/** Leases whose time is over, or that said goodbye: each must be fenced, its rows read, and `recover` called with them. */
-export function beginRecovery(ledger: QuotaLedger, isOver: (id: HolderId, untilMs: number) => boolean): readonly Recovery[] {
+/** The lease is to be taken back without waiting for its end. @returns whether there is such a lease */
+export function takeBack(ledger: QuotaLedger, id: HolderId): boolean {
+  const holder = ledger.holders.get(id);
+  if (holder !== undefined) ledger.holders.set(id, { ...holder, isRecovering: true });
+  return holder !== undefined;
+}
+
+/** New ceilings. Where one is lower, what was granted under the old ones is taken back. */
+export function changeLimits(ledger: QuotaLedger, limits: QuotaLimits): void {
+  const isLowered =
+    isLower(limits.tokensPerDay, ledger.limits.tokensPerDay) ||
+    isLower(limits.nanoUsdPerDay, ledger.limits.nanoUsdPerDay) ||
+    isLower(limits.requestsPerMinute, ledger.limits.requestsPerMinute);
+  ledger.limits = limits;
+  if (isLowered) for (const id of ledger.holders.keys()) takeBack(ledger, id);
+}
+
+const isLower = <T extends number | bigint>(now: T | undefined, before: T | undefined): boolean =>
+  now !== undefined && (before === undefined || now < before);
+
+export const isUnlimited = ({ tokensPerDay, nanoUsdPerDay, requestsPerMinute }: QuotaLimits): boolean =>
+  tokensPerDay === undefined && nanoUsdPerDay === undefined && requestsPerMinute === undefined;
+
+/** Leases whose time is over, or that are to be taken back: each must be fenced, its rows read, and `recover` called with them. */
+export function beginRecovery(ledger: QuotaLedger, nowMs: number): readonly Recovery[] {
   const recoveries: Recovery[] = [];
   for (const [id, holder] of ledger.holders) {
-    if (!holder.isRecovering && !isOver(id, holder.untilMs)) continue;
+    if (!holder.isRecovering && holder.untilMs > nowMs) continue;
     ledger.holders.set(id, { ...holder, isRecovering: true });
     recoveries.push({ holder: id, afterBatch: holder.seq, callIds: callsOf(ledger, id) });
   }
@@ -226,6 +251,9 @@ export function recover(
 /** Calls that nobody has reported on for a while: their rows decide. */
 export const callsToCheck = (ledger: QuotaLedger, nowMs: number): readonly CallId[] =>
   [...ledger.calls].filter(([, { checkedAtMs }]) => nowMs - checkedAtMs >= callCheckMs).map(([callId]) => callId);
+
+/** Whether a lease waits to be taken back. */
+export const hasRecovery = ({ holders }: QuotaLedger): boolean => [...holders.values()].some(({ isRecovering }) => isRecovering);
 
 /** When a lease is over, or a call is to be checked, at the earliest. */
 export const nextDueMs = ({ holders, calls }: QuotaLedger): number =>
@@ -264,7 +292,12 @@ export const minus = (a: Amount, b: Amount): Amount => ({ tokens: a.tokens - b.t
 export const covers = (a: Amount, b: Amount): boolean => a.tokens >= b.tokens && a.nanoUsd >= b.nanoUsd;
 const least = (a: bigint, b: bigint): NanoUsd => (a < b ? a : b) as NanoUsd;
 const most = (a: bigint, b: bigint): NanoUsd => (a > b ? a : b) as NanoUsd;
+const largerOf = (a: Amount, b: Amount): Amount => ({ tokens: Math.max(a.tokens, b.tokens), nanoUsd: most(a.nanoUsd, b.nanoUsd) });
 const atLeastNothing = ({ tokens, nanoUsd }: Amount): Amount => ({ tokens: Math.max(0, tokens), nanoUsd: most(nanoUsd, 0n) });
+
+/** What leases and calls hold of the day. */
+export const heldOf = ({ holders, calls }: QuotaLedger): Amount =>
+  [...[...holders.values()].map(({ granted }) => granted), ...[...calls.values()].map(({ reserved }) => reserved)].reduce(plus, noAmount);
 
 type Free = { readonly tokens: number | undefined; readonly nanoUsd: NanoUsd | undefined; readonly requests: number | undefined };
 
@@ -319,7 +352,7 @@ function requestGrantOf(free: number | undefined, has: number, waiting: number):
   return Math.min(free, Math.max(0, target - has));
 }
 
-function countRequests({ requests }: QuotaLedger, count: number, nowMs: number): void {
+export function countRequests({ requests }: QuotaLedger, count: number, nowMs: number): void {
   const second = Math.floor(nowMs / 1_000);
   if (count > 0) requests.set(second, (requests.get(second) ?? 0) + count);
   // What is given back was admitted a moment ago: it leaves the newest seconds.

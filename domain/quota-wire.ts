@@ -67,6 +67,23 @@ export const orderToWire = (order: LeaseOrder): OrderWire => ({
   },
 });
 
+/** Whether an order can be taken: one that cannot would fail its workflow task again and again. */
+export function isWellFormedOrder({ holder, seq, opened, settled, requestsSpent, requestsGivenBack, want }: OrderWire): boolean {
+  return (
+    /^[!-~]{1,64}$/.test(holder) &&
+    isCount(seq) &&
+    seq > 0 &&
+    opened.length + settled.length <= 10_000 &&
+    opened.every(({ callId, day, reserved }) => callId !== "" && /^\d{4}-\d\d-\d\d$/.test(day) && isAmount(reserved)) &&
+    settled.every(({ callId, actual }) => callId !== "" && (actual === null || isAmount(actual))) &&
+    [requestsSpent, requestsGivenBack, want.calls, want.requests].every(isCount) &&
+    [want.least, want.first, want.total].every(isAmount)
+  );
+}
+
+const isCount = (value: number): boolean => Number.isSafeInteger(value) && value >= 0;
+const isAmount = ({ tokens, nanoUsd }: AmountWire): boolean => isCount(tokens) && /^\d{1,30}$/.test(nanoUsd);
+
 export const orderFromWire = (order: OrderWire): LeaseOrder => ({
   ...order,
   opened: order.opened.map((call) => ({ ...call, reserved: amountFromWire(call.reserved) })),
@@ -154,6 +171,7 @@ export type LedgerWire = {
     readonly granted: AmountWire;
     readonly requests: number;
     readonly untilMs: number;
+    readonly isRecovering?: true;
   }[];
   readonly calls: readonly {
     readonly callId: CallId;
@@ -162,6 +180,8 @@ export type LedgerWire = {
     readonly checkedAtMs: number;
   }[];
   readonly requests: readonly (readonly [second: number, count: number])[];
+  /** They changed and have not been read since. */
+  readonly limitsAreOld?: true;
 };
 
 export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
@@ -169,28 +189,29 @@ export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
   day: ledger.day,
   used: amountToWire(ledger.used),
   overshoot: amountToWire(ledger.overshoot),
-  holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs }]) => ({
+  holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs, isRecovering }]) => ({
     id,
     seq,
     answer: answerToWire(answer),
     granted: amountToWire(granted),
     requests,
     untilMs,
+    ...(isRecovering ? { isRecovering } : {}),
   })),
   calls: [...ledger.calls].map(([callId, call]) => ({ callId, ...call, reserved: amountToWire(call.reserved) })),
   requests: [...ledger.requests],
 });
 
-/** A recovery that was under way begins again: fencing and reading are safe to repeat. */
+/** A recovery that was under way begins again, since fencing and reading are safe to repeat; its lease stays refused. */
 export const ledgerFromWire = (wire: LedgerWire): QuotaLedger => ({
   limits: limitsFromWire(wire.limits),
   day: wire.day,
   used: amountFromWire(wire.used),
   overshoot: amountFromWire(wire.overshoot),
   holders: new Map(
-    wire.holders.map(({ id, ...holder }) => [
+    wire.holders.map(({ id, isRecovering = false, ...holder }) => [
       id,
-      { ...holder, answer: answerFromWire(holder.answer), granted: amountFromWire(holder.granted), isRecovering: false },
+      { ...holder, answer: answerFromWire(holder.answer), granted: amountFromWire(holder.granted), isRecovering },
     ]),
   ),
   calls: new Map(wire.calls.map(({ callId, ...call }) => [callId, { ...call, reserved: amountFromWire(call.reserved) }])),

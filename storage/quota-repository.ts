@@ -16,8 +16,9 @@ export async function fenceLease(tx: TenantTx, holder: HolderId): Promise<void> 
   await tx.execute("delete from quota_lease where holder = $1", [holder]);
 }
 
-export async function fenceAllLeases(tx: TenantTx): Promise<void> {
-  await tx.execute("delete from quota_lease");
+/** @returns the leases that stood */
+export async function fenceAllLeases(tx: TenantTx): Promise<readonly HolderId[]> {
+  return (await tx.query<{ holder: HolderId }>("delete from quota_lease returning holder")).map(({ holder }) => holder);
 }
 
 /** Locks the lease until the transaction ends. @returns false when it was fenced */
@@ -25,19 +26,21 @@ export async function holdLease(tx: TenantTx, holder: HolderId): Promise<boolean
   return (await tx.query("select from quota_lease where holder = $1 for share", [holder])).length === 1;
 }
 
-/** Writes a reservation to the journal row of its call. @returns false when the lease was fenced, or another attempt has the call */
+/** Writes a reservation to the journal row of its call. `taken`: another attempt has the call, or it has ended. */
 export async function reserveCall(
   tx: TenantTx,
   { callId, attempt }: { readonly callId: CallId; readonly attempt: number },
   { holder, batch, day, reserved }: Reservation,
-): Promise<boolean> {
-  const written = await tx.execute(
-    `with lease as (select from quota_lease where holder = $3 for share)
-     update model_call set holder = $3, batch = $4, day = $5, reserved_tokens = $6, reserved_nano_usd = $7
-     where id = $1 and attempt = $2 and state = 'started' and exists (select from lease)`,
+): Promise<"written" | "fenced" | "taken"> {
+  const [row] = await tx.query<{ outcome: "written" | "fenced" | "taken" }>(
+    `with lease as (select from quota_lease where holder = $3 for share), written as (
+       update model_call set holder = $3, batch = $4, day = $5, reserved_tokens = $6, reserved_nano_usd = $7
+       where id = $1 and attempt = $2 and state = 'started' and exists (select from lease) returning id
+     )
+     select case when exists (select from written) then 'written' when exists (select from lease) then 'taken' else 'fenced' end as outcome`,
     [callId, attempt, holder, batch, day, reserved.tokens, reserved.nanoUsd.toString()],
   );
-  return written === 1;
+  return row?.outcome ?? "fenced";
 }
 
 type CallRow = {
@@ -76,12 +79,22 @@ export async function readCallFates(tx: TenantTx, callIds: readonly CallId[]): P
   return callIds.map((callId) => fates.get(callId) ?? { callId, day: "", batch: 0, fate: { state: "missing" } });
 }
 
+const isCounted = "not (state = 'failed' and coalesce((error ->> 'isRefusal')::boolean, false))";
+
 /** Turns that a lease admitted and never reported, without those that were refused for a quota. */
 export async function countUnreportedTurns(tx: TenantTx, holder: HolderId, afterBatch: number): Promise<number> {
+  const [row] = await tx.query<{ turns: bigint }>(`select count(*) as turns from turn where holder = $1 and batch > $2 and ${isCounted}`, [
+    holder,
+    afterBatch,
+  ]);
+  return Number(row?.turns ?? 0n);
+}
+
+/** Turns of the last minute that leases let in, without those that were refused for a quota. */
+export async function countRecentTurns(tx: TenantTx, holders: readonly HolderId[]): Promise<number> {
   const [row] = await tx.query<{ turns: bigint }>(
-    `select count(*) as turns from turn where holder = $1 and batch > $2
-       and not (state = 'failed' and coalesce((error ->> 'isRefusal')::boolean, false))`,
-    [holder, afterBatch],
+    `select count(*) as turns from turn where holder = any ($1) and created_at > now() - interval '61 seconds' and ${isCounted}`,
+    [holders],
   );
   return Number(row?.turns ?? 0n);
 }
@@ -92,26 +105,26 @@ export async function readDay(tx: TenantTx): Promise<{
   readonly used: Amount;
   readonly open: readonly { readonly callId: CallId; readonly reserved: Amount }[];
 }> {
-  const [sum] = await tx.query<{ day: UtcDay; tokens: bigint; nano_usd: bigint }>(
+  // One statement, so one moment: a call that ends meanwhile is either open or used, never neither or both.
+  const rows = await tx.query<{ call_id: CallId | null; day: UtcDay; tokens: bigint; nano_usd: bigint }>(
     `with today as (select (now() at time zone 'UTC')::date as day)
-     select day, coalesce(sum(${usedTokens}), 0)::bigint as tokens, coalesce(sum(l.cost_nano_usd), 0)::bigint as nano_usd
+     select null as call_id, day, coalesce(sum(${usedTokens}), 0)::bigint as tokens, coalesce(sum(l.cost_nano_usd), 0)::bigint as nano_usd
      from today left join control.usage_ledger l
        on l.tenant_id = $1 and l."timestamp" >= day at time zone 'UTC' and l."timestamp" < (day + 1) at time zone 'UTC'
-     group by day`,
+     group by day
+     union all
+     select c.id, today.day, coalesce(c.reserved_tokens, 0), coalesce(c.reserved_nano_usd, 0)
+     from today join model_call c on c.state = 'started' and coalesce(c.day, today.day) = today.day`,
     [tx.tenantId],
   );
+  const sum = rows.find(({ call_id }) => call_id === null);
   if (sum === undefined) throw new Error("a sum answered no row");
-  const open = await tx.query<CallRow>(
-    `select ${callColumns} from model_call c ${withLedger} where c.state = 'started' and coalesce(c.day, $1::date) = $1::date`,
-    [sum.day],
-  );
   return {
     day: sum.day,
     used: amountOf(sum.tokens, sum.nano_usd),
-    open: open.map(({ call_id, reserved_tokens, reserved_nano_usd }) => ({
-      callId: call_id,
-      reserved: amountOf(reserved_tokens ?? 0n, reserved_nano_usd ?? 0n),
-    })),
+    open: rows.flatMap(({ call_id, tokens, nano_usd }) =>
+      call_id === null ? [] : [{ callId: call_id, reserved: amountOf(tokens, nano_usd) }],
+    ),
   };
 }
 
