@@ -93,7 +93,7 @@ type OpenedCall = ReservedCall & {
 };
 
 /** A call that may go to its provider: its quota is reserved. */
-type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "isLeased">;
+type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "reservation">;
 
 /** What goes to the provider beside the turn's own settings. */
 type CallInput = {
@@ -233,8 +233,9 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** Tells the leases what a call came to. What is not told, because another attempt ended the call, is found in its row. */
-  function tellQuota({ context, callId, isLeased }: ReadyCall, row: UsageRow | undefined): void {
-    if (isLeased) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
+  function tellQuota({ context, reservation }: ReadyCall, row: UsageRow | undefined): void {
+    const actual = row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd);
+    if (reservation !== undefined) quota.settle(context.tenantId, { ...reservation, actual });
   }
 
   /** What another attempt, or a commit of ours whose answer was lost, made of the call: its tools or its turn's end. */

@@ -1,12 +1,5 @@
-import type { HolderId, QuotaLimits, RowFate, UtcDay } from "../domain/quota-ledger.ts";
-import {
-  type AmountWire,
-  type FateWire,
-  type LimitsWire,
-  type RecoveredCallWire,
-  amountToWire,
-  limitsToWire,
-} from "../domain/quota-wire.ts";
+import type { CallRow, HolderId, QuotaLimits, ReservationId, RowFate, UtcDay } from "../domain/quota-ledger.ts";
+import { type AmountWire, type FateWire, type LimitsWire, type CallRowWire, amountToWire, limitsToWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { CallId } from "../domain/turn-id.ts";
 import type { Database } from "../storage/database.ts";
@@ -16,7 +9,7 @@ import {
   fenceAllLeases,
   fenceLease,
   insertLease,
-  readCallFates,
+  readCallRows,
   readDay,
   readUnreportedCalls,
 } from "../storage/quota-repository.ts";
@@ -31,7 +24,7 @@ export type DayWire = {
   readonly limits: LimitsWire;
   readonly day: UtcDay;
   readonly used: AmountWire;
-  readonly calls: readonly { readonly callId: CallId; readonly reserved: AmountWire }[];
+  readonly calls: readonly (ReservationId & { readonly reserved: AmountWire })[];
   /** Let in during the last minute by leases that stood. */
   readonly requests: number;
 };
@@ -55,7 +48,7 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
         requests,
         day,
         used: amountToWire(used),
-        calls: open.map(({ callId, reserved }) => ({ callId, reserved: amountToWire(reserved) })),
+        calls: open.map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),
       };
     });
   },
@@ -74,14 +67,14 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
     readonly holder: HolderId;
     readonly afterBatch: number;
     readonly callIds: readonly CallId[];
-  }): Promise<{ readonly calls: readonly RecoveredCallWire[]; readonly requests: number }> {
+  }): Promise<{ readonly calls: readonly CallRowWire[]; readonly requests: number }> {
     return await asActivity(
       async (context) =>
         await database.withTenant(context, async (tx) => {
           await fenceLease(tx, holder);
-          const calls = [...(await readUnreportedCalls(tx, holder, afterBatch)), ...(await readCallFates(tx, callIds))];
+          const calls = [...(await readUnreportedCalls(tx, holder, afterBatch)), ...(await readCallRows(tx, callIds))];
           return {
-            calls: calls.map(({ fate, ...call }) => ({ ...call, fate: fateToWire(fate) })),
+            calls: calls.map(callRowToWire),
             requests: await countUnreportedTurns(tx, holder, afterBatch),
           };
         }),
@@ -89,21 +82,18 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
   },
 
   /** What became of calls that nobody has reported on. */
-  async checkCalls({
-    callIds,
-  }: {
-    readonly callIds: readonly CallId[];
-  }): Promise<readonly { readonly callId: CallId; readonly fate: FateWire }[]> {
+  async checkCalls({ callIds }: { readonly callIds: readonly CallId[] }): Promise<readonly CallRowWire[]> {
     return await asActivity(
       async (context) =>
-        await database.withTenant(
-          context,
-          async (tx) => (await readCallFates(tx, callIds)).map(({ callId, fate }) => ({ callId, fate: fateToWire(fate) })),
-          { readOnly: true },
-        ),
+        await database.withTenant(context, async (tx) => (await readCallRows(tx, callIds)).map(callRowToWire), { readOnly: true }),
     );
   },
 });
+
+const callRowToWire = (row: CallRow): CallRowWire => {
+  const { callId, holder, batch, day } = row;
+  return { callId, holder, batch, day, fate: fateToWire(row) };
+};
 
 const fateToWire = (fate: RowFate): FateWire => {
   switch (fate.state) {

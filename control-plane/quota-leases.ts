@@ -5,6 +5,7 @@ import {
   type Amount,
   type HolderId,
   type QuotaLimits,
+  type SettledCall,
   type Want,
   covers,
   isUnlimited,
@@ -41,7 +42,7 @@ export interface QuotaLeases {
    */
   reserve(tenantId: TenantId, callId: CallId, need: Need): Promise<Reservation>;
   /** Tells what a call came to; undefined: nothing. */
-  settle(tenantId: TenantId, callId: CallId, actual: Amount | undefined): void;
+  settle(tenantId: TenantId, call: SettledCall): void;
   /** Lets one turn in. @throws {AppError} `requests_per_minute`, or a day's ceiling that is reached */
   admit(tenantId: TenantId): Promise<Admission>;
   /** The turn was refused at its first reservation: it does not count. */
@@ -93,7 +94,7 @@ export function createQuotaLeases(deps: QuotaLeasesDeps): QuotaLeases {
     isLimited,
     take: (tenantId, callId, need) => leaseOf(tenantId).take(callId, need),
     reserve: async (tenantId, callId, need) => await leaseOf(tenantId).reserve(callId, need),
-    settle: (tenantId, callId, actual) => leaseOf(tenantId).settle(callId, actual),
+    settle: (tenantId, call) => leaseOf(tenantId).settle(call),
     admit: async (tenantId) => await leaseOf(tenantId).admit(),
     giveBack: (tenantId, admission) => leaseOf(tenantId).giveBack(admission),
     fenced: (tenantId, holder) => leaseOf(tenantId).fenced(holder),
@@ -158,8 +159,8 @@ class TenantLease {
     return await this.#wait<Admission>((done) => this.#turns.push({ untilMs: performance.now() + patienceMs, done }));
   }
 
-  settle(callId: CallId, actual: Amount | undefined): void {
-    this.#openLease().settle(callId, actual);
+  settle(call: SettledCall): void {
+    this.#openLease().settle(call);
     this.#reportSoon();
   }
 

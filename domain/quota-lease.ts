@@ -101,8 +101,8 @@ export class QuotaLease {
     return { holder: this.holder, batch: this.#nextSeq };
   }
 
-  settle(callId: CallId, actual: Amount | undefined): void {
-    this.#settled.push({ callId, actual });
+  settle(settled: SettledCall): void {
+    this.#settled.push(settled);
   }
 
   giveRequestBack(): void {

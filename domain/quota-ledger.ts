@@ -24,10 +24,17 @@ export type UtcDay = string;
 /** Names one lease of one process, never used again after it was taken back. */
 export type HolderId = string;
 
+/**
+ * Names one reservation. Attempts of a call may make several, one after the other or at once; the call's row knows one of them, and
+ * that one for good.
+ */
+export type ReservationId = { readonly callId: CallId; readonly holder: HolderId; readonly batch: number };
+
+/** Its holder and batch are those of the order that reports it. */
 export type OpenedCall = { readonly callId: CallId; readonly day: UtcDay; readonly reserved: Amount };
 
 /** `actual` undefined: the call was never billed. */
-export type SettledCall = { readonly callId: CallId; readonly actual: Amount | undefined };
+export type SettledCall = ReservationId & { readonly actual: Amount | undefined };
 
 /** What the calls that wait in a process need. */
 export type Want = {
@@ -82,7 +89,7 @@ type Holder = {
   readonly isRecovering: boolean;
 };
 
-type HeldCall = { readonly reserved: Amount; readonly holder: HolderId; readonly checkedAtMs: number };
+export type HeldCall = ReservationId & { readonly reserved: Amount; readonly checkedAtMs: number };
 
 export type QuotaLedger = {
   limits: QuotaLimits;
@@ -91,15 +98,15 @@ export type QuotaLedger = {
   /** What providers counted above the reservations of the day. */
   overshoot: Amount;
   readonly holders: Map<HolderId, Holder>;
-  readonly calls: Map<CallId, HeldCall>;
+  /** By `keyOf`. */
+  readonly calls: Map<string, HeldCall>;
   /** Admitted turns by second of the epoch, the last minute's only. */
   readonly requests: Map<number, number>;
 };
 
-/** What a lease's rows say after its process can write no more. */
-export type RecoveredCall = { readonly callId: CallId; readonly day: UtcDay; readonly batch: number } & RowFate;
+/** What a call's row says; without a reservation its holder is the empty string. */
+export type CallRow = ReservationId & { readonly day: UtcDay } & RowFate;
 
-/** `missing`: the process died before its row. */
 export type RowFate =
   | { readonly state: "started"; readonly reserved: Amount }
   | { readonly state: "done"; readonly reserved: Amount; readonly actual: Amount }
@@ -157,11 +164,12 @@ export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number)
   for (const { callId, day, reserved } of order.opened) {
     if (day !== ledger.day) continue;
     granted = minus(granted, reserved);
-    // Two attempts of one call may both report it: which of them its row knows is not known here.
-    const held = ledger.calls.get(callId)?.reserved ?? noAmount;
-    ledger.calls.set(callId, { reserved: largerOf(held, reserved), holder: order.holder, checkedAtMs: nowMs });
+    const id: ReservationId = { callId, holder: order.holder, batch: order.seq };
+    // Two attempts in one order have one name: which of them the row knows is not known here.
+    const twin = ledger.calls.get(keyOf(id))?.reserved ?? noAmount;
+    hold(ledger, { ...id, reserved: largerOf(twin, reserved), checkedAtMs: nowMs });
   }
-  for (const { callId, actual } of order.settled) endCall(ledger, callId, actual);
+  for (const settled of order.settled) endCall(ledger, settled, settled.actual);
   const requestsHeld = Math.max(0, (known?.requests ?? 0) - order.requestsSpent);
   countRequests(ledger, order.requestsSpent - order.requestsGivenBack, nowMs);
 
@@ -232,25 +240,31 @@ export function beginRecovery(ledger: QuotaLedger, nowMs: number): readonly Reco
 export function recover(
   ledger: QuotaLedger,
   { holder, afterBatch }: Recovery,
-  rows: readonly RecoveredCall[],
+  rows: readonly CallRow[],
   requestsSpent: number,
   nowMs: number,
 ): void {
   rollDay(ledger, nowMs);
   if (ledger.holders.get(holder)?.isRecovering !== true) return;
-  for (const row of rows) {
-    if (row.batch <= afterBatch) applyFate(ledger, row.callId, row, nowMs);
-    else if (row.day === ledger.day && row.state === "started")
-      ledger.calls.set(row.callId, { reserved: row.reserved, holder, checkedAtMs: nowMs });
-    else if (row.day === ledger.day && row.state === "done") use(ledger, row.reserved, row.actual);
+  const byCall = new Map(rows.map((row) => [row.callId, row]));
+  for (const held of ledger.calls.values()) {
+    if (held.holder !== holder) continue;
+    const row = byCall.get(held.callId);
+    // A reservation that is not in its row now never will be.
+    if (row === undefined || keyOf(row) !== keyOf(held)) endCall(ledger, held, undefined);
   }
+  for (const row of byCall.values()) {
+    const isUnreported = row.holder === holder && row.batch > afterBatch;
+    if (isUnreported && row.day === ledger.day && "reserved" in row) hold(ledger, { ...row, checkedAtMs: nowMs });
+  }
+  applyRows(ledger, rows, nowMs);
   countRequests(ledger, requestsSpent, nowMs);
   ledger.holders.delete(holder);
 }
 
 /** Calls that nobody has reported on for a while: their rows decide. */
 export const callsToCheck = (ledger: QuotaLedger, nowMs: number): readonly CallId[] =>
-  [...ledger.calls].filter(([, { checkedAtMs }]) => nowMs - checkedAtMs >= callCheckMs).map(([callId]) => callId);
+  idsOf([...ledger.calls.values()].filter(({ checkedAtMs }) => nowMs - checkedAtMs >= callCheckMs));
 
 /** Whether a lease waits to be taken back. */
 export const hasRecovery = ({ holders }: QuotaLedger): boolean => [...holders.values()].some(({ isRecovering }) => isRecovering);
@@ -262,20 +276,31 @@ export const nextDueMs = ({ holders, calls }: QuotaLedger): number =>
     ...[...calls.values()].map(({ checkedAtMs }) => checkedAtMs + callCheckMs),
   );
 
-export function applyFate(ledger: QuotaLedger, callId: CallId, fate: RowFate, nowMs: number): void {
-  const held = ledger.calls.get(callId);
-  if (held === undefined) return;
-  // A lease that is not fenced may still write the row.
-  const mayCome = fate.state === "missing" && ledger.holders.get(held.holder)?.isRecovering === false;
-  if (fate.state === "started" || mayCome) ledger.calls.set(callId, { ...held, checkedAtMs: nowMs });
-  else endCall(ledger, callId, fate.state === "done" ? fate.actual : undefined);
+/** What rows say of calls that are held. */
+export function applyRows(ledger: QuotaLedger, rows: readonly CallRow[], nowMs: number): void {
+  const byCall = new Map(rows.map((row) => [row.callId, row]));
+  for (const held of ledger.calls.values()) {
+    const row = byCall.get(held.callId);
+    if (row === undefined) continue;
+    const isInRow = keyOf(row) === keyOf(held);
+    // Its process may still write the row; once its lease is fenced, the recovery tells.
+    const mayCome = row.state === "missing" || (row.state === "started" && row.holder === "");
+    if (isInRow ? row.state === "started" : mayCome) hold(ledger, { ...held, checkedAtMs: nowMs });
+    else endCall(ledger, held, isInRow && row.state === "done" ? row.actual : undefined);
+  }
+}
+
+export const keyOf = ({ callId, holder, batch }: ReservationId): string => `${callId} ${holder} ${batch}`;
+
+export function hold(ledger: QuotaLedger, { callId, holder, batch, reserved, checkedAtMs }: HeldCall): void {
+  ledger.calls.set(keyOf({ callId, holder, batch }), { callId, holder, batch, reserved, checkedAtMs });
 }
 
 /** Settling what is unknown or ended changes nothing. */
-function endCall(ledger: QuotaLedger, callId: CallId, actual: Amount | undefined): void {
-  const held = ledger.calls.get(callId);
+function endCall(ledger: QuotaLedger, id: ReservationId, actual: Amount | undefined): void {
+  const held = ledger.calls.get(keyOf(id));
   if (held === undefined) return;
-  ledger.calls.delete(callId);
+  ledger.calls.delete(keyOf(id));
   if (actual !== undefined) use(ledger, held.reserved, actual);
 }
 
@@ -285,7 +310,9 @@ function use(ledger: QuotaLedger, reserved: Amount, actual: Amount): void {
 }
 
 const callsOf = (ledger: QuotaLedger, id: HolderId): readonly CallId[] =>
-  [...ledger.calls].filter(([, { holder }]) => holder === id).map(([callId]) => callId);
+  idsOf([...ledger.calls.values()].filter(({ holder }) => holder === id));
+
+const idsOf = (calls: readonly HeldCall[]): readonly CallId[] => [...new Set(calls.map(({ callId }) => callId))];
 
 export const plus = (a: Amount, b: Amount): Amount => ({ tokens: a.tokens + b.tokens, nanoUsd: (a.nanoUsd + b.nanoUsd) as NanoUsd });
 export const minus = (a: Amount, b: Amount): Amount => ({ tokens: a.tokens - b.tokens, nanoUsd: (a.nanoUsd - b.nanoUsd) as NanoUsd });

@@ -6,9 +6,11 @@ import {
   type LeaseOrder,
   type QuotaLedger,
   type QuotaLimits,
-  type RecoveredCall,
+  type CallRow,
+  type ReservationId,
   type RowFate,
   type UtcDay,
+  keyOf,
 } from "./quota-ledger.ts";
 import type { CallId } from "./turn-id.ts";
 
@@ -43,7 +45,7 @@ export type OrderWire = {
   readonly holder: HolderId;
   readonly seq: number;
   readonly opened: readonly { readonly callId: CallId; readonly day: UtcDay; readonly reserved: AmountWire }[];
-  readonly settled: readonly { readonly callId: CallId; readonly actual: AmountWire | null }[];
+  readonly settled: readonly (ReservationId & { readonly actual: AmountWire | null })[];
   readonly requestsSpent: number;
   readonly requestsGivenBack: number;
   readonly want: {
@@ -58,7 +60,7 @@ export type OrderWire = {
 export const orderToWire = (order: LeaseOrder): OrderWire => ({
   ...order,
   opened: order.opened.map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),
-  settled: order.settled.map(({ callId, actual }) => ({ callId, actual: actual === undefined ? null : amountToWire(actual) })),
+  settled: order.settled.map(({ actual, ...id }) => ({ ...id, actual: actual === undefined ? null : amountToWire(actual) })),
   want: {
     ...order.want,
     least: amountToWire(order.want.least),
@@ -75,7 +77,9 @@ export function isWellFormedOrder({ holder, seq, opened, settled, requestsSpent,
     seq > 0 &&
     opened.length + settled.length <= 10_000 &&
     opened.every(({ callId, day, reserved }) => callId !== "" && /^\d{4}-\d\d-\d\d$/.test(day) && isAmount(reserved)) &&
-    settled.every(({ callId, actual }) => callId !== "" && (actual === null || isAmount(actual))) &&
+    settled.every(
+      ({ callId, holder: by, batch, actual }) => callId !== "" && by !== "" && isCount(batch) && (actual === null || isAmount(actual)),
+    ) &&
     [requestsSpent, requestsGivenBack, want.calls, want.requests].every(isCount) &&
     [want.least, want.first, want.total].every(isAmount)
   );
@@ -87,7 +91,7 @@ const isAmount = ({ tokens, nanoUsd }: AmountWire): boolean => isCount(tokens) &
 export const orderFromWire = (order: OrderWire): LeaseOrder => ({
   ...order,
   opened: order.opened.map((call) => ({ ...call, reserved: amountFromWire(call.reserved) })),
-  settled: order.settled.map(({ callId, actual }) => ({ callId, actual: actual === null ? undefined : amountFromWire(actual) })),
+  settled: order.settled.map(({ actual, ...id }) => ({ ...id, actual: actual === null ? undefined : amountFromWire(actual) })),
   want: {
     ...order.want,
     least: amountFromWire(order.want.least),
@@ -142,7 +146,7 @@ export type FateWire =
   | { readonly state: "done"; readonly reserved: AmountWire; readonly actual: AmountWire }
   | { readonly state: "void" | "missing" };
 
-export const fateFromWire = (fate: FateWire): RowFate => {
+const fateFromWire = (fate: FateWire): RowFate => {
   switch (fate.state) {
     case "started":
       return { state: "started", reserved: amountFromWire(fate.reserved) };
@@ -154,9 +158,9 @@ export const fateFromWire = (fate: FateWire): RowFate => {
   }
 };
 
-export type RecoveredCallWire = { readonly callId: CallId; readonly day: UtcDay; readonly batch: number; readonly fate: FateWire };
+export type CallRowWire = ReservationId & { readonly day: UtcDay; readonly fate: FateWire };
 
-export const recoveredFromWire = ({ fate, ...call }: RecoveredCallWire): RecoveredCall => ({ ...call, ...fateFromWire(fate) });
+export const callRowFromWire = ({ fate, ...row }: CallRowWire): CallRow => ({ ...row, ...fateFromWire(fate) });
 
 /** A ledger as its workflow carries it to the next run. */
 export type LedgerWire = {
@@ -173,12 +177,7 @@ export type LedgerWire = {
     readonly untilMs: number;
     readonly isRecovering?: true;
   }[];
-  readonly calls: readonly {
-    readonly callId: CallId;
-    readonly reserved: AmountWire;
-    readonly holder: HolderId;
-    readonly checkedAtMs: number;
-  }[];
+  readonly calls: readonly (ReservationId & { readonly reserved: AmountWire; readonly checkedAtMs: number })[];
   readonly requests: readonly (readonly [second: number, count: number])[];
   /** They changed and have not been read since. */
   readonly limitsAreOld?: true;
@@ -198,7 +197,7 @@ export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
     untilMs,
     ...(isRecovering ? { isRecovering } : {}),
   })),
-  calls: [...ledger.calls].map(([callId, call]) => ({ callId, ...call, reserved: amountToWire(call.reserved) })),
+  calls: [...ledger.calls.values()].map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),
   requests: [...ledger.requests],
 });
 
@@ -214,6 +213,6 @@ export const ledgerFromWire = (wire: LedgerWire): QuotaLedger => ({
       { ...holder, answer: answerFromWire(holder.answer), granted: amountFromWire(holder.granted), isRecovering },
     ]),
   ),
-  calls: new Map(wire.calls.map(({ callId, ...call }) => [callId, { ...call, reserved: amountFromWire(call.reserved) }])),
+  calls: new Map(wire.calls.map((call) => [keyOf(call), { ...call, reserved: amountFromWire(call.reserved) }])),
   requests: new Map(wire.requests),
 });

@@ -1,6 +1,6 @@
 import type { NanoUsd } from "../domain/money.ts";
 import type { Reservation } from "../domain/quota-lease.ts";
-import type { Amount, HolderId, RowFate, UtcDay } from "../domain/quota-ledger.ts";
+import type { Amount, CallRow, HolderId, ReservationId, RowFate, UtcDay } from "../domain/quota-ledger.ts";
 import type { CallId } from "../domain/turn-id.ts";
 import type { TenantTx } from "./database.ts";
 
@@ -43,8 +43,9 @@ export async function reserveCall(
   return row?.outcome ?? "fenced";
 }
 
-type CallRow = {
+type JournalRow = {
   call_id: CallId;
+  holder: HolderId | null;
   state: "started" | "done" | "void";
   day: UtcDay | null;
   batch: number | null;
@@ -56,27 +57,25 @@ type CallRow = {
 
 /** Tokens of a day's quota are fresh input, output and reasoning (contract §6). */
 const usedTokens = "l.input_tokens + l.output_tokens + l.reasoning_tokens";
-const callColumns = `c.id as call_id, c.state, c.day, c.batch, c.reserved_tokens, c.reserved_nano_usd,
+const callColumns = `c.id as call_id, c.holder, c.state, c.day, c.batch, c.reserved_tokens, c.reserved_nano_usd,
   ${usedTokens} as used_tokens, l.cost_nano_usd as used_nano_usd`;
 const withLedger = "left join control.usage_ledger l on l.id = c.id";
 
-export type CallFate = { readonly callId: CallId; readonly day: UtcDay; readonly batch: number; readonly fate: RowFate };
-
 /** Calls of a lease that it never reported, which are those of later batches. */
-export async function readUnreportedCalls(tx: TenantTx, holder: HolderId, afterBatch: number): Promise<readonly CallFate[]> {
-  const rows = await tx.query<CallRow>(`select ${callColumns} from model_call c ${withLedger} where c.holder = $1 and c.batch > $2`, [
+export async function readUnreportedCalls(tx: TenantTx, holder: HolderId, afterBatch: number): Promise<readonly CallRow[]> {
+  const rows = await tx.query<JournalRow>(`select ${callColumns} from model_call c ${withLedger} where c.holder = $1 and c.batch > $2`, [
     holder,
     afterBatch,
   ]);
-  return rows.map(toFate);
+  return rows.map(toCallRow);
 }
 
 /** What became of calls; a call without a row is `missing`. */
-export async function readCallFates(tx: TenantTx, callIds: readonly CallId[]): Promise<readonly CallFate[]> {
+export async function readCallRows(tx: TenantTx, callIds: readonly CallId[]): Promise<readonly CallRow[]> {
   if (callIds.length === 0) return [];
-  const rows = await tx.query<CallRow>(`select ${callColumns} from model_call c ${withLedger} where c.id = any ($1)`, [callIds]);
-  const fates = new Map(rows.map((row) => [row.call_id, toFate(row)]));
-  return callIds.map((callId) => fates.get(callId) ?? { callId, day: "", batch: 0, fate: { state: "missing" } });
+  const rows = await tx.query<JournalRow>(`select ${callColumns} from model_call c ${withLedger} where c.id = any ($1)`, [callIds]);
+  const known = new Map(rows.map((row) => [row.call_id, toCallRow(row)]));
+  return callIds.map((callId) => known.get(callId) ?? { callId, holder: "", batch: 0, day: "", state: "missing" });
 }
 
 const isCounted = "not (state = 'failed' and coalesce((error ->> 'isRefusal')::boolean, false))";
@@ -103,17 +102,24 @@ export async function countRecentTurns(tx: TenantTx, holders: readonly HolderId[
 export async function readDay(tx: TenantTx): Promise<{
   readonly day: UtcDay;
   readonly used: Amount;
-  readonly open: readonly { readonly callId: CallId; readonly reserved: Amount }[];
+  readonly open: readonly (ReservationId & { readonly reserved: Amount })[];
 }> {
   // One statement, so one moment: a call that ends meanwhile is either open or used, never neither or both.
-  const rows = await tx.query<{ call_id: CallId | null; day: UtcDay; tokens: bigint; nano_usd: bigint }>(
+  const rows = await tx.query<{
+    call_id: CallId | null;
+    holder: HolderId;
+    batch: number;
+    day: UtcDay;
+    tokens: bigint;
+    nano_usd: bigint;
+  }>(
     `with today as (select (now() at time zone 'UTC')::date as day)
-     select null as call_id, day, coalesce(sum(${usedTokens}), 0)::bigint as tokens, coalesce(sum(l.cost_nano_usd), 0)::bigint as nano_usd
+     select null as call_id, '' as holder, 0 as batch, day, coalesce(sum(${usedTokens}), 0)::bigint as tokens, coalesce(sum(l.cost_nano_usd), 0)::bigint as nano_usd
      from today left join control.usage_ledger l
        on l.tenant_id = $1 and l."timestamp" >= day at time zone 'UTC' and l."timestamp" < (day + 1) at time zone 'UTC'
      group by day
      union all
-     select c.id, today.day, coalesce(c.reserved_tokens, 0), coalesce(c.reserved_nano_usd, 0)
+     select c.id, coalesce(c.holder, ''), coalesce(c.batch, 0), today.day, coalesce(c.reserved_tokens, 0), coalesce(c.reserved_nano_usd, 0)
      from today join model_call c on c.state = 'started' and coalesce(c.day, today.day) = today.day`,
     [tx.tenantId],
   );
@@ -122,15 +128,16 @@ export async function readDay(tx: TenantTx): Promise<{
   return {
     day: sum.day,
     used: amountOf(sum.tokens, sum.nano_usd),
-    open: rows.flatMap(({ call_id, tokens, nano_usd }) =>
-      call_id === null ? [] : [{ callId: call_id, reserved: amountOf(tokens, nano_usd) }],
+    open: rows.flatMap(({ call_id, holder, batch, tokens, nano_usd }) =>
+      call_id === null ? [] : [{ callId: call_id, holder, batch, reserved: amountOf(tokens, nano_usd) }],
     ),
   };
 }
 
 const amountOf = (tokens: bigint, nanoUsd: bigint): Amount => ({ tokens: Number(tokens), nanoUsd: nanoUsd as NanoUsd });
 
-function toFate({ call_id, state, day, batch, reserved_tokens, reserved_nano_usd, used_tokens, used_nano_usd }: CallRow): CallFate {
+function toCallRow(row: JournalRow): CallRow {
+  const { call_id, holder, batch, day, state, reserved_tokens, reserved_nano_usd, used_tokens, used_nano_usd } = row;
   const reserved = amountOf(reserved_tokens ?? 0n, reserved_nano_usd ?? 0n);
   const fate: RowFate =
     state === "started"
@@ -138,5 +145,5 @@ function toFate({ call_id, state, day, batch, reserved_tokens, reserved_nano_usd
       : state === "done"
         ? { state, reserved, actual: amountOf(used_tokens ?? 0n, used_nano_usd ?? 0n) }
         : { state: "void" };
-  return { callId: call_id, day: day ?? "", batch: batch ?? 0, fate };
+  return { callId: call_id, holder: holder ?? "", batch: batch ?? 0, day: day ?? "", ...fate };
 }

@@ -147,10 +147,12 @@ export async function claimTurn(tx: TenantTx, turnId: TurnId): Promise<TurnRow |
   return row as TurnRow | undefined;
 }
 
-/** An opened call; the last three are null until its quota is reserved, and where there is none. */
+/** An opened call; the last five are null until its quota is reserved, and where there is none. */
 export type OpenCall = {
   readonly attempt: number;
   readonly startedAtMs: number;
+  readonly holder: string | null;
+  readonly batch: number | null;
   readonly day: UtcDay | null;
   readonly reservedTokens: bigint | null;
   readonly reservedNanoUsd: bigint | null;
@@ -167,7 +169,7 @@ export async function openCall(
   const [opened] = await tx.query<OpenCall>(
     `INSERT INTO model_call AS existing (id, turn_id, step, state, attempt, model) VALUES ($1, $2, $3, 'started', 1, $4)
      ON CONFLICT (id) DO UPDATE SET attempt = existing.attempt + 1 WHERE existing.state = 'started'
-     RETURNING attempt, (extract(epoch FROM started_at) * 1000)::float8 AS "startedAtMs", day,
+     RETURNING attempt, (extract(epoch FROM started_at) * 1000)::float8 AS "startedAtMs", holder, batch, day,
        reserved_tokens AS "reservedTokens", reserved_nano_usd AS "reservedNanoUsd"`,
     [callIdOf(turnId, step), turnId, step, model],
   );

@@ -3,12 +3,13 @@ import type { QuotaActivities } from "../activities/quota-activities.ts";
 import { formatUsd } from "../domain/money.ts";
 import {
   type QuotaLedger,
-  applyFate,
+  applyRows,
   beginRecovery,
   callsToCheck,
   changeLimits,
   countRequests,
   hasRecovery,
+  hold,
   heldOf,
   isUnlimited,
   nextDueMs,
@@ -23,13 +24,12 @@ import {
   amountFromWire,
   amountToWire,
   answerToWire,
-  fateFromWire,
+  callRowFromWire,
   isWellFormedOrder,
   ledgerFromWire,
   ledgerToWire,
   limitsFromWire,
   orderFromWire,
-  recoveredFromWire,
 } from "../domain/quota-wire.ts";
 import type { TenantQuota } from "../domain/tenant-quota.ts";
 import { type LeaseResult, endLease, leaseQuota, quotaCount } from "./quota-messages.ts";
@@ -74,8 +74,7 @@ export function openQuotaDesk(carried: LedgerWire | undefined, onChange: () => v
   const read = async (): Promise<QuotaLedger> => {
     const { limits, day, used, calls, requests } = await rows.readQuota();
     const opened = openLedger(limitsFromWire(limits), day, amountFromWire(used));
-    for (const { callId, reserved } of calls)
-      opened.calls.set(callId, { reserved: amountFromWire(reserved), holder: "", checkedAtMs: Date.now() });
+    for (const call of calls) hold(opened, { ...call, reserved: amountFromWire(call.reserved), checkedAtMs: Date.now() });
     countRequests(opened, requests, Date.now());
     return opened;
   };
@@ -117,11 +116,10 @@ export function openQuotaDesk(carried: LedgerWire | undefined, onChange: () => v
       if (isOver()) return;
       for (const recovery of beginRecovery(known, Date.now())) {
         const { calls, requests } = await rows.recoverLease(recovery);
-        recover(known, recovery, calls.map(recoveredFromWire), requests, Date.now());
+        recover(known, recovery, calls.map(callRowFromWire), requests, Date.now());
       }
       const callIds = callsToCheck(known, Date.now());
-      if (callIds.length > 0)
-        for (const { callId, fate } of await rows.checkCalls({ callIds })) applyFate(known, callId, fateFromWire(fate), Date.now());
+      if (callIds.length > 0) applyRows(known, (await rows.checkCalls({ callIds })).map(callRowFromWire), Date.now());
       onChange();
     }
   };

@@ -9,11 +9,10 @@ import {
   type LeaseAnswer,
   type LeaseOrder,
   type QuotaLedger,
-  type RecoveredCall,
+  type CallRow,
   type Recovery,
-  type RowFate,
   type Want,
-  applyFate,
+  applyRows,
   beginRecovery,
   callsToCheck,
   covers,
@@ -57,8 +56,8 @@ class World {
   readonly rows = new Map<CallId, Row>();
   readonly admissions: Admission[] = [];
   readonly processes: [Process, Process];
-  reads: { readonly recovery: Recovery; readonly rows: readonly RecoveredCall[]; readonly requests: number }[] = [];
-  checks: { readonly callId: CallId; readonly fate: RowFate }[] = [];
+  reads: { readonly recovery: Recovery; readonly rows: readonly CallRow[]; readonly requests: number }[] = [];
+  checks: readonly CallRow[] = [];
   readonly attempts = new Map<CallId, number>();
   #names = 0;
 
@@ -137,7 +136,9 @@ class World {
   report(process: Process): void {
     const call = this.#takeLocal(process, "counted");
     const row = call === undefined ? undefined : this.rows.get(call.callId);
-    if (call !== undefined) process.lease.settle(call.callId, row?.state === "done" ? row.actual : undefined);
+    if (call === undefined || row === undefined) return;
+    const { holder, batch } = row;
+    process.lease.settle({ callId: call.callId, holder, batch, actual: row.state === "done" ? row.actual : undefined });
   }
 
   /** The turn goes on elsewhere after its worker died: another process makes the call again. */
@@ -182,22 +183,27 @@ class World {
     for (const recovery of beginRecovery(this.ledger, this.nowMs)) {
       this.fences.delete(recovery.holder);
       const unreported = [...this.rows].filter(([, row]) => row.holder === recovery.holder && row.batch > recovery.afterBatch);
-      const rows: RecoveredCall[] = unreported.map(([callId, row]) => ({ callId, day: row.day, batch: row.batch, ...fateOf(row) }));
-      for (const callId of recovery.callIds) {
-        const row = this.rows.get(callId);
-        rows.push({ callId, day: row?.day ?? "", batch: row?.batch ?? 0, ...fateOf(row) });
-      }
+      const rows = [...unreported.map(([callId]) => callId), ...recovery.callIds].map((callId) => this.#read(callId));
       const requests = this.admissions.filter(
         ({ holder, batch, refused }) => holder === recovery.holder && batch > recovery.afterBatch && !refused,
       ).length;
       this.reads.push({ recovery, rows, requests });
     }
-    this.checks = callsToCheck(this.ledger, this.nowMs).map((callId) => ({ callId, fate: fateOf(this.rows.get(callId)) }));
+    this.checks = callsToCheck(this.ledger, this.nowMs).map((callId) => this.#read(callId));
+  }
+
+  #read(callId: CallId): CallRow {
+    const row = this.rows.get(callId);
+    if (row === undefined) return { callId, holder: "", batch: 0, day: "", state: "missing" };
+    const { holder, batch, day, state, reserved, actual } = row;
+    const id = { callId, holder, batch, day };
+    return state === "done" ? { ...id, state, reserved, actual } : state === "started" ? { ...id, state, reserved } : { ...id, state };
   }
 
   applyReads(): void {
     for (const { recovery, rows, requests } of this.reads.splice(0)) recover(this.ledger, recovery, rows, requests, this.nowMs);
-    for (const { callId, fate } of this.checks.splice(0)) applyFate(this.ledger, callId, fate, this.nowMs);
+    applyRows(this.ledger, this.checks, this.nowMs);
+    this.checks = [];
   }
 
   check(): void {
@@ -262,15 +268,6 @@ const positive = ({ tokens, nanoUsd }: Amount): Amount => ({
   tokens: Math.max(0, tokens),
   nanoUsd: (nanoUsd > 0n ? nanoUsd : 0n) as NanoUsd,
 });
-
-const fateOf = (row: Row | undefined): RowFate =>
-  row === undefined
-    ? { state: "missing" }
-    : row.state === "done"
-      ? { state: "done", reserved: row.reserved, actual: row.actual }
-      : row.state === "started"
-        ? { state: "started", reserved: row.reserved }
-        : { state: "void" };
 
 type Step = (world: World) => void;
 
