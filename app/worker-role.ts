@@ -72,7 +72,10 @@ export async function startWorkers(
     ...lifeActivities,
     ...createAuditActivities({ database, home, log }),
     ...createKeyActivities({ database, ...keys }),
-    ...createQuotaActivities({ database, limitsOf: async (tenantId) => grantableLimitsOf(await createTenants({ database }).get(tenantId)) }),
+    ...createQuotaActivities({
+      database,
+      limitsOf: async (tenantId) => grantableLimitsOf(await createTenants({ database }).get(tenantId)),
+    }),
   };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   const stopForgetting = await database.listen(

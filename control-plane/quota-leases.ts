@@ -165,9 +165,9 @@ class TenantLease {
   }
 
   /** A lease that was taken back meanwhile has been counted without what was refused by then: giving it back again would count it twice. */
-  giveBack({ holder }: Admission): void {
+  giveBack({ holder, batch }: Admission): void {
     if (this.#lease?.holder !== holder) return;
-    this.#lease.giveRequestBack();
+    this.#lease.giveRequestBack(batch);
     this.#reportSoon();
   }
 

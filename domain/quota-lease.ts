@@ -43,7 +43,7 @@ export class QuotaLease {
   #opened: OpenedCall[] = [];
   #settled: SettledCall[] = [];
   #requestsSpent = 0;
-  #requestsGivenBack = 0;
+  #requestsGivenBack: number[] = [];
   #answer: Granted | undefined;
   #isGone = false;
 
@@ -71,7 +71,8 @@ export class QuotaLease {
 
   /** Whether there is nothing to report. */
   get isIdle(): boolean {
-    return this.#underWay === undefined && this.#opened.length + this.#settled.length + this.#requestsSpent + this.#requestsGivenBack === 0;
+    const unreported = this.#opened.length + this.#settled.length + this.#requestsSpent + this.#requestsGivenBack.length;
+    return this.#underWay === undefined && unreported === 0;
   }
 
   /** Takes up to `desired` for a call, at least `least`; undefined when the lease does not hold it now. */
@@ -105,8 +106,9 @@ export class QuotaLease {
     this.#settled.push(settled);
   }
 
-  giveRequestBack(): void {
-    this.#requestsGivenBack++;
+  /** `batch`: of its admission. */
+  giveRequestBack(batch: number): void {
+    this.#requestsGivenBack.push(batch);
   }
 
   /** The next order, or the one that is under way still; undefined when the lease is gone. */
@@ -124,7 +126,7 @@ export class QuotaLease {
       };
       this.#opened = [];
       this.#requestsSpent = 0;
-      this.#requestsGivenBack = 0;
+      this.#requestsGivenBack = [];
       this.#underWay = { order, sentAtMs: monotonicMs };
     }
     return this.#underWay.order;

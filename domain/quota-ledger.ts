@@ -57,9 +57,10 @@ export type LeaseOrder = {
   readonly seq: number;
   readonly opened: readonly OpenedCall[];
   readonly settled: readonly SettledCall[];
-  /** Turns admitted since the last message, and those of them that were refused later and do not count. */
+  /** Turns admitted since the last message. */
   readonly requestsSpent: number;
-  readonly requestsGivenBack: number;
+  /** By which message those were reported that were refused since and do not count. */
+  readonly requestsGivenBack: readonly number[];
   readonly want: Want;
 };
 
@@ -87,7 +88,11 @@ type Holder = {
   readonly requests: number;
   readonly untilMs: number;
   readonly isRecovering: boolean;
+  /** Which of its messages came in which second of the last minute. */
+  readonly reports: readonly SecondOfReports[];
 };
+
+export type SecondOfReports = { readonly second: number; readonly firstSeq: number; readonly lastSeq: number };
 
 export type HeldCall = ReservationId & { readonly reserved: Amount; readonly checkedAtMs: number };
 
@@ -171,7 +176,9 @@ export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number)
   }
   for (const settled of order.settled) endCall(ledger, settled, settled.actual);
   const requestsHeld = Math.max(0, (known?.requests ?? 0) - order.requestsSpent);
-  countRequests(ledger, order.requestsSpent - order.requestsGivenBack, nowMs);
+  const reports = reportsWith(known?.reports ?? [], order.seq, nowMs);
+  countRequests(ledger, order.requestsSpent, nowMs);
+  for (const seq of order.requestsGivenBack) giveBack(ledger, reports, seq);
 
   const others = { ...ledger, holders: new Map(ledger.holders) };
   others.holders.set(order.holder, { ...(known ?? freshHolder), granted, requests: requestsHeld });
@@ -189,11 +196,27 @@ export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number)
     limits: ledger.limits,
     requestsAgainInMs: requestsAgainInMs(ledger, nowMs),
   };
-  ledger.holders.set(order.holder, { seq: order.seq, answer, granted, requests, untilMs: nowMs + leaseKeptMs, isRecovering: false });
+  ledger.holders.set(order.holder, {
+    seq: order.seq,
+    answer,
+    granted,
+    requests,
+    untilMs: nowMs + leaseKeptMs,
+    isRecovering: false,
+    reports,
+  });
   return answer;
 }
 
-const freshHolder = { seq: 0, answer: { state: "gone" }, granted: noAmount, requests: 0, untilMs: 0, isRecovering: false } as const;
+const freshHolder = {
+  seq: 0,
+  answer: { state: "gone" },
+  granted: noAmount,
+  requests: 0,
+  untilMs: 0,
+  isRecovering: false,
+  reports: [],
+} as const;
 
 export type Recovery = {
   readonly holder: HolderId;
@@ -380,20 +403,28 @@ function requestGrantOf(free: number | undefined, has: number, waiting: number):
 }
 
 export function countRequests({ requests }: QuotaLedger, count: number, nowMs: number): void {
-  const second = Math.floor(nowMs / 1_000);
+  const second = secondOf(nowMs);
   if (count > 0) requests.set(second, (requests.get(second) ?? 0) + count);
-  // What is given back was admitted a moment ago: it leaves the newest seconds.
-  let givenBack = -count;
-  for (const newest of [...requests.keys()].sort((a, b) => b - a)) {
-    if (givenBack <= 0) return;
-    const admitted = requests.get(newest) ?? 0;
-    requests.set(newest, Math.max(0, admitted - givenBack));
-    givenBack -= admitted;
-  }
 }
 
+/** A turn that was refused leaves the second in which it was counted, or none when that has left the window. */
+function giveBack({ requests }: QuotaLedger, reports: readonly SecondOfReports[], seq: number): void {
+  const report = reports.find(({ firstSeq, lastSeq }) => firstSeq <= seq && seq <= lastSeq);
+  const count = report === undefined ? 0 : (requests.get(report.second) ?? 0);
+  if (report !== undefined && count > 0) requests.set(report.second, count - 1);
+}
+
+function reportsWith(known: readonly SecondOfReports[], seq: number, nowMs: number): readonly SecondOfReports[] {
+  const second = secondOf(nowMs);
+  const recent = known.filter((report) => report.second >= second - windowSeconds);
+  const last = recent.at(-1);
+  return last?.second === second ? recent.with(-1, { ...last, lastSeq: seq }) : [...recent, { second, firstSeq: seq, lastSeq: seq }];
+}
+
+const secondOf = (atMs: number): number => Math.floor(atMs / 1_000);
+
 function forgetOldRequests(ledger: QuotaLedger, nowMs: number): void {
-  const oldest = Math.floor(nowMs / 1_000) - windowSeconds;
+  const oldest = secondOf(nowMs) - windowSeconds;
   for (const second of ledger.requests.keys()) if (second < oldest) ledger.requests.delete(second);
 }
 

@@ -8,6 +8,7 @@ import {
   type QuotaLimits,
   type CallRow,
   type ReservationId,
+  type SecondOfReports,
   type RowFate,
   type UtcDay,
   keyOf,
@@ -47,7 +48,7 @@ export type OrderWire = {
   readonly opened: readonly { readonly callId: CallId; readonly day: UtcDay; readonly reserved: AmountWire }[];
   readonly settled: readonly (ReservationId & { readonly actual: AmountWire | null })[];
   readonly requestsSpent: number;
-  readonly requestsGivenBack: number;
+  readonly requestsGivenBack: readonly number[];
   readonly want: {
     readonly calls: number;
     readonly least: AmountWire;
@@ -80,7 +81,7 @@ export function isWellFormedOrder({ holder, seq, opened, settled, requestsSpent,
     settled.every(
       ({ callId, holder: by, batch, actual }) => callId !== "" && by !== "" && isCount(batch) && (actual === null || isAmount(actual)),
     ) &&
-    [requestsSpent, requestsGivenBack, want.calls, want.requests].every(isCount) &&
+    [requestsSpent, ...requestsGivenBack, want.calls, want.requests].every(isCount) &&
     [want.least, want.first, want.total].every(isAmount)
   );
 }
@@ -176,6 +177,7 @@ export type LedgerWire = {
     readonly requests: number;
     readonly untilMs: number;
     readonly isRecovering?: true;
+    readonly reports: readonly SecondOfReports[];
   }[];
   readonly calls: readonly (ReservationId & { readonly reserved: AmountWire; readonly checkedAtMs: number })[];
   readonly requests: readonly (readonly [second: number, count: number])[];
@@ -188,13 +190,14 @@ export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
   day: ledger.day,
   used: amountToWire(ledger.used),
   overshoot: amountToWire(ledger.overshoot),
-  holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs, isRecovering }]) => ({
+  holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs, isRecovering, reports }]) => ({
     id,
     seq,
     answer: answerToWire(answer),
     granted: amountToWire(granted),
     requests,
     untilMs,
+    reports,
     ...(isRecovering ? { isRecovering } : {}),
   })),
   calls: [...ledger.calls.values()].map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),

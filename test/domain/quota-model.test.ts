@@ -153,16 +153,19 @@ class World {
     return index < 0 ? undefined : process.calls.splice(index, 1)[0];
   }
 
+  /** The turn's row is refused as the journal's is. */
   admit(process: Process): void {
     const taken = process.lease.admit(this.nowMs);
-    if (taken !== undefined) this.admissions.push({ atMs: this.nowMs, ...taken, refused: false });
+    if (taken === undefined) return;
+    if (!this.fences.has(taken.holder)) return process.lease.drop();
+    this.admissions.push({ atMs: this.nowMs, ...taken, refused: false });
   }
 
   refuseAdmitted(process: Process): void {
     const admission = this.admissions.findLast(({ holder, refused }) => holder === process.lease.holder && !refused);
     if (admission === undefined) return;
     admission.refused = true;
-    process.lease.giveRequestBack();
+    process.lease.giveRequestBack(admission.batch);
   }
 
   send(process: Process, want: Want, fate: "arrives" | "lost" | "answer lost"): void {
@@ -401,7 +404,7 @@ const commands = weighted.flatMap(([weight, command]) => Array.from({ length: we
 
 describe("quota leases", () => {
   it("never pass the limit, and hold nothing at the end", () => {
-    const runs = process.env["OPENCLAW_TEST_FULL"] === undefined ? 1_000 : 30_000;
+    const runs = process.env["OPENCLAW_TEST_FULL"] === undefined ? 5_000 : 60_000;
     fc.assert(
       fc.property(fc.commands(commands, { maxCommands: 200, size: "max" }), (steps) => {
         const world = new World();
@@ -410,6 +413,61 @@ describe("quota leases", () => {
       }),
       { numRuns: runs },
     );
+  }, 300_000);
+
+  it("count a request until its whole second has left the window, and tell when", () => {
+    const limits = { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: 1 };
+    const order = (seq: number, requestsSpent: number, requestsGivenBack: readonly number[] = []): LeaseOrder => ({
+      holder: "door",
+      seq,
+      opened: [],
+      settled: [],
+      requestsSpent,
+      requestsGivenBack,
+      want: { ...wantNothing, requests: 1 },
+    });
+    const at = startMs + 999; // the last moment of a second
+    const ask = (ledger: QuotaLedger, nowMs: number, ...what: Parameters<typeof order>) => {
+      const answer = takeOrder(ledger, order(...what), nowMs);
+      assert(answer.state === "granted");
+      return answer;
+    };
+    const ledger = openLedger(limits, utcDayOf(startMs));
+    expect(ask(ledger, at, 1, 0).requests).toBe(1);
+
+    const spent = ask(ledger, at, 2, 1);
+    const freeAtMs = at + spent.requestsAgainInMs;
+
+    expect([spent.requests, freeAtMs]).toEqual([0, startMs + 61_000]);
+    expect(ask(ledger, at + 59_000, 3, 0).requests).toBe(0);
+    expect(ask(ledger, at + 60_000, 4, 0).requests).toBe(0); // a request of that very moment is still in the window
+    expect(ask(ledger, freeAtMs - 1, 5, 0)).toMatchObject({ requests: 0, requestsAgainInMs: 1 });
+    expect(ask(ledger, freeAtMs, 6, 0).requests).toBe(1);
+  });
+
+  it("give a refused request back to its own second, and not at all once that has left the window", () => {
+    const { ledger, processes, nowMs } = new World();
+    const [door] = processes;
+    const take = (order: LeaseOrder | undefined, atMs: number) => {
+      assert(order !== undefined);
+      const answer = takeOrder(ledger, order, atMs);
+      door.lease.take(answer);
+      return answer;
+    };
+    const want = { ...wantNothing, requests: 5 };
+    take(door.lease.order(want, nowMs), nowMs);
+    const old = door.lease.admit(nowMs);
+    take(door.lease.order(want, nowMs), nowMs);
+    const later = nowMs + 61_000;
+    take(door.lease.order(want, later), later);
+    for (let taken = 0; taken < 5; taken++) expect(door.lease.admit(later)).toBeDefined();
+    door.lease.giveRequestBack(old?.batch ?? 0);
+
+    expect(take(door.lease.order(want, later), later)).toMatchObject({ requests: 0 });
+
+    door.lease.giveRequestBack(4); // one of the five, which the fourth order reported
+
+    expect(take(door.lease.order(want, later), later)).toMatchObject({ requests: 1 });
   });
 
   it("let exactly as many calls through as the quota holds when their reservations are what they use", () => {
