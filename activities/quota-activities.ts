@@ -53,9 +53,9 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
     });
   },
 
-  /** Lets a lease open calls and turns. */
-  async openLease({ holder }: { readonly holder: HolderId }): Promise<void> {
-    await asActivity(async (context) => await database.withTenant(context, async (tx) => await insertLease(tx, holder)));
+  /** Lets a lease open calls and turns. @returns false for one that was taken back before */
+  async openLease({ holder }: { readonly holder: HolderId }): Promise<boolean> {
+    return await asActivity(async (context) => await database.withTenant(context, async (tx) => await insertLease(tx, holder)));
   },
 
   /** Fences the lease first, then reads what it did and never reported. */

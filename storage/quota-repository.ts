@@ -6,9 +6,18 @@ import type { TenantTx } from "./database.ts";
 
 /** What the rows of one tenant say about its quota. */
 
-/** Registers a lease. Its id is never used again, so a lease that was fenced stays fenced. */
-export async function insertLease(tx: TenantTx, holder: HolderId): Promise<void> {
-  await tx.execute("insert into quota_lease (holder) values ($1) on conflict do nothing", [holder]);
+/**
+ * Registers a lease, unless it is one that was taken back and has left rows: those are counted already.
+ * @returns whether it stands
+ */
+export async function insertLease(tx: TenantTx, holder: HolderId): Promise<boolean> {
+  await tx.execute(
+    `insert into quota_lease (holder) select $1
+     where not exists (select from model_call where holder = $1) and not exists (select from turn where holder = $1)
+     on conflict do nothing`,
+    [holder],
+  );
+  return await holdLease(tx, holder);
 }
 
 /** From now on the lease opens nothing; waits for the transactions that are opening something with it. */

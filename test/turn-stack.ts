@@ -11,6 +11,7 @@ import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import { createTenants, grantableLimitsOf, spendableLimitsOf } from "../control-plane/tenants.ts";
 import { noMarkup } from "../domain/money.ts";
 import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
@@ -59,7 +60,7 @@ export type TurnStackOptions = {
   readonly provider: ModelProvider;
   readonly tools?: readonly Tool[];
   readonly lane?: Partial<LaneSettings>;
-  /** Of every tenant; default: none. */
+  /** Of every tenant; default: what its row says, which is none unless a change of its quota was made. */
   readonly limits?: QuotaLimits;
   /** Default: empty. */
   readonly overlayOf?: OverlayOfTurn;
@@ -84,13 +85,11 @@ const testRateCard: RateCard = {
   rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
 };
 
-const noLimits: QuotaLimits = { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: undefined };
-
 export async function startTurnStack({
   provider,
   tools = [],
   lane,
-  limits = noLimits,
+  limits,
   overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
@@ -113,11 +112,17 @@ export async function startTurnStack({
   const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const operations = createOperationClient({ connection, wake });
-  const limitsOf = async (): Promise<QuotaLimits> => limits;
-  const leases = (): QuotaLeases => createQuotaLeases({ limitsOf, clientOf, wake, log: quiet });
+  const tenants = createTenants({ database });
+  const leases = (): QuotaLeases =>
+    createQuotaLeases({
+      limitsOf: async (tenantId) => limits ?? spendableLimitsOf(await tenants.get(tenantId)),
+      clientOf,
+      wake,
+      log: quiet,
+    });
   const quota = leases();
   const activities = {
-    ...createQuotaActivities({ database, limitsOf }),
+    ...createQuotaActivities({ database, limitsOf: async (tenantId) => limits ?? grantableLimitsOf(await tenants.get(tenantId)) }),
     ...createAuditActivities({ database, home, log: quiet }),
     ...createTenantLifeActivities({
       database,

@@ -164,7 +164,7 @@ export function openQuotaDesk(carried: LedgerWire | undefined, onChange: () => v
       if (isClosed) return { state: "moved" };
       return await CancellationScope.nonCancellable(async () => {
         const isNew = !(await ready()).holders.has(wire.holder);
-        if (isNew && wire.seq === 1) await rows.openLease({ holder: wire.holder });
+        if (isNew && wire.seq === 1 && !(await rows.openLease({ holder: wire.holder }))) return { state: "gone" };
         const answer = takeOrder(await ready(), orderFromWire(wire), Date.now());
         follow();
         onChange();

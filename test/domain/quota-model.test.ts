@@ -18,6 +18,7 @@ import {
   covers,
   freeOf,
   heldOf,
+  hold,
   minus,
   noAmount,
   openLedger,
@@ -58,6 +59,7 @@ class World {
   readonly processes: [Process, Process];
   reads: { readonly recovery: Recovery; readonly rows: readonly CallRow[]; readonly requests: number }[] = [];
   checks: readonly CallRow[] = [];
+  readonly sent: LeaseOrder[] = [];
   readonly attempts = new Map<CallId, number>();
   #names = 0;
 
@@ -67,7 +69,6 @@ class World {
 
   #begin(): Process {
     const holder = `holder-${++this.#names}`;
-    this.fences.add(holder);
     return { lease: new QuotaLease(holder), calls: [], answer: undefined };
   }
 
@@ -103,6 +104,7 @@ class World {
     const reservation = process.lease.reserve(callId, { least: amount(least), desired: amount(desired) }, this.#now());
     if (reservation === undefined) return;
     assert(covers(reservation.reserved, amount(least)), "less than what a call can begin with");
+    assert.equal(reservation.day, utcDayOf(this.nowMs), "a lease of one day is spent on another");
     const attempt = (this.attempts.get(callId) ?? 0) + 1;
     this.attempts.set(callId, attempt);
     process.calls.push({ callId, reservation, attempt, step: "reserved" });
@@ -171,8 +173,26 @@ class World {
   send(process: Process, want: Want, fate: "arrives" | "lost" | "answer lost"): void {
     const order: LeaseOrder | undefined = process.lease.order(want, this.nowMs);
     if (order === undefined || fate === "lost") return;
-    const answer = takeOrder(this.ledger, order, this.nowMs);
+    this.sent.push(order);
+    const answer = this.#take(order);
     if (fate === "arrives") process.answer = answer;
+  }
+
+  /** The network brings an order once more, late, and its answer to nobody. */
+  bringAgain(back: number): void {
+    const order = this.sent.at(-1 - back);
+    if (order !== undefined) this.#take(order);
+  }
+
+  /** A lease that has left rows is not registered a second time. */
+  #take(order: LeaseOrder): LeaseAnswer {
+    const isOf = ({ holder }: { readonly holder: HolderId }): boolean => holder === order.holder;
+    const hasRows = [...this.rows.values()].some(isOf) || this.admissions.some(isOf);
+    if (!this.ledger.holders.has(order.holder) && order.seq === 1) {
+      if (hasRows) return { state: "gone" };
+      this.fences.add(order.holder);
+    }
+    return takeOrder(this.ledger, order, this.nowMs);
   }
 
   receive(process: Process): void {
@@ -387,6 +407,7 @@ const weighted: readonly (readonly [number, fc.Arbitrary<Act>])[] = [
   [3, bursts],
   [1, pauses],
   [1, rivals],
+  [2, fc.integer({ min: 0, max: 4 }).map((back) => new Act(`bring again(${back})`, (world) => world.bringAgain(back)))],
   [1, which.map((index) => new Act(`crash(${index})`, (world) => world.restart(index)))],
   [2, which.map((index) => new Act(`goodbye(${index})`, (world) => world.sayGoodbye(index)))],
   [1, act("take back", (world, process) => void takeBack(world.ledger, process.lease.holder))],
@@ -443,6 +464,51 @@ describe("quota leases", () => {
     expect(ask(ledger, at + 60_000, 4, 0).requests).toBe(0); // a request of that very moment is still in the window
     expect(ask(ledger, freeAtMs - 1, 5, 0)).toMatchObject({ requests: 0, requestsAgainInMs: 1 });
     expect(ask(ledger, freeAtMs, 6, 0).requests).toBe(1);
+  });
+
+  it("answer a repeated order as the first time, whatever it asks, and hold the larger of two reservations of one name", () => {
+    const ledger = openLedger(limits, utcDayOf(startMs));
+    const order = { holder: "one", seq: 1, opened: [], settled: [], requestsSpent: 0, requestsGivenBack: [] };
+    const want = { calls: 2, least: amount(100), first: amount(100), total: amount(200), requests: 1 };
+    const first = takeOrder(ledger, { ...order, want }, startMs);
+    const before = structuredClone(ledger);
+
+    expect(takeOrder(ledger, { ...order, want: { ...want, requests: 4 } }, startMs + 10_000)).toEqual(first);
+    expect(ledger).toEqual(before);
+
+    const callId = "call" as CallId;
+    const day = utcDayOf(startMs);
+    const opened = [amount(60), amount(40)].map((reserved) => ({ callId, day, reserved }));
+    takeOrder(ledger, { ...order, seq: 2, opened, want: wantNothing }, startMs);
+    expect([...ledger.calls.values()].map(({ reserved }) => reserved)).toEqual([amount(60)]);
+  });
+
+  it("are spent for 20 s after they were asked for, and kept for 60 s after they were granted", () => {
+    const ledger = openLedger(limits, utcDayOf(startMs));
+    const lease = new QuotaLease("one");
+    const order = lease.order({ calls: 1, least: amount(10), first: amount(10), total: amount(10), requests: 1 }, startMs);
+    assert(order !== undefined);
+    const grantedMs = startMs + 15_000;
+    lease.take(takeOrder(ledger, order, grantedMs));
+    const need = { least: amount(1), desired: amount(1) };
+    const reserveAt = (atMs: number) => lease.reserve("call" as CallId, need, { monotonicMs: atMs, wallMs: atMs });
+
+    expect(reserveAt(startMs + 19_999)).toBeDefined();
+    expect([reserveAt(startMs + 20_000), lease.admit(startMs + 20_000)]).toEqual([undefined, undefined]);
+    expect(beginRecovery(ledger, grantedMs + 59_999)).toEqual([]);
+    expect(beginRecovery(ledger, grantedMs + 60_000)).toHaveLength(1);
+  });
+
+  it("free a reservation at once when its call's row knows another one", () => {
+    const ledger = openLedger(limits, utcDayOf(startMs));
+    const call = { callId: "call" as CallId, reserved: amount(50), checkedAtMs: startMs };
+    hold(ledger, { ...call, holder: "slow", batch: 2 });
+    hold(ledger, { ...call, holder: "quick", batch: 3 });
+
+    const row = { ...call, holder: "quick", batch: 3, day: utcDayOf(startMs), state: "started" } as const;
+    applyRows(ledger, [row], startMs);
+
+    expect([...ledger.calls.values()].map(({ holder }) => holder)).toEqual(["quick"]);
   });
 
   it("give a refused request back to its own second, and not at all once that has left the window", () => {
