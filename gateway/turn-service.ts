@@ -77,7 +77,10 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     });
   }
 
-  /** Lets a turn in by the tenant's quota and stores it. A repeat of an Idempotency-Key is not a new turn: it is not counted. */
+  /**
+   * Lets a turn in by the tenant's quota and stores it. Not counted as a request: a repeat of an Idempotency-Key, which is no new turn,
+   * and what runs in the background, whose tokens and cost count as any.
+   */
   async function admit(
     context: TenantContext,
     submission: TurnSubmission,
@@ -86,7 +89,8 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
   ): Promise<{ readonly turnId: TurnId; readonly admission?: Admission }> {
     const { tenantId } = context;
     const claim = idempotency === undefined ? undefined : claimOf(idempotency);
-    if (!(await quota.isLimited(tenantId))) return { turnId: await storeOnce(context, submission, lane, claim) };
+    const isLimited = await quota.isLimited(tenantId);
+    if (!isLimited || submission.kind !== "chat") return { turnId: await storeOnce(context, submission, lane, claim) };
     if (claim !== undefined) {
       const earlier = await database.withTenant(context, async (tx) => await readIdempotencyKey(tx, claim));
       if (earlier?.matches === false) throw new AppError("idempotency_mismatch");

@@ -9,7 +9,7 @@ import { type OrderWire, ledgerToWire } from "../../domain/quota-wire.ts";
 import type { TenantQuota } from "../../domain/tenant-quota.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
 import { mintTurnId } from "../../domain/turn-id.ts";
-import type { FinishedTurn, TurnSubmission } from "../../domain/turn.ts";
+import type { FinishedTurn, TurnKind, TurnSubmission } from "../../domain/turn.ts";
 import { statelessSessionOf } from "../../domain/session-id.ts";
 import { createTurnService } from "../../gateway/turn-service.ts";
 import { createTurnSlots } from "../../gateway/turn-slots.ts";
@@ -47,11 +47,11 @@ let calls = 0;
 const someCall = () => `call-${++calls}` as Parameters<QuotaLeases["reserve"]>[1];
 const counted = async () => await stage.stack.clientOf(acme.tenantId).quota.count();
 
-async function ask(quota: QuotaLeases): Promise<FinishedTurn> {
+async function ask(quota: QuotaLeases, kind: TurnKind = "chat"): Promise<FinishedTurn> {
   const { stack } = stage;
   const turnId = mintTurnId(Date.now(), randomBytes(10));
   const turn: TurnSubmission = {
-    ...someTurn("api:x:default", "hello", { stateless: true }),
+    ...someTurn("api:x:default", "hello", { stateless: true, kind }),
     turnId,
     sessionId: statelessSessionOf(turnId),
   };
@@ -141,6 +141,19 @@ test("what is used while there is no ceiling counts once there is one", async ()
 
   expect(await codeOf(here.reserve(acme.tenantId, someCall(), need(6)))).toBe("tokens_per_day");
   expect(await counted()).toMatchObject({ used: { tokens: await usedByRows() } });
+});
+
+test("background turns count in tokens and not in requests", async () => {
+  await setQuota({ tokensPerDay: 100_000, requestsPerMinute: 1 });
+  expect((await ask(here)).state).toBe("done");
+  expect(await codeOf(ask(there))).toBe("requests_per_minute");
+
+  expect((await ask(there, "heartbeat")).state).toBe("done");
+
+  await expect.poll(async () => (await counted())?.used.tokens, { timeout: 20_000 }).toBe(30);
+  expect(await codeOf(ask(here))).toBe("requests_per_minute");
+  await setQuota({ tokensPerDay: 30, requestsPerMinute: 1 });
+  expect(await ask(there, "cron")).toMatchObject({ state: "failed", error: { code: "tokens_per_day" } });
 });
 
 test("a process whose lease's row is gone begins another one instead of failing", async () => {
