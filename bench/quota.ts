@@ -98,6 +98,30 @@ async function measure(home: string): Promise<void> {
     const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote" });
     const limitsOf = (tokensPerDay: number): QuotaLimits => ({ tokensPerDay, nanoUsdPerDay: undefined, requestsPerMinute: undefined });
 
+    const updatePerCall = async (tokensPerDay: number): Promise<Way> => {
+      const tenantId = await newTenant(tokensPerDay);
+      const { quota } = clientOf(tenantId);
+      const idle: QuotaLease[] = [];
+      return {
+        name: "an Update per call",
+        async admit() {
+          const lease = idle.pop() ?? new QuotaLease(randomUUID());
+          const ask = async (): Promise<void> => {
+            const order = lease.order({ calls: 1, least: each, first: each, total: each, requests: 0 }, performance.now());
+            if (order === undefined) return;
+            lease.take(answerFromWire(await quota.lease(orderToWire(order))));
+          };
+          await ask();
+          const callId = someCall();
+          const now = { monotonicMs: performance.now(), wallMs: Date.now() };
+          const reserved = lease.reserve(callId, { least: each, desired: each }, now);
+          if (reserved !== undefined) lease.settle({ callId, holder: reserved.holder, batch: reserved.batch, actual: each });
+          idle.push(lease);
+          return reserved !== undefined;
+        },
+        close: async () => {},
+      };
+    };
     const ways: readonly ((tokensPerDay: number) => Promise<Way>)[] = [
       async (tokensPerDay) => {
         const tenantId = await newTenant(tokensPerDay);
@@ -118,29 +142,7 @@ async function measure(home: string): Promise<void> {
           close: leases.close,
         };
       },
-      async (tokensPerDay) => {
-        const tenantId = await newTenant(tokensPerDay);
-        const { quota } = clientOf(tenantId);
-        const idle: QuotaLease[] = [];
-        return {
-          name: "an Update per call",
-          async admit() {
-            const lease = idle.pop() ?? new QuotaLease(randomUUID());
-            const ask = async (): Promise<void> => {
-              const order = lease.order({ calls: 1, least: each, first: each, total: each, requests: 0 }, performance.now());
-              if (order !== undefined) lease.take(answerFromWire(await quota.lease(orderToWire(order))));
-            };
-            await ask();
-            const callId = someCall();
-            const now = { monotonicMs: performance.now(), wallMs: Date.now() };
-            const reserved = lease.reserve(callId, { least: each, desired: each }, now);
-            if (reserved !== undefined) lease.settle({ callId, holder: reserved.holder, batch: reserved.batch, actual: each });
-            idle.push(lease);
-            return reserved !== undefined;
-          },
-          close: async () => {},
-        };
-      },
+      updatePerCall,
       async (tokensPerDay) => {
         const tenantId = await newTenant(tokensPerDay);
         await naivePool.query("insert into bench_quota values ($1, 0)", [tenantId]);
@@ -160,6 +162,7 @@ async function measure(home: string): Promise<void> {
     console.log(`${"".padEnd(22)}callers  admissions/s   P50 ms   P95 ms   passed of ${smallQuota}   overshoot`);
     for (const open of ways) {
       for (const callers of callerCounts) {
+        if (open === updatePerCall && callers > 32) continue; // the server takes 100 Updates of one workflow at a time and aborts others
         const many = await open(plenty);
         const figures = await throughput(many, callers);
         await many.close();

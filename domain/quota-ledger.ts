@@ -124,6 +124,7 @@ const windowSeconds = 60;
 const callCheckMs = 60_000;
 /** A grant is at most this part of what is free. */
 const grantShare = 8;
+const leastAhead = 8;
 /** With less than so many calls' worth free, nothing is granted ahead of the calls that wait. */
 const aheadFrom = 100;
 
@@ -183,8 +184,8 @@ export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number)
   const others = { ...ledger, holders: new Map(ledger.holders) };
   others.holders.set(order.holder, { ...(known ?? freshHolder), granted, requests: requestsHeld });
   const free = freeOf(others);
-  granted = plus(granted, grantOf(free, granted, order.want));
-  const requests = requestsHeld + requestGrantOf(free.requests, requestsHeld, order.want.requests);
+  granted = plus(granted, grantOf(free, granted, order.want, aheadOf(order.opened.length)));
+  const requests = requestsHeld + requestGrantOf(free.requests, requestsHeld, order.want.requests, aheadOf(order.requestsSpent));
   ledger.holders.set(order.holder, { ...freshHolder, granted, requests });
   const answer: LeaseAnswer = {
     state: "granted",
@@ -368,11 +369,16 @@ export function freeOf({ limits, used, holders, calls, requests }: QuotaLedger):
   };
 }
 
+/** How many calls ahead a holder is granted while there is plenty: twice what it took since its last order. */
+const aheadOf = (taken: number): number => Math.max(leastAhead, 2 * taken);
+
 /** What a holder gets beside what it has: plenty ahead of its calls while there is plenty, and one call at a time near the limit. */
-function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want): Amount {
+function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want, aheadCalls: number): Amount {
   const dimensions = [
-    dimension(tokens === undefined ? undefined : BigInt(tokens), BigInt(has.tokens), want, ({ tokens: value }) => BigInt(value)),
-    dimension(nanoUsd, has.nanoUsd, want, ({ nanoUsd: value }) => value),
+    dimension(tokens === undefined ? undefined : BigInt(tokens), BigInt(has.tokens), want, aheadCalls, ({ tokens: value }) =>
+      BigInt(value),
+    ),
+    dimension(nanoUsd, has.nanoUsd, want, aheadCalls, ({ nanoUsd: value }) => value),
   ] as const;
   const [grantedTokens, grantedNanoUsd] = dimensions;
   // A call needs both: half of what it needs would only be kept from others.
@@ -380,11 +386,17 @@ function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want): Amount {
   return { tokens: Number(grantedTokens), nanoUsd: grantedNanoUsd as NanoUsd };
 }
 
-function dimension(free: bigint | undefined, has: bigint, want: Want, of: (amount: Amount) => bigint): bigint | undefined {
+function dimension(
+  free: bigint | undefined,
+  has: bigint,
+  want: Want,
+  aheadCalls: number,
+  of: (amount: Amount) => bigint,
+): bigint | undefined {
   const missing = (target: bigint): bigint => most(target - has, 0n);
   const first = of(want.first);
   if (want.calls === 0 && free !== undefined && free < first * BigInt(aheadFrom)) return 0n;
-  const ahead = most(of(want.total), first * BigInt(grantShare));
+  const ahead = most(of(want.total), first * BigInt(aheadCalls));
   if (free === undefined) return missing(ahead);
   const share = free / BigInt(grantShare);
   if (free >= first * BigInt(aheadFrom)) return least(missing(ahead), share);
@@ -394,9 +406,9 @@ function dimension(free: bigint | undefined, has: bigint, want: Want, of: (amoun
   return grant <= free ? grant : undefined;
 }
 
-function requestGrantOf(free: number | undefined, has: number, waiting: number): number {
+function requestGrantOf(free: number | undefined, has: number, waiting: number, aheadRequests: number): number {
   if (waiting === 0) return 0;
-  const ahead = Math.max(waiting, grantShare);
+  const ahead = Math.max(waiting, aheadRequests);
   if (free === undefined) return Math.max(0, ahead - has);
   const target = free >= aheadFrom ? Math.max(waiting, Math.min(ahead, Math.floor(free / grantShare))) : waiting;
   return Math.min(free, Math.max(0, target - has));
