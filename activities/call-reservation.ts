@@ -1,7 +1,8 @@
 import type { QuotaLeases } from "../control-plane/quota-leases.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm, NanoUsd } from "../domain/money.ts";
-import { type Amount, type UtcDay, withinDay } from "../domain/quota-ledger.ts";
+import type { Reservation } from "../domain/quota-lease.ts";
+import { type Amount, type ReservationId, type UtcDay, withinDay } from "../domain/quota-ledger.ts";
 import type { Rates } from "../domain/rate-card.ts";
 import type { TenantContext } from "../domain/tenant.ts";
 import type { CallId } from "../domain/turn-id.ts";
@@ -10,7 +11,7 @@ import type { Database } from "../storage/database.ts";
 import { reserveCall } from "../storage/quota-repository.ts";
 
 /** The part of a process's leases that model calls spend. */
-export type CallQuota = Pick<QuotaLeases, "isLimited" | "take" | "reserve" | "settle">;
+export type CallQuota = Pick<QuotaLeases, "isLimited" | "take" | "reserve" | "settle" | "fenced">;
 
 export type ReservedCall = {
   readonly context: TenantContext;
@@ -18,6 +19,8 @@ export type ReservedCall = {
   readonly attempt: number;
   readonly startedAtMs: number;
   /** Where an earlier attempt reserved: it holds for all of them. */
+  readonly holder: string | null;
+  readonly batch: number | null;
   readonly day: UtcDay | null;
   readonly reservedTokens: bigint | null;
   readonly reservedNanoUsd: bigint | null;
@@ -34,13 +37,13 @@ export type Reserved = {
   readonly maxTokens: number;
   /** Of the call's billing row; it lies in the day whose quota the call is counted in. */
   readonly admittedAtMs: number;
-  /** Whether the leases are to be told what the call came to. */
-  readonly isLeased: boolean;
+  /** What the leases are to be told the end of; undefined without a quota. */
+  readonly reservation: ReservationId | undefined;
 };
 
 /**
  * Reserves what a call may use at most, and writes it to the call's row before the provider hears of it.
- * @throws {AppError} `tokens_per_day`, `cost_per_day_usd`; `unavailable`
+ * @throws {AppError} `tokens_per_day`, `cost_per_day_usd`; `tenant_suspended`; `unavailable`
  */
 export async function reserveQuota(
   { database, quota }: { readonly database: Database; readonly quota: CallQuota },
@@ -48,23 +51,26 @@ export async function reserveQuota(
   { promptTokens, maxTokens }: { readonly promptTokens: number; readonly maxTokens: number },
 ): Promise<Reserved> {
   const { tenantId } = call.context;
-  const within = (reserved: Amount, day: UtcDay): Reserved => ({
+  const within = ({ holder, batch, day, reserved }: Reservation): Reserved => ({
     maxTokens: answerTokensOf(reserved, promptTokens, maxTokens, call.price),
     admittedAtMs: withinDay(call.startedAtMs, day),
-    isLeased: true,
+    reservation: { callId: call.callId, holder, batch },
   });
   if (call.day !== null) {
-    return within({ tokens: Number(call.reservedTokens ?? 0n), nanoUsd: (call.reservedNanoUsd ?? 0n) as NanoUsd }, call.day);
+    const reserved = { tokens: Number(call.reservedTokens ?? 0n), nanoUsd: (call.reservedNanoUsd ?? 0n) as NanoUsd };
+    return within({ holder: call.holder ?? "", batch: call.batch ?? 0, day: call.day, reserved });
   }
-  if (!(await quota.isLimited(tenantId))) return { maxTokens, admittedAtMs: call.startedAtMs, isLeased: false };
+  if (!(await quota.isLimited(tenantId))) return { maxTokens, admittedAtMs: call.startedAtMs, reservation: undefined };
   const need = {
     least: mostOf(promptTokens, Math.min(leastAnswerTokens, maxTokens), call.price),
     desired: mostOf(promptTokens, maxTokens, call.price),
   };
   for (let attempt = 0; attempt < fencedAttempts; attempt++) {
     const reservation = quota.take(tenantId, call.callId, need) ?? (await quota.reserve(tenantId, call.callId, need));
-    const isWritten = await database.withTenant(call.context, async (tx) => await reserveCall(tx, call, reservation));
-    if (isWritten) return within(reservation.reserved, reservation.day);
+    const outcome = await database.withTenant(call.context, async (tx) => await reserveCall(tx, call, reservation));
+    if (outcome === "written") return within(reservation);
+    if (outcome === "taken") throw new AppError("unavailable", { callId: call.callId, why: "another attempt holds the call" });
+    quota.fenced(tenantId, reservation.holder);
   }
   throw new AppError("unavailable", { callId: call.callId, why: "its leases were taken back" });
 }

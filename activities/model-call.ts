@@ -93,7 +93,7 @@ type OpenedCall = ReservedCall & {
 };
 
 /** A call that may go to its provider: its quota is reserved. */
-type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "isLeased">;
+type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "reservation">;
 
 export const createModelCall = (deps: CallDeps) => {
   const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, rateCardAt, quota, alarms, now, log } = deps;
@@ -183,7 +183,7 @@ export const createModelCall = (deps: CallDeps) => {
       const input = inputOf(call, overlay, model);
       const { maxTokens } = input.settings;
       const promptTokens = promptTokensOf(model, input);
-      const within = call.isLeased ? maxTokensInstead(sizeOf(own), { promptTokens, maxTokens, price }) : maxTokens;
+      const within = call.reservation !== undefined ? maxTokensInstead(sizeOf(own), { promptTokens, maxTokens, price }) : maxTokens;
       if (within !== undefined) yield { model, price, promptTokens, input: withMaxTokens(input, within) };
     }
   }
@@ -235,8 +235,9 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** Tells the leases what a call came to. What is not told, because another attempt ended the call, is found in its row. */
-  function tellQuota({ context, callId, isLeased }: ReadyCall, row: UsageRow | undefined): void {
-    if (isLeased) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
+  function tellQuota({ context, reservation }: ReadyCall, row: UsageRow | undefined): void {
+    const actual = row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd);
+    if (reservation !== undefined) quota.settle(context.tenantId, { ...reservation, actual });
   }
 
   function raiseAlarm({ context, callId }: ReadyCall, row: UsageRow | undefined): void {
@@ -361,7 +362,7 @@ export const createModelCall = (deps: CallDeps) => {
 };
 
 /** Errors that end a turn as they are, for its caller to read. */
-const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd"]);
+const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd", "tenant_suspended"]);
 
 async function standingVerdict(tx: TenantTx, { turnId }: TurnRow): Promise<CallOutcome> {
   const finished = await readFinishedTurn(tx, turnId);

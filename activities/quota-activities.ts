@@ -1,21 +1,15 @@
-import type { HolderId, QuotaLimits, RowFate, UtcDay } from "../domain/quota-ledger.ts";
-import {
-  type AmountWire,
-  type FateWire,
-  type LimitsWire,
-  type RecoveredCallWire,
-  amountToWire,
-  limitsToWire,
-} from "../domain/quota-wire.ts";
+import type { CallRow, HolderId, QuotaLimits, ReservationId, RowFate, UtcDay } from "../domain/quota-ledger.ts";
+import { type AmountWire, type FateWire, type LimitsWire, type CallRowWire, amountToWire, limitsToWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { CallId } from "../domain/turn-id.ts";
 import type { Database } from "../storage/database.ts";
 import {
+  countRecentTurns,
   countUnreportedTurns,
   fenceAllLeases,
   fenceLease,
   insertLease,
-  readCallFates,
+  readCallRows,
   readDay,
   readUnreportedCalls,
 } from "../storage/quota-repository.ts";
@@ -30,7 +24,9 @@ export type DayWire = {
   readonly limits: LimitsWire;
   readonly day: UtcDay;
   readonly used: AmountWire;
-  readonly calls: readonly { readonly callId: CallId; readonly reserved: AmountWire }[];
+  readonly calls: readonly (ReservationId & { readonly reserved: AmountWire })[];
+  /** Let in during the last minute by leases that stood. */
+  readonly requests: number;
 };
 
 /** What the quota desk of a tenant's workflow asks the rows. Each is safe to repeat. */
@@ -43,22 +39,23 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
   async readQuota(): Promise<DayWire> {
     return await asActivity(async (context) => {
       const limits = limitsToWire(await limitsOf(context.tenantId));
-      const { day, used, open } = await database.withTenant(context, async (tx) => {
-        await fenceAllLeases(tx);
-        return await readDay(tx);
+      const { day, used, open, requests } = await database.withTenant(context, async (tx) => {
+        const requests = await countRecentTurns(tx, await fenceAllLeases(tx));
+        return { ...(await readDay(tx)), requests };
       });
       return {
         limits,
+        requests,
         day,
         used: amountToWire(used),
-        calls: open.map(({ callId, reserved }) => ({ callId, reserved: amountToWire(reserved) })),
+        calls: open.map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),
       };
     });
   },
 
-  /** Lets a lease open calls and turns. */
-  async openLease({ holder }: { readonly holder: HolderId }): Promise<void> {
-    await asActivity(async (context) => await database.withTenant(context, async (tx) => await insertLease(tx, holder)));
+  /** Lets a lease open calls and turns. @returns false for one that was taken back before */
+  async openLease({ holder }: { readonly holder: HolderId }): Promise<boolean> {
+    return await asActivity(async (context) => await database.withTenant(context, async (tx) => await insertLease(tx, holder)));
   },
 
   /** Fences the lease first, then reads what it did and never reported. */
@@ -70,14 +67,14 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
     readonly holder: HolderId;
     readonly afterBatch: number;
     readonly callIds: readonly CallId[];
-  }): Promise<{ readonly calls: readonly RecoveredCallWire[]; readonly requests: number }> {
+  }): Promise<{ readonly calls: readonly CallRowWire[]; readonly requests: number }> {
     return await asActivity(
       async (context) =>
         await database.withTenant(context, async (tx) => {
           await fenceLease(tx, holder);
-          const calls = [...(await readUnreportedCalls(tx, holder, afterBatch)), ...(await readCallFates(tx, callIds))];
+          const calls = [...(await readUnreportedCalls(tx, holder, afterBatch)), ...(await readCallRows(tx, callIds))];
           return {
-            calls: calls.map(({ fate, ...call }) => ({ ...call, fate: fateToWire(fate) })),
+            calls: calls.map(callRowToWire),
             requests: await countUnreportedTurns(tx, holder, afterBatch),
           };
         }),
@@ -85,21 +82,18 @@ export const createQuotaActivities = ({ database, limitsOf }: QuotaActivityDeps)
   },
 
   /** What became of calls that nobody has reported on. */
-  async checkCalls({
-    callIds,
-  }: {
-    readonly callIds: readonly CallId[];
-  }): Promise<readonly { readonly callId: CallId; readonly fate: FateWire }[]> {
+  async checkCalls({ callIds }: { readonly callIds: readonly CallId[] }): Promise<readonly CallRowWire[]> {
     return await asActivity(
       async (context) =>
-        await database.withTenant(
-          context,
-          async (tx) => (await readCallFates(tx, callIds)).map(({ callId, fate }) => ({ callId, fate: fateToWire(fate) })),
-          { readOnly: true },
-        ),
+        await database.withTenant(context, async (tx) => (await readCallRows(tx, callIds)).map(callRowToWire), { readOnly: true }),
     );
   },
 });
+
+const callRowToWire = (row: CallRow): CallRowWire => {
+  const { callId, holder, batch, day } = row;
+  return { callId, holder, batch, day, fate: fateToWire(row) };
+};
 
 const fateToWire = (fate: RowFate): FateWire => {
   switch (fate.state) {

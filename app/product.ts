@@ -8,7 +8,7 @@ import { createChanges } from "../control-plane/changes.ts";
 import { type LiveConfiguration, openLiveConfiguration } from "../control-plane/live-configuration.ts";
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
-import { type Tenant, createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
+import { type Tenant, createTenants, spendableLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
@@ -110,7 +110,7 @@ export async function startProduct(environment: Environment, { role, variables }
     let wake = async (owner: Owner): Promise<void> => await database.notify(wakeChannel, owner);
     const quota = resources.add(
       createQuotaLeases({
-        limitsOf: async (tenantId) => quotaLimitsOf(await remembered.of(tenantId)),
+        limitsOf: async (tenantId) => spendableLimitsOf(await remembered.of(tenantId)),
         clientOf,
         wake: async (tenantId) => await wake(tenantId),
         log,

@@ -5,7 +5,7 @@ import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { loadRateCard } from "../control-plane/rate-cards.ts";
-import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
+import { createTenants, grantableLimitsOf } from "../control-plane/tenants.ts";
 import { createUsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
@@ -87,7 +87,10 @@ export async function startWorkers(
     ...lifeActivities,
     ...createAuditActivities({ database, home, log }),
     ...createKeyActivities({ database, ...keys }),
-    ...createQuotaActivities({ database, limitsOf: async (tenantId) => quotaLimitsOf(await createTenants({ database }).get(tenantId)) }),
+    ...createQuotaActivities({
+      database,
+      limitsOf: async (tenantId) => grantableLimitsOf(await createTenants({ database }).get(tenantId)),
+    }),
   };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
   resources.add(alarms, (raised) => raised.close());

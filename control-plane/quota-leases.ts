@@ -1,7 +1,18 @@
 import { randomUUID } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import { QuotaLease, type Reservation } from "../domain/quota-lease.ts";
-import { type Amount, type LeaseAnswer, type QuotaLimits, type Want, covers, noAmount, plus } from "../domain/quota-ledger.ts";
+import {
+  type Amount,
+  type HolderId,
+  type QuotaLimits,
+  type SettledCall,
+  type Want,
+  covers,
+  isUnlimited,
+  noAmount,
+  plus,
+  utcDayOf,
+} from "../domain/quota-ledger.ts";
 import { answerFromWire, orderToWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { CallId } from "../domain/turn-id.ts";
@@ -21,7 +32,7 @@ export type QuotaStanding = {
 
 /** This process's leases of all tenants' quotas: the hot path spends them in memory. */
 export interface QuotaLeases {
-  /** Whether the tenant has a ceiling at all. */
+  /** Whether the tenant has a ceiling at all. @throws {AppError} `tenant_suspended` */
   isLimited(tenantId: TenantId): Promise<boolean>;
   /** Takes at once what a call needs; undefined when the lease does not hold it now. */
   take(tenantId: TenantId, callId: CallId, need: Need): Reservation | undefined;
@@ -31,11 +42,13 @@ export interface QuotaLeases {
    */
   reserve(tenantId: TenantId, callId: CallId, need: Need): Promise<Reservation>;
   /** Tells what a call came to; undefined: nothing. */
-  settle(tenantId: TenantId, callId: CallId, actual: Amount | undefined): void;
+  settle(tenantId: TenantId, call: SettledCall): void;
   /** Lets one turn in. @throws {AppError} `requests_per_minute`, or a day's ceiling that is reached */
   admit(tenantId: TenantId): Promise<Admission>;
   /** The turn was refused at its first reservation: it does not count. */
-  giveBack(tenantId: TenantId): void;
+  giveBack(tenantId: TenantId, admission: Admission): void;
+  /** A row was refused because this lease was taken back: it is given up, and the next one begun. */
+  fenced(tenantId: TenantId, holder: HolderId): void;
   /** Undefined when there is no ceiling. */
   standingOf(tenantId: TenantId): Promise<QuotaStanding | undefined>;
   /** Gives the leases back. What they have not reported is found in the rows. */
@@ -43,6 +56,7 @@ export interface QuotaLeases {
 }
 
 export type QuotaLeasesDeps = {
+  /** @throws {AppError} `tenant_suspended` */
   readonly limitsOf: (tenantId: TenantId) => Promise<QuotaLimits>;
   readonly clientOf: (tenantId: TenantId) => { readonly quota: QuotaClient };
   readonly wake: (tenantId: TenantId) => Promise<void>;
@@ -53,6 +67,8 @@ export type QuotaLeasesDeps = {
 const patienceMs = 10_000;
 /** How old may be what the `x-ratelimit-*` headers say of other processes. */
 const standingAgeMs = 5_000;
+/** How long an answer waits for its headers; then they say what was known last. */
+const standingPatienceMs = 250;
 /** Reports are gathered for so long. */
 const reportEveryMs = 1_000;
 /** A tenant that nobody called for so long is forgotten; its lease has been taken back by then. */
@@ -72,18 +88,16 @@ export function createQuotaLeases(deps: QuotaLeasesDeps): QuotaLeases {
   }, forgottenAfterMs);
   sweep.unref();
 
-  const isLimited = async (tenantId: TenantId): Promise<boolean> => {
-    const { tokensPerDay, nanoUsdPerDay, requestsPerMinute } = await deps.limitsOf(tenantId);
-    return tokensPerDay !== undefined || nanoUsdPerDay !== undefined || requestsPerMinute !== undefined;
-  };
+  const isLimited = async (tenantId: TenantId): Promise<boolean> => !isUnlimited(await deps.limitsOf(tenantId));
 
   return {
     isLimited,
     take: (tenantId, callId, need) => leaseOf(tenantId).take(callId, need),
     reserve: async (tenantId, callId, need) => await leaseOf(tenantId).reserve(callId, need),
-    settle: (tenantId, callId, actual) => leaseOf(tenantId).settle(callId, actual),
+    settle: (tenantId, call) => leaseOf(tenantId).settle(call),
     admit: async (tenantId) => await leaseOf(tenantId).admit(),
-    giveBack: (tenantId) => leaseOf(tenantId).giveBack(),
+    giveBack: (tenantId, admission) => leaseOf(tenantId).giveBack(admission),
+    fenced: (tenantId, holder) => leaseOf(tenantId).fenced(holder),
     standingOf: async (tenantId) => ((await isLimited(tenantId)) ? await leaseOf(tenantId).standing() : undefined),
     async close() {
       clearInterval(sweep);
@@ -145,18 +159,29 @@ class TenantLease {
     return await this.#wait<Admission>((done) => this.#turns.push({ untilMs: performance.now() + patienceMs, done }));
   }
 
-  settle(callId: CallId, actual: Amount | undefined): void {
-    this.#lease?.settle(callId, actual);
+  settle(call: SettledCall): void {
+    this.#openLease().settle(call);
     this.#reportSoon();
   }
 
-  giveBack(): void {
-    this.#lease?.giveRequestBack();
+  /** A lease that was taken back meanwhile has been counted without what was refused by then: giving it back again would count it twice. */
+  giveBack({ holder, batch }: Admission): void {
+    if (this.#lease?.holder !== holder) return;
+    this.#lease.giveRequestBack(batch);
     this.#reportSoon();
+  }
+
+  fenced(holder: HolderId): void {
+    if (this.#lease?.holder !== holder || this.#lease.isGone) return;
+    this.#lease.drop();
+    this.#lease = undefined;
+    const { quota } = this.#deps.clientOf(this.#tenantId);
+    quota.endLease(holder).catch(() => {}); // else its time ends
   }
 
   async standing(): Promise<QuotaStanding | undefined> {
-    if (performance.now() - this.#answeredAtMs > standingAgeMs) await this.#pump();
+    const isOld = performance.now() - this.#answeredAtMs > standingAgeMs || this.#lease?.answer?.day !== utcDayOf(Date.now());
+    if (isOld) await Promise.race([this.#pump(), new Promise((resolve) => setTimeout(resolve, standingPatienceMs))]);
     const answer = this.#lease?.answer;
     if (answer === undefined || this.#lease === undefined) return undefined;
     const { limits, left } = answer;
@@ -208,20 +233,24 @@ class TenantLease {
   }
 
   async #run(): Promise<void> {
-    for (let failures = 0; ;) {
+    let failures = 0;
+    for (let fruitless = 0; ;) {
       try {
         const lease = this.#openLease();
-        const answer = await this.#sendOne(lease, this.#want());
-        if (answer.state === "gone") {
-          this.#lease = undefined;
-          if (this.#calls.length + this.#turns.length === 0) return;
-          continue;
-        }
+        await this.#sendOne(lease, this.#want());
         failures = 0;
         const waited = this.#calls.length + this.#turns.length;
-        this.#serve(lease);
-        // A clock that is ahead of the workflow's at midnight: nothing can be taken for a moment.
-        if (waited > 0 && this.#calls.length + this.#turns.length === waited) await new Promise((resolve) => setTimeout(resolve, 50));
+        if (!lease.isGone) this.#serve(lease);
+        else if (this.#lease === lease) this.#lease = undefined;
+        fruitless = waited > 0 && this.#calls.length + this.#turns.length === waited ? fruitless + 1 : 0;
+        if (fruitless > 1) {
+          // A clock that is ahead of the workflow's at midnight: nothing can be taken for a moment.
+          this.#giveUpOn(
+            (untilMs) => untilMs <= performance.now(),
+            () => new AppError("unavailable", { client: { retryAfterSeconds: 5 }, why: "no lease could be spent" }),
+          );
+          await new Promise((resolve) => setTimeout(resolve, Math.min(1_000, 25 * 2 ** fruitless)));
+        }
       } catch (error) {
         failures++;
         this.#deps.log("quota was not leased", { tenantId: this.#tenantId, failures, error: String(error) });
@@ -243,15 +272,14 @@ class TenantLease {
     return this.#lease;
   }
 
-  async #sendOne(lease: QuotaLease, want: Want): Promise<LeaseAnswer> {
+  async #sendOne(lease: QuotaLease, want: Want): Promise<void> {
     const order = lease.order(want, performance.now());
-    if (order === undefined) return { state: "gone" };
+    if (order === undefined) return;
     await this.#deps.wake(this.#tenantId);
     const result = await this.#deps.clientOf(this.#tenantId).quota.lease(orderToWire(order));
     const answer = answerFromWire(result);
     lease.take(answer);
-    if (answer.state === "granted") this.#answeredAtMs = performance.now();
-    return answer;
+    if (!lease.isGone) this.#answeredAtMs = performance.now();
   }
 
   #want(): Want {

@@ -80,11 +80,21 @@ const toTenant = (row: TenantRow): Tenant => ({
 });
 
 /** The ceilings as leases count them. */
-export const quotaLimitsOf = ({ quota: { tokensPerDay, costPerDayNanoUsd, requestsPerMinute } }: Pick<Tenant, "quota">): QuotaLimits => ({
+const quotaLimitsOf = ({ quota: { tokensPerDay, costPerDayNanoUsd, requestsPerMinute } }: Pick<Tenant, "quota">): QuotaLimits => ({
   tokensPerDay: tokensPerDay ?? undefined,
   nanoUsdPerDay: costPerDayNanoUsd === null ? undefined : parseNanoUsd(costPerDayNanoUsd),
   requestsPerMinute: requestsPerMinute ?? undefined,
 });
+
+/** The ceilings as the tenant's workflow grants under them: a suspended tenant gets nothing. */
+export const grantableLimitsOf = (tenant: Pick<Tenant, "quota" | "state">): QuotaLimits =>
+  tenant.state === "suspended" ? { tokensPerDay: 0, nanoUsdPerDay: parseNanoUsd("0"), requestsPerMinute: 0 } : quotaLimitsOf(tenant);
+
+/** The ceilings of a tenant that may spend at all. @throws {AppError} `tenant_suspended` */
+export function spendableLimitsOf(tenant: Pick<Tenant, "id" | "quota" | "state">): QuotaLimits {
+  if (tenant.state === "suspended") throw new AppError("tenant_suspended", { tenantId: tenant.id });
+  return quotaLimitsOf(tenant);
+}
 
 export const notFound = (tenantId: TenantId): AppError =>
   new AppError("not_found", { client: { message: `There is no tenant "${tenantId}".` } });

@@ -24,6 +24,9 @@ export type Reservation = {
   readonly reserved: Amount;
 };
 
+/** What one order reports at most of each kind, so that it stays far below what a message may hold. */
+const mostPerOrder = 2_000;
+
 type Granted = Extract<LeaseAnswer, { state: "granted" }>;
 
 /**
@@ -40,7 +43,7 @@ export class QuotaLease {
   #opened: OpenedCall[] = [];
   #settled: SettledCall[] = [];
   #requestsSpent = 0;
-  #requestsGivenBack = 0;
+  #requestsGivenBack: number[] = [];
   #answer: Granted | undefined;
   #isGone = false;
 
@@ -68,7 +71,8 @@ export class QuotaLease {
 
   /** Whether there is nothing to report. */
   get isIdle(): boolean {
-    return this.#underWay === undefined && this.#opened.length + this.#settled.length + this.#requestsSpent + this.#requestsGivenBack === 0;
+    const unreported = this.#opened.length + this.#settled.length + this.#requestsSpent + this.#requestsGivenBack.length;
+    return this.#underWay === undefined && unreported === 0;
   }
 
   /** Takes up to `desired` for a call, at least `least`; undefined when the lease does not hold it now. */
@@ -78,6 +82,7 @@ export class QuotaLease {
     now: { monotonicMs: number; wallMs: number },
   ): Reservation | undefined {
     const day = this.#answer?.day;
+    if (this.#opened.length === mostPerOrder) return undefined;
     if (day === undefined || !this.#isSpendable(now.monotonicMs) || utcDayOf(now.wallMs) > day || !covers(this.#granted, least))
       return undefined;
     const reserved = {
@@ -97,12 +102,13 @@ export class QuotaLease {
     return { holder: this.holder, batch: this.#nextSeq };
   }
 
-  settle(callId: CallId, actual: Amount | undefined): void {
-    this.#settled.push({ callId, actual });
+  settle(settled: SettledCall): void {
+    this.#settled.push(settled);
   }
 
-  giveRequestBack(): void {
-    this.#requestsGivenBack++;
+  /** `batch`: of its admission. */
+  giveRequestBack(batch: number): void {
+    this.#requestsGivenBack.push(batch);
   }
 
   /** The next order, or the one that is under way still; undefined when the lease is gone. */
@@ -113,15 +119,14 @@ export class QuotaLease {
         holder: this.holder,
         seq: this.#nextSeq,
         opened: this.#opened,
-        settled: this.#settled,
+        settled: this.#settled.splice(0, mostPerOrder),
         requestsSpent: this.#requestsSpent,
         requestsGivenBack: this.#requestsGivenBack,
         want,
       };
       this.#opened = [];
-      this.#settled = [];
       this.#requestsSpent = 0;
-      this.#requestsGivenBack = 0;
+      this.#requestsGivenBack = [];
       this.#underWay = { order, sentAtMs: monotonicMs };
     }
     return this.#underWay.order;
@@ -129,13 +134,8 @@ export class QuotaLease {
 
   take(answer: LeaseAnswer): void {
     const underWay = this.#underWay;
-    if (underWay === undefined) return;
-    if (answer.state === "gone") {
-      this.#isGone = true;
-      this.#granted = noAmount;
-      this.#requests = 0;
-      return;
-    }
+    if (underWay === undefined || this.#isGone) return;
+    if (answer.state === "gone") return this.drop();
     if (answer.seq !== underWay.order.seq) return;
     this.#underWay = undefined;
     this.#seq = answer.seq;
@@ -146,6 +146,13 @@ export class QuotaLease {
       .filter(({ day }) => day === answer.day)
       .reduce((rest, { reserved }) => minus(rest, reserved), answer.granted);
     this.#requests = answer.requests - this.#requestsSpent;
+  }
+
+  /** The lease was taken back: what it has not reported is found in the rows. */
+  drop(): void {
+    this.#isGone = true;
+    this.#granted = noAmount;
+    this.#requests = 0;
   }
 
   get #nextSeq(): number {

@@ -24,10 +24,17 @@ export type UtcDay = string;
 /** Names one lease of one process, never used again after it was taken back. */
 export type HolderId = string;
 
+/**
+ * Names one reservation. Attempts of a call may make several, one after the other or at once; the call's row knows one of them, and
+ * that one for good.
+ */
+export type ReservationId = { readonly callId: CallId; readonly holder: HolderId; readonly batch: number };
+
+/** Its holder and batch are those of the order that reports it. */
 export type OpenedCall = { readonly callId: CallId; readonly day: UtcDay; readonly reserved: Amount };
 
 /** `actual` undefined: the call was never billed. */
-export type SettledCall = { readonly callId: CallId; readonly actual: Amount | undefined };
+export type SettledCall = ReservationId & { readonly actual: Amount | undefined };
 
 /** What the calls that wait in a process need. */
 export type Want = {
@@ -50,9 +57,10 @@ export type LeaseOrder = {
   readonly seq: number;
   readonly opened: readonly OpenedCall[];
   readonly settled: readonly SettledCall[];
-  /** Turns admitted since the last message, and those of them that were refused later and do not count. */
+  /** Turns admitted since the last message. */
   readonly requestsSpent: number;
-  readonly requestsGivenBack: number;
+  /** By which message those were reported that were refused since and do not count. */
+  readonly requestsGivenBack: readonly number[];
   readonly want: Want;
 };
 
@@ -80,9 +88,13 @@ type Holder = {
   readonly requests: number;
   readonly untilMs: number;
   readonly isRecovering: boolean;
+  /** Which of its messages came in which second of the last minute. */
+  readonly reports: readonly SecondOfReports[];
 };
 
-type HeldCall = { readonly reserved: Amount; readonly holder: HolderId; readonly checkedAtMs: number };
+export type SecondOfReports = { readonly second: number; readonly firstSeq: number; readonly lastSeq: number };
+
+export type HeldCall = ReservationId & { readonly reserved: Amount; readonly checkedAtMs: number };
 
 export type QuotaLedger = {
   limits: QuotaLimits;
@@ -91,15 +103,15 @@ export type QuotaLedger = {
   /** What providers counted above the reservations of the day. */
   overshoot: Amount;
   readonly holders: Map<HolderId, Holder>;
-  readonly calls: Map<CallId, HeldCall>;
+  /** By `keyOf`. */
+  readonly calls: Map<string, HeldCall>;
   /** Admitted turns by second of the epoch, the last minute's only. */
   readonly requests: Map<number, number>;
 };
 
-/** What a lease's rows say after its process can write no more. */
-export type RecoveredCall = { readonly callId: CallId; readonly day: UtcDay; readonly batch: number } & RowFate;
+/** What a call's row says; without a reservation its holder is the empty string. */
+export type CallRow = ReservationId & { readonly day: UtcDay } & RowFate;
 
-/** `missing`: the process died before its row. */
 export type RowFate =
   | { readonly state: "started"; readonly reserved: Amount }
   | { readonly state: "done"; readonly reserved: Amount; readonly actual: Amount }
@@ -112,6 +124,7 @@ const windowSeconds = 60;
 const callCheckMs = 60_000;
 /** A grant is at most this part of what is free. */
 const grantShare = 8;
+const leastAhead = 8;
 /** With less than so many calls' worth free, nothing is granted ahead of the calls that wait. */
 const aheadFrom = 100;
 
@@ -157,17 +170,22 @@ export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number)
   for (const { callId, day, reserved } of order.opened) {
     if (day !== ledger.day) continue;
     granted = minus(granted, reserved);
-    ledger.calls.set(callId, { reserved, holder: order.holder, checkedAtMs: nowMs });
+    const id: ReservationId = { callId, holder: order.holder, batch: order.seq };
+    // Two attempts in one order have one name: which of them the row knows is not known here.
+    const twin = ledger.calls.get(keyOf(id))?.reserved ?? noAmount;
+    hold(ledger, { ...id, reserved: largerOf(twin, reserved), checkedAtMs: nowMs });
   }
-  for (const { callId, actual } of order.settled) endCall(ledger, callId, actual);
+  for (const settled of order.settled) endCall(ledger, settled, settled.actual);
   const requestsHeld = Math.max(0, (known?.requests ?? 0) - order.requestsSpent);
-  countRequests(ledger, order.requestsSpent - order.requestsGivenBack, nowMs);
+  const reports = reportsWith(known?.reports ?? [], order.seq, nowMs);
+  countRequests(ledger, order.requestsSpent, nowMs);
+  for (const seq of order.requestsGivenBack) giveBack(ledger, reports, seq);
 
   const others = { ...ledger, holders: new Map(ledger.holders) };
   others.holders.set(order.holder, { ...(known ?? freshHolder), granted, requests: requestsHeld });
   const free = freeOf(others);
-  granted = plus(granted, grantOf(free, granted, order.want));
-  const requests = requestsHeld + requestGrantOf(free.requests, requestsHeld, order.want.requests);
+  granted = plus(granted, grantOf(free, granted, order.want, aheadOf(order.opened.length)));
+  const requests = requestsHeld + requestGrantOf(free.requests, requestsHeld, order.want.requests, aheadOf(order.requestsSpent));
   ledger.holders.set(order.holder, { ...freshHolder, granted, requests });
   const answer: LeaseAnswer = {
     state: "granted",
@@ -179,11 +197,27 @@ export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number)
     limits: ledger.limits,
     requestsAgainInMs: requestsAgainInMs(ledger, nowMs),
   };
-  ledger.holders.set(order.holder, { seq: order.seq, answer, granted, requests, untilMs: nowMs + leaseKeptMs, isRecovering: false });
+  ledger.holders.set(order.holder, {
+    seq: order.seq,
+    answer,
+    granted,
+    requests,
+    untilMs: nowMs + leaseKeptMs,
+    isRecovering: false,
+    reports,
+  });
   return answer;
 }
 
-const freshHolder = { seq: 0, answer: { state: "gone" }, granted: noAmount, requests: 0, untilMs: 0, isRecovering: false } as const;
+const freshHolder = {
+  seq: 0,
+  answer: { state: "gone" },
+  granted: noAmount,
+  requests: 0,
+  untilMs: 0,
+  isRecovering: false,
+  reports: [],
+} as const;
 
 export type Recovery = {
   readonly holder: HolderId;
@@ -192,11 +226,34 @@ export type Recovery = {
   readonly callIds: readonly CallId[];
 };
 
-/** Leases whose time is over, or that said goodbye: each must be fenced, its rows read, and `recover` called with them. */
-export function beginRecovery(ledger: QuotaLedger, isOver: (id: HolderId, untilMs: number) => boolean): readonly Recovery[] {
+/** The lease is to be taken back without waiting for its end. @returns whether there is such a lease */
+export function takeBack(ledger: QuotaLedger, id: HolderId): boolean {
+  const holder = ledger.holders.get(id);
+  if (holder !== undefined) ledger.holders.set(id, { ...holder, isRecovering: true });
+  return holder !== undefined;
+}
+
+/** New ceilings. Where one is lower, what was granted under the old ones is taken back. */
+export function changeLimits(ledger: QuotaLedger, limits: QuotaLimits): void {
+  const isLowered =
+    isLower(limits.tokensPerDay, ledger.limits.tokensPerDay) ||
+    isLower(limits.nanoUsdPerDay, ledger.limits.nanoUsdPerDay) ||
+    isLower(limits.requestsPerMinute, ledger.limits.requestsPerMinute);
+  ledger.limits = limits;
+  if (isLowered) for (const id of ledger.holders.keys()) takeBack(ledger, id);
+}
+
+const isLower = <T extends number | bigint>(now: T | undefined, before: T | undefined): boolean =>
+  now !== undefined && (before === undefined || now < before);
+
+export const isUnlimited = ({ tokensPerDay, nanoUsdPerDay, requestsPerMinute }: QuotaLimits): boolean =>
+  tokensPerDay === undefined && nanoUsdPerDay === undefined && requestsPerMinute === undefined;
+
+/** Leases whose time is over, or that are to be taken back: each must be fenced, its rows read, and `recover` called with them. */
+export function beginRecovery(ledger: QuotaLedger, nowMs: number): readonly Recovery[] {
   const recoveries: Recovery[] = [];
   for (const [id, holder] of ledger.holders) {
-    if (!holder.isRecovering && !isOver(id, holder.untilMs)) continue;
+    if (!holder.isRecovering && holder.untilMs > nowMs) continue;
     ledger.holders.set(id, { ...holder, isRecovering: true });
     recoveries.push({ holder: id, afterBatch: holder.seq, callIds: callsOf(ledger, id) });
   }
@@ -207,25 +264,34 @@ export function beginRecovery(ledger: QuotaLedger, isOver: (id: HolderId, untilM
 export function recover(
   ledger: QuotaLedger,
   { holder, afterBatch }: Recovery,
-  rows: readonly RecoveredCall[],
+  rows: readonly CallRow[],
   requestsSpent: number,
   nowMs: number,
 ): void {
   rollDay(ledger, nowMs);
   if (ledger.holders.get(holder)?.isRecovering !== true) return;
-  for (const row of rows) {
-    if (row.batch <= afterBatch) applyFate(ledger, row.callId, row, nowMs);
-    else if (row.day === ledger.day && row.state === "started")
-      ledger.calls.set(row.callId, { reserved: row.reserved, holder, checkedAtMs: nowMs });
-    else if (row.day === ledger.day && row.state === "done") use(ledger, row.reserved, row.actual);
+  const byCall = new Map(rows.map((row) => [row.callId, row]));
+  for (const held of ledger.calls.values()) {
+    if (held.holder !== holder) continue;
+    const row = byCall.get(held.callId);
+    // A reservation that is not in its row now never will be.
+    if (row === undefined || keyOf(row) !== keyOf(held)) endCall(ledger, held, undefined);
   }
+  for (const row of byCall.values()) {
+    const isUnreported = row.holder === holder && row.batch > afterBatch;
+    if (isUnreported && row.day === ledger.day && "reserved" in row) hold(ledger, { ...row, checkedAtMs: nowMs });
+  }
+  applyRows(ledger, rows, nowMs);
   countRequests(ledger, requestsSpent, nowMs);
   ledger.holders.delete(holder);
 }
 
 /** Calls that nobody has reported on for a while: their rows decide. */
 export const callsToCheck = (ledger: QuotaLedger, nowMs: number): readonly CallId[] =>
-  [...ledger.calls].filter(([, { checkedAtMs }]) => nowMs - checkedAtMs >= callCheckMs).map(([callId]) => callId);
+  idsOf([...ledger.calls.values()].filter(({ checkedAtMs }) => nowMs - checkedAtMs >= callCheckMs));
+
+/** Whether a lease waits to be taken back. */
+export const hasRecovery = ({ holders }: QuotaLedger): boolean => [...holders.values()].some(({ isRecovering }) => isRecovering);
 
 /** When a lease is over, or a call is to be checked, at the earliest. */
 export const nextDueMs = ({ holders, calls }: QuotaLedger): number =>
@@ -234,20 +300,31 @@ export const nextDueMs = ({ holders, calls }: QuotaLedger): number =>
     ...[...calls.values()].map(({ checkedAtMs }) => checkedAtMs + callCheckMs),
   );
 
-export function applyFate(ledger: QuotaLedger, callId: CallId, fate: RowFate, nowMs: number): void {
-  const held = ledger.calls.get(callId);
-  if (held === undefined) return;
-  // A lease that is not fenced may still write the row.
-  const mayCome = fate.state === "missing" && ledger.holders.get(held.holder)?.isRecovering === false;
-  if (fate.state === "started" || mayCome) ledger.calls.set(callId, { ...held, checkedAtMs: nowMs });
-  else endCall(ledger, callId, fate.state === "done" ? fate.actual : undefined);
+/** What rows say of calls that are held. */
+export function applyRows(ledger: QuotaLedger, rows: readonly CallRow[], nowMs: number): void {
+  const byCall = new Map(rows.map((row) => [row.callId, row]));
+  for (const held of ledger.calls.values()) {
+    const row = byCall.get(held.callId);
+    if (row === undefined) continue;
+    const isInRow = keyOf(row) === keyOf(held);
+    // Its process may still write the row; once its lease is fenced, the recovery tells.
+    const mayCome = row.state === "missing" || (row.state === "started" && row.holder === "");
+    if (isInRow ? row.state === "started" : mayCome) hold(ledger, { ...held, checkedAtMs: nowMs });
+    else endCall(ledger, held, isInRow && row.state === "done" ? row.actual : undefined);
+  }
+}
+
+export const keyOf = ({ callId, holder, batch }: ReservationId): string => `${callId} ${holder} ${batch}`;
+
+export function hold(ledger: QuotaLedger, { callId, holder, batch, reserved, checkedAtMs }: HeldCall): void {
+  ledger.calls.set(keyOf({ callId, holder, batch }), { callId, holder, batch, reserved, checkedAtMs });
 }
 
 /** Settling what is unknown or ended changes nothing. */
-function endCall(ledger: QuotaLedger, callId: CallId, actual: Amount | undefined): void {
-  const held = ledger.calls.get(callId);
+function endCall(ledger: QuotaLedger, id: ReservationId, actual: Amount | undefined): void {
+  const held = ledger.calls.get(keyOf(id));
   if (held === undefined) return;
-  ledger.calls.delete(callId);
+  ledger.calls.delete(keyOf(id));
   if (actual !== undefined) use(ledger, held.reserved, actual);
 }
 
@@ -257,14 +334,21 @@ function use(ledger: QuotaLedger, reserved: Amount, actual: Amount): void {
 }
 
 const callsOf = (ledger: QuotaLedger, id: HolderId): readonly CallId[] =>
-  [...ledger.calls].filter(([, { holder }]) => holder === id).map(([callId]) => callId);
+  idsOf([...ledger.calls.values()].filter(({ holder }) => holder === id));
+
+const idsOf = (calls: readonly HeldCall[]): readonly CallId[] => [...new Set(calls.map(({ callId }) => callId))];
 
 export const plus = (a: Amount, b: Amount): Amount => ({ tokens: a.tokens + b.tokens, nanoUsd: (a.nanoUsd + b.nanoUsd) as NanoUsd });
 export const minus = (a: Amount, b: Amount): Amount => ({ tokens: a.tokens - b.tokens, nanoUsd: (a.nanoUsd - b.nanoUsd) as NanoUsd });
 export const covers = (a: Amount, b: Amount): boolean => a.tokens >= b.tokens && a.nanoUsd >= b.nanoUsd;
 const least = (a: bigint, b: bigint): NanoUsd => (a < b ? a : b) as NanoUsd;
 const most = (a: bigint, b: bigint): NanoUsd => (a > b ? a : b) as NanoUsd;
+const largerOf = (a: Amount, b: Amount): Amount => ({ tokens: Math.max(a.tokens, b.tokens), nanoUsd: most(a.nanoUsd, b.nanoUsd) });
 const atLeastNothing = ({ tokens, nanoUsd }: Amount): Amount => ({ tokens: Math.max(0, tokens), nanoUsd: most(nanoUsd, 0n) });
+
+/** What leases and calls hold of the day. */
+export const heldOf = ({ holders, calls }: QuotaLedger): Amount =>
+  [...[...holders.values()].map(({ granted }) => granted), ...[...calls.values()].map(({ reserved }) => reserved)].reduce(plus, noAmount);
 
 type Free = { readonly tokens: number | undefined; readonly nanoUsd: NanoUsd | undefined; readonly requests: number | undefined };
 
@@ -285,11 +369,16 @@ export function freeOf({ limits, used, holders, calls, requests }: QuotaLedger):
   };
 }
 
+/** How many calls ahead a holder is granted while there is plenty: twice what it took since its last order. */
+const aheadOf = (taken: number): number => Math.max(leastAhead, 2 * taken);
+
 /** What a holder gets beside what it has: plenty ahead of its calls while there is plenty, and one call at a time near the limit. */
-function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want): Amount {
+function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want, aheadCalls: number): Amount {
   const dimensions = [
-    dimension(tokens === undefined ? undefined : BigInt(tokens), BigInt(has.tokens), want, ({ tokens: value }) => BigInt(value)),
-    dimension(nanoUsd, has.nanoUsd, want, ({ nanoUsd: value }) => value),
+    dimension(tokens === undefined ? undefined : BigInt(tokens), BigInt(has.tokens), want, aheadCalls, ({ tokens: value }) =>
+      BigInt(value),
+    ),
+    dimension(nanoUsd, has.nanoUsd, want, aheadCalls, ({ nanoUsd: value }) => value),
   ] as const;
   const [grantedTokens, grantedNanoUsd] = dimensions;
   // A call needs both: half of what it needs would only be kept from others.
@@ -297,11 +386,17 @@ function grantOf({ tokens, nanoUsd }: Free, has: Amount, want: Want): Amount {
   return { tokens: Number(grantedTokens), nanoUsd: grantedNanoUsd as NanoUsd };
 }
 
-function dimension(free: bigint | undefined, has: bigint, want: Want, of: (amount: Amount) => bigint): bigint | undefined {
+function dimension(
+  free: bigint | undefined,
+  has: bigint,
+  want: Want,
+  aheadCalls: number,
+  of: (amount: Amount) => bigint,
+): bigint | undefined {
   const missing = (target: bigint): bigint => most(target - has, 0n);
   const first = of(want.first);
   if (want.calls === 0 && free !== undefined && free < first * BigInt(aheadFrom)) return 0n;
-  const ahead = most(of(want.total), first * BigInt(grantShare));
+  const ahead = most(of(want.total), first * BigInt(aheadCalls));
   if (free === undefined) return missing(ahead);
   const share = free / BigInt(grantShare);
   if (free >= first * BigInt(aheadFrom)) return least(missing(ahead), share);
@@ -311,29 +406,37 @@ function dimension(free: bigint | undefined, has: bigint, want: Want, of: (amoun
   return grant <= free ? grant : undefined;
 }
 
-function requestGrantOf(free: number | undefined, has: number, waiting: number): number {
+function requestGrantOf(free: number | undefined, has: number, waiting: number, aheadRequests: number): number {
   if (waiting === 0) return 0;
-  const ahead = Math.max(waiting, grantShare);
+  const ahead = Math.max(waiting, aheadRequests);
   if (free === undefined) return Math.max(0, ahead - has);
   const target = free >= aheadFrom ? Math.max(waiting, Math.min(ahead, Math.floor(free / grantShare))) : waiting;
   return Math.min(free, Math.max(0, target - has));
 }
 
-function countRequests({ requests }: QuotaLedger, count: number, nowMs: number): void {
-  const second = Math.floor(nowMs / 1_000);
+export function countRequests({ requests }: QuotaLedger, count: number, nowMs: number): void {
+  const second = secondOf(nowMs);
   if (count > 0) requests.set(second, (requests.get(second) ?? 0) + count);
-  // What is given back was admitted a moment ago: it leaves the newest seconds.
-  let givenBack = -count;
-  for (const newest of [...requests.keys()].sort((a, b) => b - a)) {
-    if (givenBack <= 0) return;
-    const admitted = requests.get(newest) ?? 0;
-    requests.set(newest, Math.max(0, admitted - givenBack));
-    givenBack -= admitted;
-  }
 }
 
+/** A turn that was refused leaves the second in which it was counted, or none when that has left the window. */
+function giveBack({ requests }: QuotaLedger, reports: readonly SecondOfReports[], seq: number): void {
+  const report = reports.find(({ firstSeq, lastSeq }) => firstSeq <= seq && seq <= lastSeq);
+  const count = report === undefined ? 0 : (requests.get(report.second) ?? 0);
+  if (report !== undefined && count > 0) requests.set(report.second, count - 1);
+}
+
+function reportsWith(known: readonly SecondOfReports[], seq: number, nowMs: number): readonly SecondOfReports[] {
+  const second = secondOf(nowMs);
+  const recent = known.filter((report) => report.second >= second - windowSeconds);
+  const last = recent.at(-1);
+  return last?.second === second ? recent.with(-1, { ...last, lastSeq: seq }) : [...recent, { second, firstSeq: seq, lastSeq: seq }];
+}
+
+const secondOf = (atMs: number): number => Math.floor(atMs / 1_000);
+
 function forgetOldRequests(ledger: QuotaLedger, nowMs: number): void {
-  const oldest = Math.floor(nowMs / 1_000) - windowSeconds;
+  const oldest = secondOf(nowMs) - windowSeconds;
   for (const second of ledger.requests.keys()) if (second < oldest) ledger.requests.delete(second);
 }
 

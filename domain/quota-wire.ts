@@ -6,9 +6,12 @@ import {
   type LeaseOrder,
   type QuotaLedger,
   type QuotaLimits,
-  type RecoveredCall,
+  type CallRow,
+  type ReservationId,
+  type SecondOfReports,
   type RowFate,
   type UtcDay,
+  keyOf,
 } from "./quota-ledger.ts";
 import type { CallId } from "./turn-id.ts";
 
@@ -43,9 +46,9 @@ export type OrderWire = {
   readonly holder: HolderId;
   readonly seq: number;
   readonly opened: readonly { readonly callId: CallId; readonly day: UtcDay; readonly reserved: AmountWire }[];
-  readonly settled: readonly { readonly callId: CallId; readonly actual: AmountWire | null }[];
+  readonly settled: readonly (ReservationId & { readonly actual: AmountWire | null })[];
   readonly requestsSpent: number;
-  readonly requestsGivenBack: number;
+  readonly requestsGivenBack: readonly number[];
   readonly want: {
     readonly calls: number;
     readonly least: AmountWire;
@@ -58,7 +61,7 @@ export type OrderWire = {
 export const orderToWire = (order: LeaseOrder): OrderWire => ({
   ...order,
   opened: order.opened.map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),
-  settled: order.settled.map(({ callId, actual }) => ({ callId, actual: actual === undefined ? null : amountToWire(actual) })),
+  settled: order.settled.map(({ actual, ...id }) => ({ ...id, actual: actual === undefined ? null : amountToWire(actual) })),
   want: {
     ...order.want,
     least: amountToWire(order.want.least),
@@ -67,10 +70,29 @@ export const orderToWire = (order: LeaseOrder): OrderWire => ({
   },
 });
 
+/** Whether an order can be taken: one that cannot would fail its workflow task again and again. */
+export function isWellFormedOrder({ holder, seq, opened, settled, requestsSpent, requestsGivenBack, want }: OrderWire): boolean {
+  return (
+    /^[!-~]{1,64}$/.test(holder) &&
+    isCount(seq) &&
+    seq > 0 &&
+    opened.length + settled.length <= 10_000 &&
+    opened.every(({ callId, day, reserved }) => callId !== "" && /^\d{4}-\d\d-\d\d$/.test(day) && isAmount(reserved)) &&
+    settled.every(
+      ({ callId, holder: by, batch, actual }) => callId !== "" && by !== "" && isCount(batch) && (actual === null || isAmount(actual)),
+    ) &&
+    [requestsSpent, ...requestsGivenBack, want.calls, want.requests].every(isCount) &&
+    [want.least, want.first, want.total].every(isAmount)
+  );
+}
+
+const isCount = (value: number): boolean => Number.isSafeInteger(value) && value >= 0;
+const isAmount = ({ tokens, nanoUsd }: AmountWire): boolean => isCount(tokens) && /^\d{1,30}$/.test(nanoUsd);
+
 export const orderFromWire = (order: OrderWire): LeaseOrder => ({
   ...order,
   opened: order.opened.map((call) => ({ ...call, reserved: amountFromWire(call.reserved) })),
-  settled: order.settled.map(({ callId, actual }) => ({ callId, actual: actual === null ? undefined : amountFromWire(actual) })),
+  settled: order.settled.map(({ actual, ...id }) => ({ ...id, actual: actual === null ? undefined : amountFromWire(actual) })),
   want: {
     ...order.want,
     least: amountFromWire(order.want.least),
@@ -125,7 +147,7 @@ export type FateWire =
   | { readonly state: "done"; readonly reserved: AmountWire; readonly actual: AmountWire }
   | { readonly state: "void" | "missing" };
 
-export const fateFromWire = (fate: FateWire): RowFate => {
+const fateFromWire = (fate: FateWire): RowFate => {
   switch (fate.state) {
     case "started":
       return { state: "started", reserved: amountFromWire(fate.reserved) };
@@ -137,9 +159,9 @@ export const fateFromWire = (fate: FateWire): RowFate => {
   }
 };
 
-export type RecoveredCallWire = { readonly callId: CallId; readonly day: UtcDay; readonly batch: number; readonly fate: FateWire };
+export type CallRowWire = ReservationId & { readonly day: UtcDay; readonly fate: FateWire };
 
-export const recoveredFromWire = ({ fate, ...call }: RecoveredCallWire): RecoveredCall => ({ ...call, ...fateFromWire(fate) });
+export const callRowFromWire = ({ fate, ...row }: CallRowWire): CallRow => ({ ...row, ...fateFromWire(fate) });
 
 /** A ledger as its workflow carries it to the next run. */
 export type LedgerWire = {
@@ -154,14 +176,13 @@ export type LedgerWire = {
     readonly granted: AmountWire;
     readonly requests: number;
     readonly untilMs: number;
+    readonly isRecovering?: true;
+    readonly reports: readonly SecondOfReports[];
   }[];
-  readonly calls: readonly {
-    readonly callId: CallId;
-    readonly reserved: AmountWire;
-    readonly holder: HolderId;
-    readonly checkedAtMs: number;
-  }[];
+  readonly calls: readonly (ReservationId & { readonly reserved: AmountWire; readonly checkedAtMs: number })[];
   readonly requests: readonly (readonly [second: number, count: number])[];
+  /** They changed and have not been read since. */
+  readonly limitsAreOld?: true;
 };
 
 export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
@@ -169,30 +190,32 @@ export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
   day: ledger.day,
   used: amountToWire(ledger.used),
   overshoot: amountToWire(ledger.overshoot),
-  holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs }]) => ({
+  holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs, isRecovering, reports }]) => ({
     id,
     seq,
     answer: answerToWire(answer),
     granted: amountToWire(granted),
     requests,
     untilMs,
+    reports,
+    ...(isRecovering ? { isRecovering } : {}),
   })),
-  calls: [...ledger.calls].map(([callId, call]) => ({ callId, ...call, reserved: amountToWire(call.reserved) })),
+  calls: [...ledger.calls.values()].map((call) => ({ ...call, reserved: amountToWire(call.reserved) })),
   requests: [...ledger.requests],
 });
 
-/** A recovery that was under way begins again: fencing and reading are safe to repeat. */
+/** A recovery that was under way begins again, since fencing and reading are safe to repeat; its lease stays refused. */
 export const ledgerFromWire = (wire: LedgerWire): QuotaLedger => ({
   limits: limitsFromWire(wire.limits),
   day: wire.day,
   used: amountFromWire(wire.used),
   overshoot: amountFromWire(wire.overshoot),
   holders: new Map(
-    wire.holders.map(({ id, ...holder }) => [
+    wire.holders.map(({ id, isRecovering = false, ...holder }) => [
       id,
-      { ...holder, answer: answerFromWire(holder.answer), granted: amountFromWire(holder.granted), isRecovering: false },
+      { ...holder, answer: answerFromWire(holder.answer), granted: amountFromWire(holder.granted), isRecovering },
     ]),
   ),
-  calls: new Map(wire.calls.map(({ callId, ...call }) => [callId, { ...call, reserved: amountFromWire(call.reserved) }])),
+  calls: new Map(wire.calls.map((call) => [keyOf(call), { ...call, reserved: amountFromWire(call.reserved) }])),
   requests: new Map(wire.requests),
 });

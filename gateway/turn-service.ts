@@ -26,7 +26,7 @@ export type TurnServiceOptions = {
   readonly clientOf: (tenantId: TenantId) => TenantClient;
   /** Makes sure that a worker polls the tenant's queue. */
   readonly wake: (tenantId: TenantId) => Promise<void>;
-  readonly quota: Pick<QuotaLeases, "isLimited" | "admit" | "giveBack">;
+  readonly quota: Pick<QuotaLeases, "isLimited" | "admit" | "giveBack" | "fenced">;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
 
@@ -77,30 +77,39 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     });
   }
 
-  /** Lets a turn in by the tenant's quota and stores it. A repeat of an Idempotency-Key is not a new turn: it is not counted. */
+  /**
+   * Lets a turn in by the tenant's quota and stores it. Not counted as a request: a repeat of an Idempotency-Key, which is no new turn,
+   * and what runs in the background, whose tokens and cost count as any.
+   */
   async function admit(
     context: TenantContext,
     submission: TurnSubmission,
     lane: Lane,
     idempotency: Idempotency | undefined,
-  ): Promise<{ readonly turnId: TurnId; readonly isCounted: boolean }> {
+  ): Promise<{ readonly turnId: TurnId; readonly admission?: Admission }> {
     const { tenantId } = context;
     const claim = idempotency === undefined ? undefined : claimOf(idempotency);
-    if (!(await quota.isLimited(tenantId))) return { turnId: await storeOnce(context, submission, lane, claim), isCounted: false };
+    const isLimited = await quota.isLimited(tenantId);
+    if (!isLimited || submission.kind !== "chat") return { turnId: await storeOnce(context, submission, lane, claim) };
     if (claim !== undefined) {
       const earlier = await database.withTenant(context, async (tx) => await readIdempotencyKey(tx, claim));
       if (earlier?.matches === false) throw new AppError("idempotency_mismatch");
-      if (earlier !== undefined) return { turnId: earlier.turnId, isCounted: false };
+      if (earlier !== undefined) return { turnId: earlier.turnId };
     }
     for (let attempt = 0; attempt < fencedAttempts; attempt++) {
       const admission = await quota.admit(tenantId);
       try {
         const turnId = await store(context, submission, lane, claim, admission);
-        if (turnId === "fenced") continue;
-        if (turnId !== submission.turnId) quota.giveBack(tenantId);
-        return { turnId, isCounted: turnId === submission.turnId };
+        if (turnId === "fenced") {
+          quota.fenced(tenantId, admission.holder);
+          continue;
+        }
+        if (turnId === submission.turnId) return { turnId, admission };
+        quota.giveBack(tenantId, admission);
+        return { turnId };
       } catch (error) {
-        quota.giveBack(tenantId);
+        // A turn that may have been stored counts until its row says otherwise.
+        if (!(error instanceof AppError) || error.details["outcome"] !== "unknown") quota.giveBack(tenantId, admission);
         throw error;
       }
     }
@@ -204,14 +213,15 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
       const events = tapEvents(bus, submission.turnId);
       try {
         const lane: Lane = submission.stateless ? { pool: slot.poolLane } : { sessionId: submission.sessionId };
-        const { turnId, isCounted } = await admit(context, submission, lane, idempotency);
+        const { turnId, admission } = await admit(context, submission, lane, idempotency);
         const isRepeat = turnId !== submission.turnId;
         const tap = isRepeat ? (events.close(), tapEvents(bus, turnId)) : events;
         const finished = settle(context, { ...submission, turnId }, lane, isRepeat, tap).finally(() => {
           tap.close();
           slot.release();
         });
-        if (isCounted) finished.then((end) => (isRefusal(end) ? quota.giveBack(context.tenantId) : undefined)).catch(() => {});
+        if (admission !== undefined)
+          finished.then((end) => (isRefusal(end) ? quota.giveBack(context.tenantId, admission) : undefined)).catch(() => {});
         finished.catch(() => {}); // a caller may have gone; whoever still waits sees it
         return { turnId, onEvent: tap.onEvent, finished };
       } catch (error) {

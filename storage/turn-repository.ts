@@ -152,10 +152,12 @@ export async function claimTurn(tx: TenantTx, turnId: TurnId): Promise<TurnRow |
 /** What a call is billed by: as it was at its first attempt. */
 export type CallTerms = { readonly rateCardHash: RateCardHash; readonly markupPpm: MarkupPpm };
 
-/** An opened call; day and reservations are null until its quota is reserved, and where there is none. */
+/** An opened call; the last five are null until its quota is reserved, and where there is none. */
 export type OpenCall = CallTerms & {
   readonly attempt: number;
   readonly startedAtMs: number;
+  readonly holder: string | null;
+  readonly batch: number | null;
   readonly day: UtcDay | null;
   readonly reservedTokens: bigint | null;
   readonly reservedNanoUsd: bigint | null;
@@ -176,7 +178,7 @@ export async function openCall(
        rate_card_hash = coalesce(existing.rate_card_hash, excluded.rate_card_hash),
        markup_ppm = coalesce(existing.markup_ppm, excluded.markup_ppm)
      WHERE existing.state = 'started'
-     RETURNING attempt, (extract(epoch FROM started_at) * 1000)::float8 AS "startedAtMs", day,
+     RETURNING attempt, (extract(epoch FROM started_at) * 1000)::float8 AS "startedAtMs", holder, batch, day,
        reserved_tokens AS "reservedTokens", reserved_nano_usd AS "reservedNanoUsd",
        rate_card_hash AS "rateCardHash", markup_ppm::float8 AS "markupPpm"`,
     [callIdOf(turnId, step), turnId, step, model, terms.rateCardHash, terms.markupPpm],

@@ -2,7 +2,7 @@ import { type Client, WithStartWorkflowOperation, WorkflowNotFoundError } from "
 import type { HolderId } from "../domain/quota-ledger.ts";
 import type { AnswerWire, OrderWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
-import { endLease, leaseQuota } from "../workflows/quota-messages.ts";
+import { type QuotaCount, endLease, leaseQuota, quotaCount } from "../workflows/quota-messages.ts";
 import { type ChainWorkflow, chainStart } from "./chain-client.ts";
 
 /** The quota of one tenant, which its workflow keeps. */
@@ -11,6 +11,8 @@ export interface QuotaClient {
   lease(order: OrderWire): Promise<AnswerWire>;
   /** The holder's process stops. */
   endLease(holder: HolderId): Promise<void>;
+  /** What the workflow has counted today; undefined when it counts nothing. */
+  count(): Promise<QuotaCount | undefined>;
 }
 
 /** A worker answers in milliseconds; a caller waits longer and sends the order again. */
@@ -40,6 +42,19 @@ export function quotaClient(tenantId: TenantId, client: Client): QuotaClient {
         );
       } catch (error) {
         if (!(error instanceof WorkflowNotFoundError)) throw error;
+      }
+    },
+    async count() {
+      try {
+        return (
+          (await client.withDeadline(
+            Date.now() + answerMs,
+            async () => await client.workflow.getHandle(`tenant:${tenantId}`).query(quotaCount),
+          )) ?? undefined
+        );
+      } catch (error) {
+        if (error instanceof WorkflowNotFoundError) return undefined;
+        throw error;
       }
     },
   };

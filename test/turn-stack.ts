@@ -12,6 +12,7 @@ import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import { createTenants, grantableLimitsOf, spendableLimitsOf } from "../control-plane/tenants.ts";
 import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { noMarkup } from "../domain/money.ts";
 import type { QuotaLimits } from "../domain/quota-ledger.ts";
@@ -61,7 +62,7 @@ export type TurnStackOptions = {
   readonly provider: ModelProvider;
   readonly tools?: readonly Tool[];
   readonly lane?: Partial<LaneSettings>;
-  /** Of every tenant; default: none. */
+  /** Of every tenant; default: what its row says, which is none unless a change of its quota was made. */
   readonly limits?: QuotaLimits;
   /** Default: every id is a model of `provider`. */
   readonly modelOf?: (id: string) => ServedModel;
@@ -93,13 +94,11 @@ const testRateCard: RateCard = {
   ]),
 };
 
-const noLimits: QuotaLimits = { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: undefined };
-
 export async function startTurnStack({
   provider,
   tools = [],
   lane,
-  limits = noLimits,
+  limits,
   modelOf = (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000, fallbacks: [] }),
   alarms = { raise: quiet },
   overlayOf = async () => someOverlay(""),
@@ -124,11 +123,17 @@ export async function startTurnStack({
   const clientOf = (tenantId: TenantId) => forTenant({ tenantId }, connection, { windowMs: 2_000, modelCall: "remote", ...lane });
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const operations = createOperationClient({ connection, wake });
-  const limitsOf = async (): Promise<QuotaLimits> => limits;
-  const leases = (): QuotaLeases => createQuotaLeases({ limitsOf, clientOf, wake, log: quiet });
+  const tenants = createTenants({ database });
+  const leases = (): QuotaLeases =>
+    createQuotaLeases({
+      limitsOf: async (tenantId) => limits ?? spendableLimitsOf(await tenants.get(tenantId)),
+      clientOf,
+      wake,
+      log: quiet,
+    });
   const quota = leases();
   const activities = {
-    ...createQuotaActivities({ database, limitsOf }),
+    ...createQuotaActivities({ database, limitsOf: async (tenantId) => limits ?? grantableLimitsOf(await tenants.get(tenantId)) }),
     ...createAuditActivities({ database, home, log: quiet }),
     ...createTenantLifeActivities({
       database,

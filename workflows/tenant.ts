@@ -45,6 +45,9 @@ const rememberedOperations = 200;
 /** Changes that the status page names. */
 const notedChanges = 10;
 
+/** Changes after which other ceilings may hold; a suspended tenant has none left. */
+const quotaCommands: ReadonlySet<Command["type"]> = new Set(["quota.update", "tenant.update", "tenant.suspend", "tenant.resume"]);
+
 const tenantIdKey = defineSearchAttributeKey("TenantId", "KEYWORD");
 
 // The heartbeat finds a dead worker before the callers in line give up; the place in the chain makes the next attempt safe.
@@ -72,8 +75,6 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
   let facts = input.tenant;
   let lastChanges: readonly ChangeNote[] = input.lastChanges ?? [];
   let lastInLine: Promise<void> = Promise.resolve();
-  const quota = owner === systemOwner ? undefined : openQuotaDesk(input.quota);
-
   const describe = (): void => {
     const end = head === undefined ? "no change yet" : `entry ${head.seq} (${head.hash.slice(0, 12)})`;
     const ceilings =
@@ -81,6 +82,7 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
     const lines = [
       owner === systemOwner ? "State changes of **the system**" : `Tenant **${owner}**`,
       ...(facts === undefined ? [] : [`- state: ${facts.state}`, `- quota: ${ceilings.join(", ")}`, `- token epoch: ${facts.tokenEpoch}`]),
+      ...(quota?.describe() ?? []),
       // overlay version: told by overlay.update once there is one
       `- audit chain: ${end}${closed ? ", closed" : ""}`,
       ...(broken === undefined ? [] : [`- **BROKEN**: ${broken}. Changes are refused.`]),
@@ -91,6 +93,7 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
     ];
     setCurrentDetails(lines.join("\n"));
   };
+  const quota = owner === systemOwner ? undefined : openQuotaDesk(input.quota, describe);
 
   /** The command's workflow, started once: a repeat meets the one that runs. */
   const startLifeOf = (command: Command, outcome: ChangeOutcome): void => {
@@ -151,7 +154,7 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
           head = { seq: answer.entry.seq, hash: answer.entry.hash };
           changes++;
           facts = answer.facts ?? facts;
-          if (command.type === "quota.update" || command.type === "tenant.update") quota?.limitsChanged();
+          if (quotaCommands.has(command.type)) quota?.limitsChanged(facts?.quota);
           lastChanges = [noteOf(answer.entry), ...lastChanges].slice(0, notedChanges);
           closed = command.type === "tenant.erase" && answer.outcome.state === "applied";
           if (!isFailure(answer.outcome)) remember(opId, answer.outcome);

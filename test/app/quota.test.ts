@@ -95,6 +95,30 @@ test("exactly so many requests of a minute pass two doors, and the rest are told
   }
 });
 
+test("every answer of a tenant says how it stands, errors too", async () => {
+  const tenant = await newTenant({ requests_per_minute: 9, tokens_per_day: 1_000_000 });
+  const as = { authorization: `Bearer ${tenant.token}`, "content-type": "application/json" };
+  const answers = [
+    await fetch(`${first.url}/v1/models`, { headers: as }),
+    await fetch(`${second.url}/v1/models/nothing`, { headers: as }),
+    await fetch(`${first.url}/v1/chat/completions`, { method: "POST", headers: as, body: "{" }),
+    await fetch(`${second.url}/v1/chat/completions`, {
+      method: "POST",
+      headers: as,
+      body: JSON.stringify({ model: "none", messages: [] }),
+    }),
+    await fetch(`${first.url}/rpc`, { method: "POST", headers: as, body: JSON.stringify({ jsonrpc: "2.0", id: 1, method: "health" }) }),
+  ];
+
+  expect(answers.map(({ status }) => status)).toEqual([200, 404, 400, 400, 200]);
+  for (const { headers, status, url } of answers) {
+    const told = ["limit-requests", "remaining-requests", "reset-requests", "limit-tokens", "remaining-tokens", "reset-tokens"];
+    const values = told.map((name) => Number(headers.get(`x-ratelimit-${name}`) ?? Number.NaN));
+    expect({ status, url, values }).toEqual({ status, url, values: [9, 9, expect.any(Number), 1_000_000, 1_000_000, expect.any(Number)] });
+    expect(values.some(Number.isNaN)).toBe(false);
+  }
+});
+
 test("a stream that is refused is an ordinary 429, and a repeated Idempotency-Key is not a request", async () => {
   const tenant = await newTenant({ requests_per_minute: 1 });
   const key = { "idempotency-key": "once" };

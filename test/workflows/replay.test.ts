@@ -6,6 +6,8 @@ import { DeterminismViolationError } from "@temporalio/workflow";
 import { Worker } from "@temporalio/worker";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { type TenantContext, ownerOfWorkflowId, systemOwner, taskQueueOf } from "../../domain/tenant.ts";
+import type { NanoUsd } from "../../domain/money.ts";
+import { callIdOf } from "../../domain/turn-id.ts";
 import { ModelCallError } from "../../providers/model-provider.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
@@ -40,7 +42,7 @@ let stage: ChangesStage;
 beforeAll(async () => {
   stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 }, isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
   tenant = await stack.addTenant("replay");
-  stage = await startChanges();
+  stage = await startChanges({ isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
 });
 afterAll(async () => {
   await stage.close();
@@ -100,9 +102,28 @@ const kinds = {
   "pool-turn": async () => await run("hello", { pool: 3 }),
   "chain-system": async () => (await lifeOf(), "tenant:_system"),
   "chain-tenant": async () => `tenant:${await lifeOf()}`,
+  "chain-tenant-leased": async () => `tenant:${await leaseOf()}`,
   provision: async () => `provision:${await lifeOf()}`,
   erase: async () => `erase:${await lifeOf()}`,
 };
+
+/** A tenant whose quota is leased, and lowered below what was granted. @returns its id */
+async function leaseOf(): Promise<string> {
+  const { tenantId } = await stage.createTenant("leased");
+  await expect.poll(async () => (await stage.stack.operations.read(`provision:${tenantId}`))?.state, { timeout: 30_000 }).toBe("done");
+  const { quota } = stage.stack;
+  const amount = { tokens: 100, nanoUsd: 0n as NanoUsd };
+  const ceilings = { costPerDayNanoUsd: null, requestsPerMinute: 10 };
+  await stage.make(tenantId, { type: "quota.update", quota: { ...ceilings, tokensPerDay: 1_000_000 } });
+  const callId = callIdOf(someTurn("api:plain:default", "").turnId, 0);
+  const { holder, batch } = await quota.reserve(tenantId, callId, { least: amount, desired: amount });
+  quota.settle(tenantId, { callId, holder, batch, actual: amount });
+  await quota.admit(tenantId);
+  await stage.make(tenantId, { type: "quota.update", quota: { ...ceilings, tokensPerDay: 50 } });
+  const count = async () => await stage.stack.clientOf(tenantId).quota.count();
+  await expect.poll(async () => (await count())?.leases, { timeout: 30_000 }).toBe(0);
+  return tenantId;
+}
 
 /** From a tenant's creation to the end of its erasure. @returns its id */
 async function lifeOf(): Promise<string> {
