@@ -6,6 +6,7 @@ import type { Environment } from "../control-plane/environment.ts";
 import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import { storePlatformFee } from "../control-plane/platform-fees.ts";
 import { storeRateCard } from "../control-plane/rate-cards.ts";
 import { type Tenant, createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
@@ -82,7 +83,10 @@ export async function startProduct(environment: Environment, { role, variables }
 
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();
-    await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
+    await database.withControl(async (tx) => {
+      await storeRateCard(tx, config.rateCard);
+      await storePlatformFee(tx, config.billing);
+    });
     const keys = resources.add(
       await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
       async (opened) => await opened.close(),

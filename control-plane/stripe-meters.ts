@@ -1,0 +1,113 @@
+import type Stripe from "stripe";
+
+/** One billing meter event as Stripe takes it. */
+export type MeterEvent = {
+  readonly eventName: string;
+  readonly customer: string;
+  /** Whole; the meter adds them up. */
+  readonly value: bigint;
+  /** Stripe takes a second event of the same identifier within 24 hours for the first one. */
+  readonly identifier: string;
+  readonly atSeconds: number;
+};
+
+/** What is known after an attempt; only `unclear` leaves open whether Stripe has the event. */
+export type MeterAnswer =
+  | { readonly state: "accepted" }
+  /** Stripe had it before. */
+  | { readonly state: "known" }
+  /** Not taken, and not to be taken as it is. */
+  | { readonly state: "refused"; readonly reason: string }
+  /** Not taken now. */
+  | { readonly state: "later"; readonly reason: string; readonly afterMs: number | undefined }
+  /** The key is at fault: no event will be taken. */
+  | { readonly state: "locked"; readonly reason: string }
+  | { readonly state: "unclear"; readonly reason: string };
+
+export interface StripeMeters {
+  send(event: MeterEvent): Promise<MeterAnswer>;
+  /** The sum of a customer's events of a UTC day. @throws when Stripe does not answer, or has no such meter */
+  sumOfDay(customer: string, eventName: string, day: string): Promise<number>;
+}
+
+export type StripeMetersOptions = {
+  readonly apiKey: string;
+  /** Default: Stripe's own. */
+  readonly apiBase?: string | undefined;
+};
+
+const timeoutMs = 20_000;
+const longestReason = 300;
+const daySeconds = 86_400;
+
+/** Stripe's client is loaded at the first use: whoever writes no invoices does not carry it. */
+export async function openStripeMeters({ apiKey, apiBase }: StripeMetersOptions): Promise<StripeMeters> {
+  const { default: StripeClient } = await import("stripe");
+  const client = new StripeClient(apiKey, {
+    ...(apiBase === undefined ? {} : addressOf(apiBase)),
+    timeout: timeoutMs,
+    maxNetworkRetries: 0, // our own retries know what has been noted; the client's would not
+    telemetry: false,
+    appInfo: { name: "OpenClawMU" },
+  });
+
+  const meterOf = async (eventName: string): Promise<string> => {
+    for await (const meter of client.billing.meters.list({ limit: 100 })) if (meter.event_name === eventName) return meter.id;
+    throw new Error(`Stripe has no meter with the event name "${eventName}"`);
+  };
+
+  return {
+    async send({ eventName, customer, value, identifier, atSeconds }) {
+      try {
+        await client.billing.meterEvents.create({
+          event_name: eventName,
+          payload: { stripe_customer_id: customer, value: value.toString() },
+          identifier,
+          timestamp: atSeconds,
+        });
+        return { state: "accepted" };
+      } catch (error) {
+        if (error instanceof StripeClient.errors.StripeError) return judge(error);
+        throw error;
+      }
+    },
+    async sumOfDay(customer, eventName, day) {
+      const start = Date.parse(`${day}T00:00:00Z`) / 1_000;
+      const summaries = client.billing.meters.listEventSummaries(await meterOf(eventName), {
+        customer,
+        start_time: start,
+        end_time: start + daySeconds,
+      });
+      let sum = 0;
+      for await (const { aggregated_value } of summaries) sum += aggregated_value;
+      return sum;
+    },
+  };
+}
+
+function addressOf(apiBase: string): { protocol: "http" | "https"; host: string; port: string } {
+  const { protocol, hostname, port } = new URL(apiBase);
+  return { protocol: protocol === "http:" ? "http" : "https", host: hostname, port: port || (protocol === "http:" ? "80" : "443") };
+}
+
+/** Stripe refuses an identifier that it knows as an invalid request; there is no code for it in the first version of this call. */
+const isKnown = ({ code, message }: Stripe.errors.StripeError): boolean =>
+  code === "duplicate_meter_event" || message.startsWith("An event already exists with identifier");
+
+function judge(error: Stripe.errors.StripeError): MeterAnswer {
+  const { statusCode, headers } = error;
+  const reason = `Stripe${statusCode === undefined ? "" : ` (${statusCode})`}: ${error.message}`.slice(0, longestReason);
+  if (statusCode === 429) return { state: "later", reason, afterMs: retryAfterMs(headers?.["retry-after"]) };
+  // Its message may quote the key.
+  if (statusCode === 401 || statusCode === 403)
+    return { state: "locked", reason: `Stripe (${statusCode}) does not accept the API key for this call` };
+  if (statusCode === undefined || statusCode < 400 || statusCode >= 500 || statusCode === 409) return { state: "unclear", reason };
+  return isKnown(error) ? { state: "known" } : { state: "refused", reason };
+}
+
+const longestRetryAfterMs = 3_600_000;
+
+function retryAfterMs(header: string | undefined): number | undefined {
+  if (header === undefined || !/^\d{1,6}$/.test(header)) return undefined;
+  return Math.min(Number(header) * 1_000, longestRetryAfterMs);
+}
