@@ -51,6 +51,30 @@ export async function ledgerSum(ownerUrl: string, tenantId: string): Promise<big
   return BigInt((rows[0] as { sum: string }).sum);
 }
 
+/** What `config.yaml` says of a Stripe of the test's. */
+export const settingsFor = (stripe: FakeStripe, more: Partial<InvoiceSettings> = {}): InvoiceSettings => ({
+  apiKeyEnv: "STRIPE_KEY",
+  apiBase: stripe.url,
+  mode: "test",
+  eventNames: { usage: usageMeter, platform_fee: feeMeter },
+  firstDay: dayOf(-34),
+  customers: new Map(),
+  ...more,
+});
+
+/** Tells a Stripe of the test's; every tenant is mapped to the customer that `customerOf` makes of it, unless `settings` are given. */
+export function invoicesAt(stripe: FakeStripe, settings?: () => InvoiceSettings): (database: Database) => InvoiceSender {
+  const everybody = { get: customerOf } as unknown as ReadonlyMap<string, string>;
+  const meters = openStripeMeters({ apiKey: stripe.apiKey, apiBase: stripe.url });
+  return (database) =>
+    createInvoiceSender({
+      database,
+      settings: settings ?? (() => settingsFor(stripe, { customers: everybody })),
+      metersOf: async () => await meters,
+      log: () => undefined,
+    });
+}
+
 export type InvoiceStage = {
   readonly database: Database;
   readonly ownerUrl: string;
@@ -73,16 +97,8 @@ export async function invoiceStage(): Promise<InvoiceStage> {
   const stripe = await startFakeStripe();
   onTestFinished(() => stripe.close());
   const customers = new Map<string, string>();
-  let settings: InvoiceSettings = {
-    apiKeyEnv: "STRIPE_KEY",
-    apiBase: stripe.url,
-    mode: "test",
-    eventNames: { usage: usageMeter, platform_fee: feeMeter },
-    firstDay: dayOf(-34),
-    customers,
-  };
-  const meters = openStripeMeters({ apiKey: stripe.apiKey, apiBase: stripe.url });
-  const sender = createInvoiceSender({ database, settings: () => settings, metersOf: async () => await meters, log: () => undefined });
+  let settings = settingsFor(stripe, { customers });
+  const sender = invoicesAt(stripe, () => settings)(database);
   return {
     database,
     ownerUrl,
