@@ -99,7 +99,7 @@ export function createInvoices({ database, settings }: InvoicesDeps): Invoices {
       const key = { tenantId, mode: found.mode };
       const range = { firstDay, lastDay };
       const { undecided, owed } = await database.withControl(
-        async (tx) => ({ undecided: await readUndecided(tx, key, range), owed: (await readOwedLines(tx, key, range)) ?? [] }),
+        async (tx) => ({ undecided: await readUndecided(tx, key, range), owed: await readOwedLines(tx, key, range, found.firstDay) }),
         { readOnly: true },
       );
       const lines = [...undecided, ...owed.map((line) => ({ ...line, state: "not planned", reason: undefined }))].map((line) => ({
@@ -263,12 +263,15 @@ export function createInvoiceSender({ database, settings, metersOf, log }: Invoi
       return await database.withControl(async (tx) => {
         const account = await noteAccount(tx, key, { customer, firstDay: found.firstDay });
         if (account === undefined) throw new AppError("not_found", { client: { message: `There is no tenant "${tenantId}".` } });
-        return (await planEvents(tx, key, run)) ?? 0;
+        return await planEvents(tx, key, run);
       });
     },
     async send(tenantId, run, signal) {
       const { customer, settings: found } = mappingOf(settings, tenantId);
-      const meters = await metersOf(found);
+      const meters = await metersOf(found).catch((error: unknown) => {
+        log("ALARM: Stripe cannot be told", { error: String(error) });
+        throw error;
+      });
       const key = { tenantId, mode: found.mode };
       const events = await database.withControl(async (tx) => await readUndecided(tx, key, run), { readOnly: true });
       const counts = { sent: 0, refused: 0, held: 0 };

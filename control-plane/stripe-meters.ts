@@ -34,14 +34,15 @@ export type StripeMetersOptions = {
   readonly apiKey: string;
   /** Default: Stripe's own. */
   readonly apiBase?: string | undefined;
+  /** How long an answer may take; default 20 s. */
+  readonly timeoutMs?: number;
 };
 
-const timeoutMs = 20_000;
 const longestReason = 300;
 const daySeconds = 86_400;
 
 /** Stripe's client is loaded at the first use: whoever writes no invoices does not carry it. */
-export async function openStripeMeters({ apiKey, apiBase }: StripeMetersOptions): Promise<StripeMeters> {
+export async function openStripeMeters({ apiKey, apiBase, timeoutMs = 20_000 }: StripeMetersOptions): Promise<StripeMeters> {
   const { default: StripeClient } = await import("stripe");
   const client = new StripeClient(apiKey, {
     ...(apiBase === undefined ? {} : addressOf(apiBase)),
@@ -52,7 +53,8 @@ export async function openStripeMeters({ apiKey, apiBase }: StripeMetersOptions)
   });
 
   const meterOf = async (eventName: string): Promise<string> => {
-    for await (const meter of client.billing.meters.list({ limit: 100 })) if (meter.event_name === eventName) return meter.id;
+    for await (const meter of client.billing.meters.list({ status: "active", limit: 100 }))
+      if (meter.event_name === eventName) return meter.id;
     throw new Error(`Stripe has no meter with the event name "${eventName}"`);
   };
 

@@ -119,15 +119,23 @@ export async function readAccounts(tx: ControlTx, tenantId: string | undefined):
   }));
 }
 
-/** What is owed and in no event yet, of days of the range that have ended. Undefined: the tenant was never mapped. */
-export async function readOwedLines(tx: ControlTx, key: InvoiceAccountKey, range: DayRange): Promise<readonly InvoiceLine[] | undefined> {
-  const [account] = await tx.query<{ first_day: string; last_day: string }>(
-    `select greatest(first_day, $3::date) as first_day, least($4::date, ${today} - 1) as last_day
-     from control.invoice_account where ${keyColumns}`,
-    [key.tenantId, key.mode, range.firstDay ?? null, range.lastDay ?? null],
+/**
+ * What is owed and in no event yet, of days of the range that have ended.
+ * @param configured the first day of a tenant that was not noted yet, or not with this one; default: as it was noted, else today
+ */
+export async function readOwedLines(
+  tx: ControlTx,
+  key: InvoiceAccountKey,
+  range: DayRange,
+  configured?: string,
+): Promise<readonly InvoiceLine[]> {
+  const [bounds] = await tx.query<{ first_day: string; last_day: string }>(
+    `select greatest(coalesce($5::date, (select first_day from control.invoice_account where ${keyColumns}), ${today}), $3::date) as first_day,
+            least($4::date, ${today} - 1) as last_day`,
+    [key.tenantId, key.mode, range.firstDay ?? null, range.lastDay ?? null, configured ?? null],
   );
-  if (account === undefined) return undefined;
-  const { first_day: firstDay, last_day: lastDay } = account;
+  if (bounds === undefined || bounds.first_day > bounds.last_day) return [];
+  const { first_day: firstDay, last_day: lastDay } = bounds;
   const days = await tx.query<{ day: string; revision: number; nano_usd: bigint }>(
     `select used.day, coalesce(told.revision, 0) + 1 as revision, (used.cost - coalesce(told.cost, 0))::bigint as nano_usd
      from (select day, sum(cost_nano_usd) as cost from control.usage_daily where tenant_id = $1 and day between $3 and $4 group by day) used
@@ -142,7 +150,7 @@ export async function readOwedLines(tx: ControlTx, key: InvoiceAccountKey, range
     `select day from control.invoice_event where ${keyColumns} and kind = 'platform_fee' and day between $3 and $4`,
     [key.tenantId, key.mode, firstDay, lastDay],
   );
-  const fees = firstDay > lastDay ? [] : await readDueFees(tx, { tenantId: key.tenantId, firstDay, lastDay });
+  const fees = await readDueFees(tx, { tenantId: key.tenantId, firstDay, lastDay });
   return [
     ...days.map(({ day, revision, nano_usd }) => ({ kind: "usage" as const, day, revision, nanoUsd: nano_usd })),
     ...fees
@@ -151,18 +159,18 @@ export async function readOwedLines(tx: ControlTx, key: InvoiceAccountKey, range
   ];
 }
 
-/** Makes the events of what is owed. Undefined: the tenant was never mapped. */
-export async function planEvents(tx: ControlTx, key: InvoiceAccountKey, range: DayRange): Promise<number | undefined> {
+/** Makes the events of what is owed by a tenant whose mapping is noted. @returns how many */
+export async function planEvents(tx: ControlTx, key: InvoiceAccountKey, range: DayRange): Promise<number> {
   // One plan of a tenant at a time: the next one's statements begin behind this one's commit, and see its events.
   await tx.query(`select from control.invoice_account where ${keyColumns} for update`, [key.tenantId, key.mode]);
   const lines = await readOwedLines(tx, key, range);
-  for (const { kind, day, revision, nanoUsd } of lines ?? []) {
+  for (const { kind, day, revision, nanoUsd } of lines) {
     await tx.execute(
       "insert into control.invoice_event (tenant_id, mode, kind, day, revision, value_nano_usd) values ($1, $2, $3, $4, $5, $6)",
       [key.tenantId, key.mode, kind, day, revision, nanoUsd.toString()],
     );
   }
-  return lines?.length;
+  return lines.length;
 }
 
 type EventRow = {
@@ -315,7 +323,7 @@ export async function closeAccount(tx: ControlTx, key: InvoiceAccountKey): Promi
     [key.tenantId],
   );
   if (erased?.ended !== true) return; // the day of the end is told when it has ended
-  const isLeft = (await readUndecided(tx, key)).length > 0 || ((await readOwedLines(tx, key, {})) ?? []).length > 0;
+  const isLeft = (await readUndecided(tx, key)).length > 0 || (await readOwedLines(tx, key, {})).length > 0;
   if (!isLeft)
     await tx.execute(`update control.invoice_account set closed_at = coalesce(closed_at, now()) where ${keyColumns}`, [
       key.tenantId,

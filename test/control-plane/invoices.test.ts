@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import { createInvoices } from "../../control-plane/invoices.ts";
 import { requireStripeKey } from "../../control-plane/stripe-key.ts";
 import type { TenantId } from "../../domain/tenant.ts";
 import { recordPlatformFee } from "../../storage/platform-fee-repository.ts";
@@ -283,6 +284,14 @@ test("live and test mode know nothing of each other, and a key of the other mode
   stage.configure({ mode: "live" });
   expect(await stage.run(tenantId)).toEqual({ ...nothing, planned: 1, sent: 1 });
 
+  expect(await stage.invoices.status(undefined)).toMatchObject({
+    mode: "live",
+    data: [
+      { tenant: tenantId, mode: "live", state: "active", sent_usd: "0.000000005" },
+      { tenant: tenantId, mode: "test", state: "not mapped", sent_usd: "0.000000005" },
+    ],
+  });
+
   const settings = { ...(await stage.invoices.requireCustomer(tenantId)), apiKeyEnv: "KEY" };
   for (const key of [undefined, "", "sk_test_1", "pk_live_1", "nonsense"])
     expect(() => requireStripeKey(settings, { KEY: key })).toThrow(/^Stripe cannot be told: KEY /);
@@ -351,4 +360,14 @@ test("an account ends when its tenant is erased and everything, the day of the e
   expect(await stage.run(tenantId)).toEqual({ ...nothing, sent: 1 });
   expect(await isClosed()).toBe(true);
   await expectExact(stage, tenantId);
+});
+
+test("without billing.stripe there is nothing to see and nothing to run", async () => {
+  const stage = await invoiceStage();
+  const tenantId = await stage.addTenant();
+  const none = createInvoices({ database: stage.database, settings: () => undefined });
+
+  await expect(none.status(undefined)).rejects.toMatchObject({ code: "conflict" });
+  await expect(none.requireCustomer(tenantId)).rejects.toMatchObject({ code: "conflict" });
+  await expect(none.requireCustomer("nobody" as TenantId)).rejects.toMatchObject({ code: "not_found" });
 });
