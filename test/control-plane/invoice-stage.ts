@@ -16,7 +16,7 @@ import { type FakeStripe, startFakeStripe } from "../fixtures/fake-stripe.ts";
 import { runSql } from "../storage/fresh-database.ts";
 import { controlStage, someTenantId } from "./control-stage.ts";
 
-export const dayMs = 86_400_000;
+const dayMs = 86_400_000;
 /** A UTC day, counted from today. */
 export const dayOf = (offset: number): string => new Date(Date.now() + offset * dayMs).toISOString().slice(0, 10);
 export const customerOf = (tenantId: string): string => `cus_${tenantId.replaceAll("-", "")}`;
