@@ -83,14 +83,12 @@ export async function startProduct(environment: Environment, { role, variables }
 
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();
-    await database.withControl(async (tx) => {
-      await storeRateCard(tx, config.rateCard);
-      await storePlatformFee(tx, config.billing);
-    });
+    await database.withControl(async (tx) => await storeRateCard(tx, config.rateCard));
     const keys = resources.add(
       await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
       async (opened) => await opened.close(),
     );
+    await database.withControl(async (tx) => await storePlatformFee(tx, config.billing));
     const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys: keys.dataKeys }), (connection) =>
       connection.close(),
     );

@@ -49,29 +49,41 @@ const keyColumns = "tenant_id = $1 and mode = $2";
 const eventKey = `${keyColumns} and kind = $3 and day = $4 and revision = $5`;
 const keyValues = ({ tenantId, mode, kind, day, revision }: InvoiceEventKey): readonly unknown[] => [tenantId, mode, kind, day, revision];
 
+/** How a tenant's mapping is noted. */
+export type InvoiceNote = { readonly customer: string; readonly firstDay: string; readonly closed: boolean; readonly hasSchedule: boolean };
+
+type NoteRow = { tenant_id: string; customer: string; first_day: string; closed: boolean; has_schedule: boolean };
+const noteColumns = "account.tenant_id, account.customer, account.first_day, account.closed_at is not null as closed, account.has_schedule";
+const toNote = ({ customer, first_day, closed, has_schedule }: NoteRow): InvoiceNote => ({
+  customer,
+  firstDay: first_day,
+  closed,
+  hasSchedule: has_schedule,
+});
+
+/** All mappings that are noted of a mode, by tenant. */
+export async function readNotes(tx: ControlTx, mode: InvoiceMode): Promise<ReadonlyMap<string, InvoiceNote>> {
+  const rows = await tx.query<NoteRow>(`select ${noteColumns} from control.invoice_account account where mode = $1`, [mode]);
+  return new Map(rows.map((row) => [row.tenant_id, toNote(row)]));
+}
+
 /**
- * Notes the mapping of a tenant that exists; what is not given of `firstDay` stays, and is today at first.
+ * Notes the mapping of a tenant that exists; a `firstDay` that is not given stays, and is today at first.
  * @returns undefined when there is no such tenant
  */
 export async function noteAccount(
   tx: ControlTx,
   { tenantId, mode }: InvoiceAccountKey,
   { customer, firstDay }: { readonly customer: string; readonly firstDay: string | undefined },
-): Promise<{ readonly closed: boolean; readonly hasSchedule: boolean } | undefined> {
-  const [known] = await tx.query<{ customer: string; first_day: string; closed: boolean; has_schedule: boolean }>(
-    `select customer, first_day, closed_at is not null as closed, has_schedule from control.invoice_account where ${keyColumns}`,
-    [tenantId, mode],
-  );
-  if (known !== undefined && known.customer === customer && (firstDay ?? known.first_day) === known.first_day)
-    return { closed: known.closed, hasSchedule: known.has_schedule };
-  const [row] = await tx.query<{ closed: boolean; has_schedule: boolean }>(
+): Promise<InvoiceNote | undefined> {
+  const [row] = await tx.query<NoteRow>(
     `insert into control.invoice_account as account (tenant_id, mode, customer, first_day)
      select id, $2, $3, coalesce($4::date, ${today}) from control.tenant where id = $1
      on conflict (tenant_id, mode) do update set customer = excluded.customer, first_day = coalesce($4::date, account.first_day)
-     returning closed_at is not null as closed, has_schedule`,
+     returning ${noteColumns}`,
     [tenantId, mode, customer, firstDay ?? null],
   );
-  return row === undefined ? undefined : { closed: row.closed, hasSchedule: row.has_schedule };
+  return row === undefined ? undefined : toNote(row);
 }
 
 export async function noteSchedule(tx: ControlTx, { tenantId, mode }: InvoiceAccountKey, hasSchedule: boolean): Promise<void> {

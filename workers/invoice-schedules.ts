@@ -1,7 +1,7 @@
 import type { InvoiceSettings } from "../control-plane/invoices.ts";
 import { type Owner, type TenantId, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
-import { noteAccount, noteSchedule, readSurplusSchedules } from "../storage/invoice-repository.ts";
+import { noteAccount, noteSchedule, readNotes, readSurplusSchedules } from "../storage/invoice-repository.ts";
 import type { InvoiceClient } from "../temporal/invoice-client.ts";
 
 export type InvoiceSchedulesOptions = {
@@ -42,12 +42,15 @@ export function startInvoiceSchedules(options: InvoiceSchedulesOptions): { stop(
 
 /** @param ensured tenants whose schedule this process has seen to */
 async function sync({ database, settings, client, wake, log }: InvoiceSchedulesOptions, ensured: Set<TenantId>): Promise<void> {
-  const found = settings();
+  const { mode, firstDay, customers } = settings() ?? { mode: "live", firstDay: undefined, customers: new Map<string, string>() };
+  const notes = await database.withControl(async (tx) => await readNotes(tx, mode), { readOnly: true });
   const scheduled: TenantId[] = [];
-  for (const [name, customer] of found?.customers ?? []) {
+  for (const [name, customer] of customers) {
     const tenantId = parseTenantId(name);
-    const key = { tenantId, mode: found?.mode ?? "live" };
-    const account = await database.withControl(async (tx) => await noteAccount(tx, key, { customer, firstDay: found?.firstDay }));
+    const key = { tenantId, mode };
+    const noted = notes.get(tenantId);
+    const isNoted = noted?.customer === customer && (firstDay ?? noted.firstDay) === noted.firstDay;
+    const account = isNoted ? noted : await database.withControl(async (tx) => await noteAccount(tx, key, { customer, firstDay }));
     if (account === undefined || account.closed) continue; // not made yet, or told to its end
     scheduled.push(tenantId);
     if (account.hasSchedule && ensured.has(tenantId)) continue;
@@ -55,7 +58,7 @@ async function sync({ database, settings, client, wake, log }: InvoiceSchedulesO
     if (!account.hasSchedule) await database.withControl(async (tx) => await noteSchedule(tx, key, true));
     await client.ensureSchedule(tenantId);
     ensured.add(tenantId);
-    log("a tenant's invoicing is scheduled", { tenantId, mode: key.mode });
+    log("a tenant's invoicing is scheduled", { tenantId, mode });
   }
   for (const key of await database.withControl(async (tx) => await readSurplusSchedules(tx, scheduled))) {
     const tenantId = parseTenantId(key.tenantId);

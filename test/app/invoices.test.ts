@@ -127,6 +127,19 @@ test("kill -9 between Stripe's acceptance and our note of it: the event is told 
   expect(JSON.parse(status.stdout)).toMatchObject({ data: [{ sent_events: 1, sent_usd: "0.000000123", undecided_count: 0 }] });
 }, 120_000);
 
+test("a repeat under an Idempotency-Key is the same run", async () => {
+  const send = async (body: object) => {
+    const headers = { authorization: `Bearer ${product.adminKey}`, "content-type": "application/json", "idempotency-key": "once" };
+    const answer = await fetch(`${product.url}/v1/billing/invoices`, { method: "POST", headers, body: JSON.stringify(body) });
+    return [answer.status, await answer.json()];
+  };
+
+  const first = await send({ tenant: told, period: "yesterday" });
+  expect(first).toEqual([202, { workflow_id: expect.stringMatching(new RegExp(`^invoice:${told}:[0-9a-f]{20}$`)) }]);
+  expect(await send({ tenant: told, period: "yesterday" })).toEqual(first);
+  expect((await send({ tenant: told, period: "today" }))[0]).toBe(409);
+});
+
 test("what Stripe refuses ends the command with 1 and says why, until an administrator drops it, which is audited", async () => {
   await billCall(database, refused, yesterday, 5n);
 

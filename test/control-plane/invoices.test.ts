@@ -80,6 +80,31 @@ test("an answer that is lost is asked for again under the same identifier, and i
   }
 });
 
+test("only one event of a day is in doubt at a time, and other days do not wait for it", async () => {
+  const stage = await invoiceStage();
+  const tenantId = await stage.addTenant();
+  await billCall(stage.database, tenantId, dayOf(-2), 40n);
+  stage.stripe.next("lose-500");
+  await stage.run(tenantId);
+  await billCall(stage.database, tenantId, dayOf(-2), 2n);
+  await billCall(stage.database, tenantId, yesterday, 3n);
+
+  stage.stripe.next("500", "none");
+  expect(await stage.run(tenantId)).toBe("unavailable");
+  expect(await stage.undecided(tenantId)).toEqual([
+    [`usage.${dayOf(-2)}.1`, "open"],
+    [`usage.${dayOf(-2)}.2`, "open"],
+  ]);
+  expect(stage.stripe.attempts.map(({ identifier }) => identifier.split(".").slice(-2).join())).toEqual([
+    `${dayOf(-2)},1`,
+    `${dayOf(-2)},1`,
+    `${yesterday},1`,
+  ]);
+  expect(await stage.run(tenantId)).toEqual({ ...nothing, sent: 2 });
+
+  await expectExact(stage, tenantId);
+});
+
 test("after more than a day of doubt Stripe's own sum tells whether the event has arrived", async () => {
   const stage = await invoiceStage();
   const [arrived, lost] = [await stage.addTenant("arrived"), await stage.addTenant("lost")];
