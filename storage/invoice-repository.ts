@@ -168,7 +168,18 @@ export async function readOwedLines(
     ...fees
       .filter(({ day }) => !told.some((event) => event.day === day))
       .map(({ day, nanoUsd }) => ({ kind: "platform_fee" as const, day, revision: 1, nanoUsd })),
-  ];
+  ].flatMap(inParts);
+}
+
+/** Stripe takes 15 digits in one event, which is a million dollars less a nano. */
+const largestPart = 999_999_999_999_999n;
+
+function inParts(line: InvoiceLine): readonly InvoiceLine[] {
+  const parts: InvoiceLine[] = [];
+  for (let rest = line.nanoUsd; rest > 0n; rest -= largestPart) {
+    parts.push({ ...line, revision: line.revision + parts.length, nanoUsd: rest < largestPart ? rest : largestPart });
+  }
+  return parts;
 }
 
 /** Makes the events of what is owed by a tenant whose mapping is noted. @returns how many */

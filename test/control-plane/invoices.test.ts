@@ -62,6 +62,25 @@ test("a row that is settled late is the day's next revision", async () => {
   ]);
 });
 
+test("a day beyond what Stripe takes in one event is told in parts", async () => {
+  const stage = await invoiceStage();
+  const tenantId = await stage.addTenant();
+  await stage.sql(`insert into control.platform_fee values ('${dayOf(-40)}', 1000000000000000)`);
+  for (let call = 0; call < 3; call++) await billCall(stage.database, tenantId, yesterday, 999_999_999_999_998n);
+
+  expect(await stage.run(tenantId)).toMatchObject({ refused: 0, held: 0 });
+  expect(await stage.run(tenantId)).toEqual(nothing);
+
+  expect(stage.stripe.events.filter(({ eventName }) => eventName === usageMeter).map(({ value }) => value)).toEqual([
+    999_999_999_999_999n,
+    999_999_999_999_999n,
+    999_999_999_999_996n,
+  ]);
+  await expectExact(stage, tenantId);
+  const fees = Array.from({ length: 34 }, (_, index) => dayOf(index - 34)).filter((day) => day.endsWith("-01")).length;
+  expect(stage.stripe.sumOf(customerOf(tenantId), feeMeter)).toBe(1_000_000_000_000_000n * BigInt(fees));
+});
+
 test("an answer that is lost is asked for again under the same identifier, and is not counted twice", async () => {
   for (const fault of ["lose", "lose-500", "garbage"] as const) {
     const stage = await invoiceStage();

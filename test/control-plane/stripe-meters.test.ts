@@ -14,7 +14,7 @@ async function metersStage(timeoutMs?: number) {
   const event = (identifier: string, more: Partial<MeterEvent> = {}): MeterEvent => ({
     eventName: usageMeter,
     customer: "cus_1",
-    value: 9_007_199_254_740_993n, // no float holds it
+    value: 999_999_999_999_999n,
     identifier,
     atSeconds: Date.parse(`${yesterday}T23:59:59Z`) / 1_000,
     ...more,
@@ -26,13 +26,14 @@ test("values go to Stripe as whole digits, and its refusals are told apart from 
   const { stripe, meters, event } = await metersStage();
 
   expect(await meters.send(event("a"))).toEqual({ state: "accepted" });
-  expect(stripe.events.map(({ value }) => value)).toEqual([9_007_199_254_740_993n]);
+  expect(stripe.events.map(({ value }) => value)).toEqual([999_999_999_999_999n]);
   expect(await meters.send(event("a"))).toEqual({ state: "known" });
   expect(await meters.send(event("b", { customer: "cus_2" }))).toEqual({
     state: "refused",
     reason: "Stripe (400): No such customer: 'cus_2'",
   });
   expect(await meters.send(event("c", { eventName: "none" }))).toMatchObject({ state: "refused" });
+  expect(await meters.send(event("c", { value: 1_000_000_000_000_000n }))).toMatchObject({ state: "refused" });
   expect(await meters.send(event("d", { atSeconds: 1 }))).toMatchObject({ state: "refused" });
   stripe.next("500");
   expect(await meters.send(event("e"))).toMatchObject({ state: "unclear" });
