@@ -25,6 +25,7 @@ import {
   readOwedLines,
   readSentOfDay,
   readUndecided,
+  refuseUnsent,
 } from "../storage/invoice-repository.ts";
 import { tenantExists } from "./tenants.ts";
 import type { StripeMeters } from "./stripe-meters.ts";
@@ -256,6 +257,12 @@ export function createInvoiceSender({ database, settings, metersOf, log }: Invoi
     });
   };
 
+  const refuse = async (event: InvoiceEventKey, reason: string): Promise<EventOutcome> => {
+    await database.withControl(async (tx) => await refuseUnsent(tx, event, reason));
+    log("ALARM: an invoice event cannot be sent", { tenantId: event.tenantId, event: invoiceEventIdOf(event), reason });
+    return "refused";
+  };
+
   return {
     async plan(tenantId, run) {
       const { customer, settings: found } = mappingOf(settings, tenantId);
@@ -274,6 +281,9 @@ export function createInvoiceSender({ database, settings, metersOf, log }: Invoi
       });
       const key = { tenantId, mode: found.mode };
       const events = await database.withControl(async (tx) => await readUndecided(tx, key, run), { readOnly: true });
+      const setup = events.length === 0 ? undefined : await meters.readMeters();
+      if (setup?.state === "locked") throw lockedError(log);
+      if (setup !== undefined && setup.state !== "read") throw laterError(setup.state === "later" ? setup.afterMs : undefined);
       const counts = { sent: 0, refused: 0, held: 0 };
       const waitingDays = new Set<string>();
       let open = 0;
@@ -283,7 +293,14 @@ export function createInvoiceSender({ database, settings, metersOf, log }: Invoi
         const day = `${event.kind} ${event.day}`;
         // Only one event of a day may be in doubt: Stripe's sum of the day is what tells.
         if (waitingDays.has(day)) continue;
-        const outcome = event.state === "held" ? "held" : await sendOne(meters, event, customer, found.eventNames[event.kind]);
+        const eventName = found.eventNames[event.kind];
+        const fault = setup?.faultOf(eventName);
+        const outcome =
+          event.state === "held"
+            ? "held"
+            : fault === undefined
+              ? await sendOne(meters, event, customer, eventName)
+              : await refuse(event, fault);
         if (outcome === "locked") throw lockedError(log);
         if (typeof outcome === "object") throw laterError(outcome.afterMs);
         if (outcome === "dropped") continue;

@@ -24,7 +24,12 @@ export type MeterAnswer =
   | { readonly state: "locked"; readonly reason: string }
   | { readonly state: "unclear"; readonly reason: string };
 
+/** What is wrong with the set-up of the meter of an event name: nothing is told to a meter that would count something else. */
+export type MeterFaults = { readonly state: "read"; faultOf(eventName: string): string | undefined };
+
 export interface StripeMeters {
+  /** @returns why they could not be read, where they could not */
+  readMeters(): Promise<MeterFaults | MeterAnswer>;
   send(event: MeterEvent): Promise<MeterAnswer>;
   /** The sum of a customer's events of a UTC day. @throws when Stripe does not answer, or has no such meter */
   sumOfDay(customer: string, eventName: string, day: string): Promise<number>;
@@ -59,6 +64,16 @@ export async function openStripeMeters({ apiKey, apiBase, timeoutMs = 20_000 }: 
   };
 
   return {
+    async readMeters() {
+      try {
+        const meters = new Map<string, Stripe.Billing.Meter>();
+        for await (const meter of client.billing.meters.list({ status: "active", limit: 100 })) meters.set(meter.event_name, meter);
+        return { state: "read", faultOf: (eventName) => faultOf(meters.get(eventName), eventName) };
+      } catch (error) {
+        if (error instanceof StripeClient.errors.StripeError) return judge(error);
+        throw error;
+      }
+    },
     async send({ eventName, customer, value, identifier, atSeconds }) {
       try {
         await client.billing.meterEvents.create({
@@ -90,6 +105,16 @@ export async function openStripeMeters({ apiKey, apiBase, timeoutMs = 20_000 }: 
 function addressOf(apiBase: string): { protocol: "http" | "https"; host: string; port: string } {
   const { protocol, hostname, port } = new URL(apiBase);
   return { protocol: protocol === "http:" ? "http" : "https", host: hostname, port: port || (protocol === "http:" ? "80" : "443") };
+}
+
+function faultOf(meter: Stripe.Billing.Meter | undefined, eventName: string): string | undefined {
+  const says = (what: string): string => `the meter "${eventName}" in Stripe ${what}`;
+  if (meter === undefined) return says("is not there, or not active");
+  if (meter.default_aggregation.formula !== "sum") return says(`has the aggregation ${meter.default_aggregation.formula}, not sum`);
+  if (meter.event_time_window !== null) return says("keeps one event per hour or day only: its events must be raw");
+  if (meter.customer_mapping.event_payload_key !== "stripe_customer_id") return says("has another customer key than stripe_customer_id");
+  if (meter.value_settings.event_payload_key !== "value") return says("has another value key than value");
+  return undefined;
 }
 
 /** Stripe refuses an identifier that it knows as an invalid request; there is no code for it in the first version of this call. */

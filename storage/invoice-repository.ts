@@ -303,6 +303,14 @@ export async function noteRefusal(
   );
 }
 
+/** Something has to be mended before the event is sent at all. */
+export async function refuseUnsent(tx: ControlTx, key: InvoiceEventKey, reason: string): Promise<void> {
+  await tx.execute(`update control.invoice_event set state = 'refused', reason = $6 where ${eventKey} and state in ('open', 'refused')`, [
+    ...keyValues(key),
+    reason,
+  ]);
+}
+
 export async function noteReason(tx: ControlTx, key: InvoiceEventKey, reason: string): Promise<void> {
   await tx.execute(`update control.invoice_event set reason = $6 where ${eventKey} and state in ('open', 'refused')`, [
     ...keyValues(key),

@@ -222,6 +222,33 @@ test("a customer that Stripe does not know is refused, and is told when the mapp
   expect(stage.stripe.sumOf("cus_mended")).toBe(22n);
 });
 
+test("nothing is told to a meter that is not there or would count something else; the other one goes on, and all of it when it is mended", async () => {
+  const stage = await invoiceStage();
+  const tenantId = await stage.addTenant();
+  await stage.sql(`insert into control.platform_fee values ('${dayOf(-40)}', 5)`);
+  await billCall(stage.database, tenantId, yesterday, 11n);
+  await stage.sender.plan(tenantId, {});
+  const fees = (await stage.undecided(tenantId)).length - 1;
+  const oddities = {
+    "is not there": () => stage.stripe.meters.delete(usageMeter),
+    "has the aggregation count": () => (stage.stripe.oddMeters[usageMeter] = { default_aggregation: { formula: "count" } }),
+    "must be raw": () => (stage.stripe.oddMeters[usageMeter] = { event_time_window: "day" }),
+    "another customer key": () => (stage.stripe.oddMeters[usageMeter] = { customer_mapping: { event_payload_key: "id", type: "by_id" } }),
+    "another value key": () => (stage.stripe.oddMeters[usageMeter] = { value_settings: { event_payload_key: "tokens" } }),
+  };
+
+  for (const [index, [says, makeOdd]] of Object.entries(oddities).entries()) {
+    makeOdd();
+    expect(await stage.run(tenantId)).toEqual({ planned: 0, sent: index === 0 ? fees : 0, refused: 1, held: 0 });
+    expect(await stage.invoices.status(tenantId)).toMatchObject({ data: [{ undecided: [{ reason: expect.stringContaining(says) }] }] });
+    stage.stripe.meters.add(usageMeter);
+    delete stage.stripe.oddMeters[usageMeter];
+  }
+
+  expect(await stage.run(tenantId)).toEqual({ ...nothing, sent: 1 });
+  await expectExact(stage, tenantId);
+});
+
 test("days beyond Stripe's 35 are refused once and not asked about again", async () => {
   const stage = await invoiceStage();
   const tenantId = await stage.addTenant();

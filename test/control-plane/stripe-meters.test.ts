@@ -63,7 +63,7 @@ test("a key that Stripe does not accept is not quoted", async () => {
 
   const answer = await meters.send(event("a"));
 
-  expect(answer.state).toBe("locked");
+  expect([answer.state, (await meters.readMeters()).state]).toEqual(["locked", "locked"]);
   expect(JSON.stringify(answer)).not.toContain("sk_test");
 });
 
@@ -72,6 +72,7 @@ test("a server that is not there leaves a doubt", async () => {
   await stripe.close();
 
   expect(await meters.send(event("a"))).toMatchObject({ state: "unclear" });
+  expect(await meters.readMeters()).toMatchObject({ state: "unclear" });
 });
 
 test("the sum of a day is the customer's, of that meter and day", async () => {
