@@ -1,6 +1,6 @@
-import { ApplicationFailure, Context } from "@temporalio/activity";
+import { Context } from "@temporalio/activity";
 import { type CommandDeps } from "../control-plane/commands.ts";
-import { writeChange } from "../control-plane/audit-chain.ts";
+import { recordFailedChange, writeChange } from "../control-plane/audit-chain.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type ChainHead, type ChangeAnswer, type ChangeAttempt, chainOf, genesis } from "../domain/audit.ts";
 import { readChainHead } from "../storage/audit-repository.ts";
@@ -23,11 +23,13 @@ export const createAuditActivities = (deps: AuditActivityDeps) => ({
   async writeChange(attempt: ChangeAttempt): Promise<ChangeAnswer> {
     return await asOwnActivity(async (owner) => {
       const { workflowId = "", runId = null } = Context.current().info.workflowExecution ?? {};
-      const answer = await writeChange(deps, owner, { workflowId, runId }, attempt).catch((error: unknown) => {
+      const writer = { workflowId, runId };
+      const answer = await writeChange(deps, owner, writer, attempt).catch(async (error: unknown) => {
         if (error instanceof AppError && error.code === "unavailable") throw error;
-        // The transaction was rolled back, so the place in the chain is free again: waiting would only block it.
         deps.log("a state change failed", { chain: chainOf(owner), action: attempt.command.type, error: String(error) });
-        throw ApplicationFailure.nonRetryable("the change failed and was not made", "internal");
+        return await recordFailedChange(deps, owner, writer, attempt).catch((cause: unknown) => {
+          throw new AppError("unavailable", { reason: "a failed change was not recorded" }, { cause });
+        });
       });
       if (answer.state === "broken")
         deps.log("ALARM: audit chain broken, its changes are refused", { chain: chainOf(owner), seq: attempt.seq, reason: answer.reason });

@@ -34,8 +34,8 @@ export type Reserved = {
   readonly maxTokens: number;
   /** Of the call's billing row; it lies in the day whose quota the call is counted in. */
   readonly admittedAtMs: number;
-  /** Whether the leases are to be told what the call came to. */
-  readonly isLeased: boolean;
+  /** What is held for the call, which the leases are to be told the end of; undefined where there is no quota. */
+  readonly held: Amount | undefined;
 };
 
 /**
@@ -51,12 +51,12 @@ export async function reserveQuota(
   const within = (reserved: Amount, day: UtcDay): Reserved => ({
     maxTokens: answerTokensOf(reserved, promptTokens, maxTokens, call.price),
     admittedAtMs: withinDay(call.startedAtMs, day),
-    isLeased: true,
+    held: reserved,
   });
   if (call.day !== null) {
     return within({ tokens: Number(call.reservedTokens ?? 0n), nanoUsd: (call.reservedNanoUsd ?? 0n) as NanoUsd }, call.day);
   }
-  if (!(await quota.isLimited(tenantId))) return { maxTokens, admittedAtMs: call.startedAtMs, isLeased: false };
+  if (!(await quota.isLimited(tenantId))) return { maxTokens, admittedAtMs: call.startedAtMs, held: undefined };
   const need = {
     least: mostOf(promptTokens, Math.min(leastAnswerTokens, maxTokens), call.price),
     desired: mostOf(promptTokens, maxTokens, call.price),
@@ -74,6 +74,19 @@ export const usedBy = ({ inputTokens, outputTokens, reasoningTokens }: Usage, co
   tokens: inputTokens + outputTokens + reasoningTokens,
   nanoUsd: costNanoUsd,
 });
+
+/**
+ * How many tokens another model's answer may have within what is held for a call.
+ * @returns undefined where what is held pays for no answer of it
+ */
+export function maxTokensWithin(
+  held: Amount | undefined,
+  { promptTokens, maxTokens, price }: { readonly promptTokens: number; readonly maxTokens: number; readonly price: Price },
+): number | undefined {
+  if (held === undefined) return maxTokens;
+  const { tokens, nanoUsd } = mostOf(promptTokens, Math.min(leastAnswerTokens, maxTokens), price);
+  return tokens > held.tokens || nanoUsd > held.nanoUsd ? undefined : answerTokensOf(held, promptTokens, maxTokens, price);
+}
 
 type Price = ReservedCall["price"];
 

@@ -1,4 +1,5 @@
 import { type Overlay, isToolAllowed } from "../control-plane/overlay.ts";
+import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError, type ErrorCode, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
 import type { MarkupPpm } from "../domain/money.ts";
@@ -30,7 +31,7 @@ import {
 } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { asActivity } from "./activity-context.ts";
-import { type CallQuota, type Reserved, type ReservedCall, reserveQuota, usedBy } from "./call-reservation.ts";
+import { type CallQuota, type Reserved, type ReservedCall, maxTokensWithin, reserveQuota, usedBy } from "./call-reservation.ts";
 import { createJoinedAttempts } from "./joined-attempts.ts";
 import { composeMessages, promptOf, transcriptOf } from "./turn-conversation.ts";
 import { verdictOf } from "./turn-end.ts";
@@ -41,6 +42,8 @@ export type ServedModel = {
   readonly provider: ModelProvider;
   readonly contextWindow: number;
   readonly maxOutputTokens: number;
+  /** Models to try when this one is not available, in order. */
+  readonly fallbacks: readonly string[];
 };
 
 /** The overlay that a turn began with; without a digest, the one in force. @throws {AppError} `overlay_refused` */
@@ -58,6 +61,8 @@ export type CallDeps = {
   /** The card in force now, and the markup of the tenant. */
   readonly pricing: (tenantId: TenantId) => Promise<{ readonly rateCard: RateCard; readonly markupPpm: MarkupPpm }>;
   readonly quota: CallQuota;
+  /** Hears of every billed call whose tokens were counted here. */
+  readonly alarms: Pick<UsageAlarms, "raise">;
   readonly now: () => number;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
@@ -70,6 +75,8 @@ export type CallOutcome =
 /** At most two retries within ten seconds, before the first token only (contract §3). */
 const retriesPerCall = 2;
 const retryWindowMs = 10_000;
+/** No other model is begun after it: an answer may take ten minutes, and the activity has fifteen. */
+const fallbackWindowMs = 240_000;
 const transcriptMessages = 200;
 /** Attempts of one call over worker deaths; each may have reached the provider. */
 const attemptsPerCall = 10;
@@ -87,13 +94,26 @@ type OpenedCall = ReservedCall & {
   readonly model: ServedModel;
   /** As it was before the call: a later change of the card is never retroactive. */
   readonly price: CallPrice;
+  /** Of all models, likewise. */
+  readonly prices: RateCard["rates"];
   readonly transcript: readonly ChatMessage[];
   readonly earlier: readonly JournaledCall[];
   readonly toolRuns: readonly ToolRun[];
 };
 
 /** A call that may go to its provider: its quota is reserved. */
-type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "isLeased">;
+type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "held">;
+
+/** One model that a call may be made of. */
+type Route = Pick<OpenedCall, "model" | "price"> & { readonly input: CallInput };
+
+type FailedAttempt = {
+  readonly route: Route;
+  readonly error: ModelCallError;
+  /** The model said nothing and counted nothing. */
+  readonly isFree: boolean;
+};
+type Attempt = { readonly route: Route; readonly result: ModelResult } | FailedAttempt;
 
 /** What goes to the provider beside the turn's own settings. */
 type CallInput = {
@@ -103,7 +123,7 @@ type CallInput = {
 };
 
 export const createModelCall = (deps: CallDeps) => {
-  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, quota, now, log } = deps;
+  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, quota, alarms, now, log } = deps;
   const joinAttempt = createJoinedAttempts<CallOutcome>();
 
   async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
@@ -131,6 +151,7 @@ export const createModelCall = (deps: CallDeps) => {
         ...opened,
         model,
         price,
+        prices: rateCard.rates,
         transcript,
         earlier,
         toolRuns,
@@ -139,9 +160,8 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** What the turn's overlay makes of a call. Gateway mode adds nothing to what was sent but the ceiling of the answer. */
-  async function inputOf({ context, turn, model, transcript, earlier, toolRuns }: OpenedCall): Promise<CallInput> {
+  function inputOf({ context, turn, transcript, earlier, toolRuns }: OpenedCall, overlay: Overlay, model: ServedModel): CallInput {
     const { mode, request } = turn;
-    const overlay = await overlayOf(context.tenantId, request.overlay);
     const isAgent = mode === "agent";
     const prompt = isAgent ? promptOf(overlay.systemPrompt, promptFilesOf(context.tenantId)) : undefined;
     const { settings } = request;
@@ -173,29 +193,60 @@ export const createModelCall = (deps: CallDeps) => {
     return await standingVerdict(tx, turn);
   }
 
-  /** Calls the provider, again where the contract allows it; every delta goes to the bus as it comes. */
-  async function callProvider(call: OpenedCall, input: CallInput, signal: AbortSignal): Promise<ModelResult> {
-    const request = { model: call.model.id, ...input, callId: call.callId };
-    const publish = publisherOf(bus, call);
-    const deadlineMs = now() + retryWindowMs;
-    for (let retry = 0; ; retry++) {
-      let isSilent = true;
-      try {
-        const deltas = call.model.provider.call(request, signal);
-        for (;;) {
-          const { done, value } = await deltas.next();
-          if (done === true) return checkedResult(value);
-          isSilent = false;
-          publish(value);
-        }
-      } catch (error) {
-        if (!(error instanceof ModelCallError)) throw error;
-        const pauseMs = error.retryAfterMs ?? 250 * 2 ** retry;
-        const mayRetry = isSilent && (error.kind === "busy" || error.kind === "unreachable") && error.usage === undefined;
-        if (!mayRetry || retry >= retriesPerCall || now() + pauseMs > deadlineMs || signal.aborted) throw error;
-        await pause(pauseMs, signal);
-      }
+  /**
+   * The other models that the call may be made of, in order: the overlay's, else the administrator's. Each is priced, the tenant's
+   * to use, and answers within what is held for the call.
+   */
+  function* fallbacksOf(call: ReadyCall, overlay: Overlay): Generator<Route, undefined> {
+    const ids = new Set(overlay.fallbacks.length > 0 ? overlay.fallbacks : call.model.fallbacks);
+    for (const id of ids) {
+      const rates = call.prices.get(id);
+      if (id === call.model.id || rates === undefined || overlay.api.models?.has(id) === false) continue;
+      const model = knownModel(id);
+      if (model === undefined) continue;
+      const price = { ...call.price, rates };
+      const input = inputOf(call, overlay, model);
+      const promptTokens = estimatePromptTokens(estimateTokens, { model: id, ...input });
+      const maxTokens = maxTokensWithin(call.held, { promptTokens, maxTokens: input.settings.maxTokens, price });
+      if (maxTokens !== undefined) yield { model, price, input: { ...input, settings: { ...input.settings, maxTokens } } };
     }
+  }
+
+  /** Undefined for a model that cannot be called here, for want of its provider's key. */
+  function knownModel(id: string): ServedModel | undefined {
+    try {
+      return modelOf(id);
+    } catch (error) {
+      if (error instanceof AppError) return undefined;
+      throw error;
+    }
+  }
+
+  /**
+   * Calls the provider, again where the contract allows it; every delta goes to the bus as it comes. A model that said nothing and
+   * counted nothing gives way to the next one at once. If none of them answers, the turn's own is tried again, and its error counts.
+   */
+  async function callProvider(call: ReadyCall, own: Route, overlay: Overlay, signal: AbortSignal): Promise<Attempt> {
+    const publish = publisherOf(bus, call);
+    const beganAtMs = now();
+    let ended = await attempt(own, call.callId, publish, signal);
+    if (!mayGiveWay(ended)) return ended;
+    for (const route of fallbacksOf(call, overlay)) {
+      if (signal.aborted || now() - beganAtMs > fallbackWindowMs) break;
+      const { kind, status, message } = ended.error;
+      log("a model gave way to another", { callId: call.callId, model: own.model.id, to: route.model.id, kind, status, message });
+      // Another key than its own: the same one with another body is a mistake to a provider of both.
+      const other = await attempt(route, `${call.callId}/${route.model.id}`, publish, signal);
+      if (!("error" in other) || !other.isFree || other.error.kind === "aborted") return other;
+    }
+    for (let retry = 0; retry < retriesPerCall && isPassing(ended.error); retry++) {
+      const pauseMs = ended.error.retryAfterMs ?? 250 * 2 ** retry;
+      if (signal.aborted || now() + pauseMs > beganAtMs + retryWindowMs) break;
+      await pause(pauseMs, signal);
+      ended = await attempt(own, call.callId, publish, signal);
+      if (!mayGiveWay(ended)) break;
+    }
+    return ended;
   }
 
   function usageRow(call: ReadyCall, usage: CountedUsage, providerRequestId: string | undefined, toolCalls: number): UsageRow {
@@ -222,19 +273,24 @@ export const createModelCall = (deps: CallDeps) => {
     const row = usageRow(call, usage, providerRequestId, reply.toolCalls.length);
     let isOurs = false;
     const standing = await database.withTenant(call.context, async (tx) => {
-      if (!(await closeCall(tx, { ...call, reply, usage, providerRequestId }))) return await standingOutcome(tx, call);
+      if (!(await closeCall(tx, { ...call, model: call.model.id, reply, usage, providerRequestId })))
+        return await standingOutcome(tx, call);
       const isEnded = finished === undefined || (await finishTurn(tx, call.turn, finished, transcriptOf({ ...call, reply })));
       await recordUsage(tx, row);
       isOurs = true;
       return isEnded ? (toolsAsked ?? finished) : await readFinishedTurn(tx, call.turn.turnId);
     });
-    if (isOurs) tellQuota(call, row);
+    if (isOurs) tell(call, row);
     return announce(call.turn.turnId, standing);
   }
 
-  /** Tells the leases what a call came to. What is not told, because another attempt ended the call, is found in its row. */
-  function tellQuota({ context, callId, isLeased }: ReadyCall, row: UsageRow | undefined): void {
-    if (isLeased) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
+  /**
+   * Tells the leases what a call came to, and of a count that is ours. What is not told, because another attempt ended the call,
+   * is found in its row.
+   */
+  function tell({ context, callId, held }: ReadyCall, row: UsageRow | undefined): void {
+    if (held !== undefined) quota.settle(context.tenantId, callId, row === undefined ? undefined : usedBy(row.usage, row.costNanoUsd));
+    if (row?.usage.doubt !== undefined) alarms.raise(context.tenantId, { callId, model: row.model, doubt: row.usage.doubt });
   }
 
   /** What another attempt, or a commit of ours whose answer was lost, made of the call: its tools or its turn's end. */
@@ -263,13 +319,13 @@ export const createModelCall = (deps: CallDeps) => {
       isOurs =
         usage === undefined
           ? await voidCall(tx, call.callId, call.attempt)
-          : await closeCall(tx, { ...call, reply: undefined, usage, providerRequestId });
+          : await closeCall(tx, { ...call, model: call.model.id, reply: undefined, usage, providerRequestId });
       if (!isOurs) return await standingOutcome(tx, call);
       const isEnded = await finishTurn(tx, call.turn, finished, []);
       if (row !== undefined) await recordUsage(tx, row);
       return isEnded ? finished : await readFinishedTurn(tx, call.turn.turnId);
     });
-    if (isOurs) tellQuota(call, row);
+    if (isOurs) tell(call, row);
     return announce(call.turn.turnId, standing);
   }
 
@@ -312,26 +368,28 @@ export const createModelCall = (deps: CallDeps) => {
   async function run(context: TenantContext, turnId: TurnId, step: number, signal: AbortSignal): Promise<CallOutcome> {
     const call = await open(context, turnId, step);
     if (!("callId" in call)) return call;
+    let overlay: Overlay;
     let input: CallInput;
     let reserved: Reserved;
     try {
-      input = await inputOf(call);
+      overlay = await overlayOf(context.tenantId, call.turn.request.overlay);
+      input = inputOf(call, overlay, call.model);
       const promptTokens = estimatePromptTokens(estimateTokens, { model: call.model.id, ...input });
       reserved = await reserveQuota({ database, quota }, call, { promptTokens, maxTokens: input.settings.maxTokens });
     } catch (error) {
       if (!(error instanceof AppError) || !refusals.has(error.code)) throw error;
       return await persist(signal, async () => await settleRefusal(call, error));
     }
-    const ready: ReadyCall = { ...call, ...reserved };
-    let result: ModelResult;
-    try {
-      result = await callProvider(call, { ...input, settings: { ...input.settings, maxTokens: reserved.maxTokens } }, signal);
-    } catch (error) {
-      if (!(error instanceof ModelCallError)) throw error;
-      if (error.kind === "aborted" && signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });
-      return await persist(signal, async () => await settleFailure(ready, error));
-    }
-    return await persist(signal, async () => await settleAnswer(ready, result));
+    const { maxTokens, ...admitted } = reserved;
+    const ready: ReadyCall = { ...call, ...admitted };
+    const own: Route = { model: call.model, price: call.price, input: { ...input, settings: { ...input.settings, maxTokens } } };
+    const ended = await callProvider(ready, own, overlay, signal);
+    const { model, price } = ended.route;
+    const made: ReadyCall = { ...ready, model, price };
+    if (!("error" in ended)) return await persist(signal, async () => await settleAnswer(made, ended.result));
+    const { error } = ended;
+    if (error.kind === "aborted" && signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });
+    return await persist(signal, async () => await settleFailure(made, error));
   }
 
   return {
@@ -347,6 +405,29 @@ export const createModelCall = (deps: CallDeps) => {
     },
   };
 };
+
+/** One try of one model. */
+async function attempt(route: Route, key: string, publish: (delta: ModelDelta) => void, signal: AbortSignal): Promise<Attempt> {
+  let isSilent = true;
+  try {
+    const deltas = route.model.provider.call({ model: route.model.id, ...route.input, callId: key }, signal);
+    for (;;) {
+      const { done, value } = await deltas.next();
+      if (done === true) return { route, result: checkedResult(value) };
+      isSilent = false;
+      publish(value);
+    }
+  } catch (error) {
+    if (!(error instanceof ModelCallError)) throw error;
+    return { route, error, isFree: isSilent && error.usage === undefined };
+  }
+}
+
+const isPassing = ({ kind }: ModelCallError): boolean => kind === "busy" || kind === "unreachable";
+
+/** What another model, or another try, may do better: everything but what the caller asked for. */
+const mayGiveWay = (ended: Attempt): ended is FailedAttempt =>
+  "error" in ended && ended.isFree && ended.error.kind !== "refused" && ended.error.kind !== "aborted";
 
 /** Errors that end a turn as they are, for its caller to read. */
 const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd"]);

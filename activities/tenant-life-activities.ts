@@ -5,6 +5,7 @@ import type { TurnId } from "../domain/turn-id.ts";
 import { factsOf } from "../control-plane/tenants.ts";
 import type { Database } from "../storage/database.ts";
 import { readOpenTurns } from "../storage/open-turn-repository.ts";
+import { endErasedTenant } from "../storage/tenant-remains.ts";
 import { createTenantDirectory, removeTenantDirectory } from "../storage/tenant-paths.ts";
 import { claimTurn, finishTurn, voidOpenCalls } from "../storage/turn-repository.ts";
 import { asLifeActivity } from "./activity-context.ts";
@@ -121,12 +122,7 @@ export const createTenantLifeActivities = ({ database, home, runs, ensureDataKey
   async eraseKey(): Promise<void> {
     await asLifeActivity(async (tenantId) => {
       await eraseDataKey(tenantId);
-      await database.withControl(
-        async (tx) =>
-          await tx.execute("update control.tenant set erased_at = coalesce(erased_at, now()) where id = $1 and state = 'deleted'", [
-            tenantId,
-          ]),
-      );
+      await database.withControl(async (tx) => await endErasedTenant(tx, tenantId));
       await forget(tenantId);
     });
   },

@@ -6,10 +6,12 @@ import { searchAttributeTypes } from "../domain/search-attributes.ts";
 import { startEmbeddedPostgres } from "../storage/embedded-postgres.ts";
 import { findTemporalBinary } from "../temporal-dev/temporal-binary.mjs";
 import { startTemporalServer } from "../temporal-dev/temporal-server.ts";
+import type { TemporalTls } from "../temporal/temporal-connection.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
 import type { Log } from "./log.ts";
 import type { Resources } from "./resources.ts";
 import type { Role } from "./start-arguments.ts";
+import { temporalTlsOf } from "./temporal-tls.ts";
 
 /** The servers that the product stands on: its own children, or ones of the operator's. */
 export type Backends = {
@@ -17,6 +19,7 @@ export type Backends = {
   readonly databaseKind: "embedded" | "external";
   readonly temporal: {
     readonly address: string;
+    readonly tls: TemporalTls | undefined;
     readonly namespace: string;
     /** Of Temporal's Web UI itself, which asks nobody who they are: people go through the gateway. */
     readonly uiUrl: string | undefined;
@@ -45,6 +48,16 @@ export async function startBackends({ environment, config, home, role, log, reso
       client: { message: `--role ${role} shares its servers with other processes: set DATABASE_URL and TEMPORAL_ADDRESS` },
     });
   }
+  const tls = temporalTlsOf(config, home);
+  if (tls !== undefined && temporalAddress === undefined) {
+    throw new AppError("invalid_configuration", {
+      client: {
+        message:
+          "temporal.tls is for a Temporal server of your own: set temporal.address or TEMPORAL_ADDRESS, or remove the temporal.tls keys",
+        param: "temporal.tls",
+      },
+    });
+  }
   const servers: { stop(): Promise<void> }[] = [];
   resources.add(servers, async (started) => await Promise.all(started.map(async (server) => await server.stop())));
   const keep = <T extends { stop(): Promise<void> }>(server: T): T => (servers.push(server), server);
@@ -65,6 +78,7 @@ export async function startBackends({ environment, config, home, role, log, reso
     databaseKind: postgres === undefined ? "external" : "embedded",
     temporal: {
       address: temporal?.address ?? temporalAddress ?? "",
+      tls,
       namespace,
       uiUrl: temporal?.uiUrl ?? environment.temporalUiUrl,
       cliPath: temporal?.cliPath,

@@ -2,9 +2,11 @@ import { type AdminConfig, type KeySource, loadAdminConfig } from "../control-pl
 import type { HostReport } from "../control-plane/doctor-finding.ts";
 import { readEnvironment } from "../control-plane/environment.ts";
 import { AppError } from "../domain/app-error.ts";
+import { checkAuditKey, checkKeyEncryption } from "./key-check.ts";
 import { checkPostgres } from "./postgres-check.ts";
 import { checkProvider } from "./provider-check.ts";
 import { checkBubblewrap, checkCgroup } from "./sandbox-check.ts";
+import { checkTemporalUi } from "./temporal-ui-check.ts";
 import { checkTemporal } from "./temporal-check.ts";
 
 /**
@@ -15,16 +17,22 @@ async function hostReport(variables: KeySource): Promise<HostReport> {
   const environment = readEnvironment(variables);
   const config = usableConfig(environment.home);
   const providers = [...(config?.providers.values() ?? [])].filter(({ kind }) => kind !== "demo");
-  const checked = await Promise.all([
-    checkTemporal(environment, config, variables),
+  const [{ report, ...postgres }, ui, ...checked] = await Promise.all([
     checkPostgres(environment, config),
+    environment.temporalUiUrl === undefined ? undefined : checkTemporalUi(environment.temporalUiUrl),
+    checkTemporal(environment, config, variables),
     checkBubblewrap(),
     checkCgroup(config),
     ...(config === undefined ? [] : providers.map(async (provider) => await checkProvider(provider, config, variables))),
   ]);
   return {
-    findings: checked.map(({ finding }) => finding),
-    clocks: checked.flatMap(({ clock }) => (clock === undefined ? [] : [clock])),
+    findings: [
+      ...[postgres, ...checked].map(({ finding }) => finding),
+      ...(ui === undefined ? [] : [ui]),
+      checkKeyEncryption(environment, report),
+      checkAuditKey(environment, report),
+    ],
+    clocks: [postgres, ...checked].flatMap(({ clock }) => (clock === undefined ? [] : [clock])),
   };
 }
 

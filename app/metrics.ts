@@ -4,6 +4,7 @@ import type { GatewayMetrics } from "../gateway/gateway-metrics.ts";
 import type { TurnService } from "../gateway/turn-service.ts";
 import type { TurnSlots } from "../gateway/turn-slots.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
+import { type UsageDoubt, usageDoubts } from "../domain/usage.ts";
 import { readUsageTotals, tenantsInUsage } from "../storage/usage-totals.ts";
 import type { Database } from "../storage/database.ts";
 
@@ -12,6 +13,8 @@ export type Metrics = {
   readonly observeTurns: (turns: TurnService) => TurnService;
   readonly observeSlots: (slots: TurnSlots) => TurnSlots;
   readonly observeSandbox: <Driver extends SandboxDriver>(driver: Driver) => Driver;
+  /** A model call's tokens were counted here. */
+  readonly usageDoubted: (doubt: UsageDoubt) => void;
   /** Everything in Prometheus' text form. */
   render(): Promise<string>;
 };
@@ -39,6 +42,11 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     buckets: [0.005, 0.02, 0.1, 0.5, 2, 10, 60],
   });
   const sandbox = new Counter({ ...named("sandbox_runs_total", "Sandboxed runs, by what ended them."), labelNames: ["reason"] });
+  const doubts = new Counter({
+    ...named("estimated_calls_total", "Model calls of this process whose tokens were counted here instead of by the provider, by why."),
+    labelNames: ["doubt"],
+  });
+  for (const doubt of usageDoubts) doubts.inc({ doubt }, 0);
   const openResponses = new Set<ServerResponse>();
   new Gauge({
     ...named("streams_active", "Answers whose head is sent and whose end is not."),
@@ -122,6 +130,7 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
         return result;
       },
     }),
+    usageDoubted: (doubt) => doubts.inc({ doubt }),
     async render() {
       await readDatabase().catch(() => scrapes.inc());
       return await registry.metrics();

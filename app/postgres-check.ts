@@ -11,7 +11,10 @@ const wantedMajor = 17;
 const oldestMajor = 16;
 
 /** The database that a start here would use: one of the operator's, the running gateway's, or else the built-in one. */
-export async function checkPostgres({ databaseUrl, home }: Environment, config: AdminConfig | undefined): Promise<Checked> {
+export async function checkPostgres(
+  { databaseUrl, home }: Environment,
+  config: AdminConfig | undefined,
+): Promise<Checked & { readonly report?: DatabaseReport }> {
   const external = databaseUrl ?? config?.database.url;
   const running = runningGateway(home)?.database;
   if (external === undefined && running?.kind === "external") {
@@ -35,7 +38,7 @@ export async function checkPostgres({ databaseUrl, home }: Environment, config: 
   const where = external === undefined ? "the built-in server" : `the server at ${placeOf(external)}`;
   try {
     const answer = await describeDatabase(external ?? embeddedOwnerUrl(join(home, "postgres")));
-    return { finding: judgePostgres(where, answer), clock: readingOf("the database's clock", answer.clock, 0) };
+    return { finding: judgePostgres(where, answer), clock: readingOf("the database's clock", answer.clock, 0), report: answer };
   } catch (error) {
     return {
       finding: {

@@ -23,6 +23,7 @@ import { type LaneSettings, type TenantClient, forTenant } from "../temporal/ten
 import type { ProductFacts } from "./console-output.ts";
 import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
 import { rememberTenants } from "./remembered-tenants.ts";
+import { startErasedFiles } from "./erased-files.ts";
 import { startGateway } from "./gateway-role.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
@@ -142,6 +143,7 @@ export async function startProduct(environment: Environment, { role, variables }
         resources.add(stopListening, (close) => close());
       }
     }
+    resources.add(await startErasedFiles({ database, home, log }), (started) => started.stop());
     const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
     const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });
     const gateway =

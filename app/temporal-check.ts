@@ -4,6 +4,7 @@ import type { Environment } from "../control-plane/environment.ts";
 import { runningGateway } from "../control-plane/gateway-record.ts";
 import { searchAttributeTypes } from "../domain/search-attributes.ts";
 import { findTemporalBinary } from "../temporal-dev/temporal-binary.mjs";
+import { temporalTlsOf } from "./temporal-tls.ts";
 import { describeTemporal, type TemporalReport } from "../temporal/server-report.ts";
 
 const check = "temporal";
@@ -21,7 +22,8 @@ export async function checkTemporal(
   if (address === undefined) return { finding: checkTemporalBinary(temporalCliPath, variables) };
   const namespace = temporalNamespace ?? config?.temporal.namespace ?? running?.namespace ?? "default";
   try {
-    return { finding: judgeTemporal(address, namespace, await describeTemporal(address, namespace, searchAttributeTypes)) };
+    const tls = config === undefined ? undefined : temporalTlsOf(config, home);
+    return { finding: judgeTemporal(address, namespace, await describeTemporal({ address, namespace, tls }, searchAttributeTypes)) };
   } catch (error) {
     return {
       finding: {

@@ -9,6 +9,7 @@ import { type InvoiceSenderDeps, createInvoiceSender } from "../control-plane/in
 import { requireStripeKey } from "../control-plane/stripe-key.ts";
 import { type StripeMeters, openStripeMeters } from "../control-plane/stripe-meters.ts";
 import { createTenants, quotaLimitsOf } from "../control-plane/tenants.ts";
+import { createUsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import { type Owner, parseTenantId } from "../domain/tenant.ts";
@@ -27,11 +28,9 @@ import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
+import { forgetChannel } from "./erased-files.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
-
-/** The channel that tells every worker process that a tenant is gone; the payload is its id. */
-const forgetChannel = "openclaw_forget";
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
@@ -39,10 +38,18 @@ export async function startWorkers(
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
-  const driver = metrics.observeSandbox(createBwrapDriver());
+  const mustLimit = config.sandbox.require === "cgroup";
+  const driver = metrics.observeSandbox(createBwrapDriver({ enforcer: mustLimit ? "cgroup" : "any" }));
   const missing = await driver.probe();
+  if (missing !== undefined && mustLimit) {
+    throw new AppError("invalid_configuration", {
+      client: { message: `sandbox.require is cgroup, and that cannot be had here: ${missing}`, param: "sandbox.require" },
+    });
+  }
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const alarms = createUsageAlarms({ chainOf: (tenantId) => clientOf(tenantId).chain, wake, log, count: metrics.usageDoubted });
   const turnActivities = createTurnActivities({
     database,
     bus,
@@ -60,10 +67,10 @@ export async function startWorkers(
       markupPpm: ((await tenantOf(tenantId)).markupPpm ?? config.billing.markupPpm) as MarkupPpm,
     }),
     quota,
+    alarms,
     now: () => Date.now(),
     log,
   });
-  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const invoiceSettings = () => config.billing.stripe;
   const operations = createOperationClient({ connection: temporal, wake });
   const lifeActivities = createTenantLifeActivities({
@@ -85,6 +92,7 @@ export async function startWorkers(
     ...createQuotaActivities({ database, limitsOf: async (tenantId) => quotaLimitsOf(await createTenants({ database }).get(tenantId)) }),
   };
   const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
+  resources.add(alarms, (raised) => raised.close());
   const stopForgetting = await database.listen(
     forgetChannel,
     (payload) =>
@@ -131,6 +139,6 @@ function servedModels(config: AdminConfig, variables: ProductParts["variables"])
     if (model === undefined || provider === undefined) throw new AppError("model_not_found", { model: id });
     const served = providers.get(provider.name);
     if (served === undefined) throw new AppError("provider_error", { model: id, missing: requireProviderKey(provider, variables) });
-    return { id, provider: served, contextWindow: model.contextWindow, maxOutputTokens: model.maxOutputTokens };
+    return { ...model, provider: served };
   };
 }

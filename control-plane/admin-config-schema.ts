@@ -75,6 +75,8 @@ const origin = z
 const providerSchema = z.strictObject({
   kind: z.enum(["openai", "anthropic", "openai-compatible", "demo"], "must be openai, anthropic, openai-compatible or demo"),
   base_url: url("http:", "https:").optional(),
+  // OpenAI's older API, the default, or its newer one.
+  api: z.enum(["chat", "responses"], "must be chat or responses").optional(),
   api_key_env: environmentName.optional(),
 });
 

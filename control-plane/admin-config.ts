@@ -14,6 +14,8 @@ export type ProviderSettings = {
   readonly name: string;
   readonly kind: "openai" | "anthropic" | "openai-compatible" | "demo";
   readonly baseUrl: string | undefined;
+  /** Which API of the two OpenAI kinds is spoken; undefined for Chat Completions. */
+  readonly api: "chat" | "responses" | undefined;
   /** The environment variable that holds the provider's key. */
   readonly apiKeyEnv: string | undefined;
 };
@@ -90,9 +92,9 @@ function toAdminConfig({ default_model, providers, models, billing, ...blocks }:
     ...blocks,
     defaultModel: default_model,
     providers: new Map(
-      Object.entries(providers).map(([name, { kind, base_url, api_key_env }]) => [
+      Object.entries(providers).map(([name, { kind, base_url, api, api_key_env }]) => [
         name,
-        { name, kind, baseUrl: base_url, apiKeyEnv: api_key_env },
+        { name, kind, baseUrl: base_url, api, apiKeyEnv: api_key_env },
       ]),
     ),
     models: new Map(
@@ -148,15 +150,17 @@ function checkInvoices(stripe: InvoiceSettings | undefined, error: (path: KeyPat
 
 /** What the schema cannot see: names that point at other entries. */
 function checkReferences(
-  { defaultModel, providers, models, billing }: AdminConfig,
+  { defaultModel, providers, models, temporal, billing }: AdminConfig,
   error: (path: KeyPath, says: string) => AppError,
 ): void {
   checkInvoices(billing.stripe, error);
-  for (const { name, kind, baseUrl, apiKeyEnv } of providers.values()) {
+  for (const { name, kind, baseUrl, api, apiKeyEnv } of providers.values()) {
     const path = ["providers", name];
     if (kind === "openai-compatible" && baseUrl === undefined) throw error(path, "needs a base_url: its kind is openai-compatible");
     if ((kind === "openai" || kind === "anthropic") && apiKeyEnv === undefined)
       throw error(path, `needs api_key_env, the environment variable with its key`);
+    if (api !== undefined && kind !== "openai" && kind !== "openai-compatible")
+      throw error([...path, "api"], "belongs to the kinds openai and openai-compatible only");
   }
   for (const { id, provider, fallbacks, contextWindow, maxOutputTokens } of models.values()) {
     if (!providers.has(provider)) throw error(["models", id, "provider"], `"${provider}" is not one of providers`);
@@ -165,6 +169,13 @@ function checkReferences(
     if (unknown >= 0) throw error(["models", id, "fallbacks", unknown], `"${fallbacks[unknown]}" is not another one of models`);
   }
   if (!models.has(defaultModel)) throw error(["default_model"], `"${defaultModel}" is not one of models`);
+  for (const [key, other] of [
+    ["tls_cert_file", "tls_key_file"],
+    ["tls_key_file", "tls_cert_file"],
+  ] as const)
+    if (temporal[key] !== undefined && temporal[other] === undefined) throw error(["temporal", key], `needs ${other}`);
+  const unused = (["tls_server_name", "tls_ca_file", "tls_cert_file"] as const).find((key) => temporal[key] !== undefined);
+  if (temporal.tls === false && unused !== undefined) throw error(["temporal", unused], "is of no use while temporal.tls is false");
 }
 
 /**

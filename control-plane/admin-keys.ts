@@ -1,14 +1,11 @@
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import type { Database } from "../storage/database.ts";
 import { systemOwner } from "../domain/tenant.ts";
 import { changeOffline } from "./audit-chain.ts";
 import type { CommandDeps } from "./commands.ts";
-import { mintAdminKey, parseAdminKey, type ParsedAdminKey } from "./credentials.ts";
+import { adminKeyPath, mintAdminKey, parseAdminKey, type ParsedAdminKey } from "./credentials.ts";
 import { createPrivateFile } from "./private-file.ts";
-
-export const adminKeyPath = (home: string): string => join(home, "admin-key");
 
 /**
  * `created`: made just now · `existing`: the file's key is valid · `stale`: the file's key was revoked or replaced ·

@@ -41,10 +41,49 @@ export type EntryWriter = { readonly workflowId: string; readonly runId: string 
  * @throws {AppError} `unavailable`: try again
  */
 export async function writeChange(deps: CommandDeps, owner: Owner, writer: EntryWriter, attempt: ChangeAttempt): Promise<ChangeAnswer> {
+  return await takePlace(deps, owner, attempt, async (tx) => {
+    const { command, seq, opId } = attempt;
+    const outcome = await attemptCommand(tx, deps, owner, { command, seq, opId });
+    return { entry: await append(tx, owner, { ...attempt, ...writer }, outcome), outcome };
+  });
+}
+
+/**
+ * Takes the place of a change that failed for good, as a refusal: an attempt that was given up and lives on would otherwise make the
+ * change after its caller was told that it was not made. The operation may be tried again, at another place.
+ * @returns as `writeChange`, also what such an attempt has made of it meanwhile. @throws {AppError} `unavailable`: try again
+ */
+export async function recordFailedChange(
+  deps: CommandDeps,
+  owner: Owner,
+  writer: EntryWriter,
+  attempt: ChangeAttempt,
+): Promise<ChangeAnswer> {
+  const { command, seq } = attempt;
+  const { message } = new AppError("internal");
+  const outcome = { state: "refused", seq, commandHash: commandHashOf(command), code: "internal", message, param: null } as const;
+  return await takePlace(deps, owner, attempt, async (tx) => {
+    const entry = await append(tx, owner, { ...attempt, ...writer, opId: failedOpIdOf(attempt) }, outcome);
+    return { entry, outcome };
+  });
+}
+
+/** Under which a failure is kept: it answers for its own attempt, and not for the operation. */
+const failedOpIdOf = ({ opId, seq }: ChangeAttempt): string => `failed:${seq}:${opId}`;
+
+type Written = { readonly entry: AuditEntry; readonly outcome: ChangeOutcome };
+
+async function takePlace(
+  deps: CommandDeps,
+  owner: Owner,
+  attempt: ChangeAttempt,
+  write: (tx: ControlTx) => Promise<Written>,
+): Promise<ChangeAnswer> {
   return await deps.database.withControl(async (tx): Promise<ChangeAnswer> => {
     const chain = chainOf(owner);
     const head = await lockChainHead(tx, chain, genesis);
-    const known = await findOperation(tx, chain, attempt.opId, opMemoryMs);
+    const known =
+      (await findOperation(tx, chain, attempt.opId, opMemoryMs)) ?? (await findOperation(tx, chain, failedOpIdOf(attempt), opMemoryMs));
     if (known?.entry.seq === attempt.seq && known.entry.prev === attempt.prev)
       return { state: "written", entry: known.entry, outcome: known.answer, ...(await factsOf(tx, owner)) };
     if (known !== undefined) return { state: "repeated", outcome: known.answer };
@@ -53,8 +92,7 @@ export async function writeChange(deps: CommandDeps, owner: Owner, writer: Entry
     if (head.seq !== attempt.seq - 1)
       return { state: "broken", reason: `the chain ends at ${head.seq}, entry ${attempt.seq} was to follow` };
     if (head.hash !== attempt.prev) return { state: "broken", reason: `entry ${head.seq} has another hash than the workflow knows` };
-    const { entry, outcome } = await append(tx, deps, owner, { ...attempt, ...writer });
-    return { state: "written", entry, outcome, ...(await factsOf(tx, owner)) };
+    return { state: "written", ...(await write(tx)), ...(await factsOf(tx, owner)) };
   }, changeOptions);
 }
 
@@ -99,7 +137,9 @@ export async function changeOffline(deps: CommandDeps, owner: Owner, request: Ch
       workflowId: offlineWorkflowId,
       runId: null,
     };
-    return (await append(tx, deps, owner, attempt)).outcome;
+    const made = await attemptCommand(tx, deps, owner, attempt);
+    await append(tx, owner, attempt, made);
+    return made;
   }, changeOptions);
   throwRefusal(outcome);
 }
@@ -116,11 +156,10 @@ const isRefusal = (error: unknown): error is AppError =>
 
 async function append(
   tx: ControlTx,
-  deps: CommandDeps,
   owner: Owner,
   { opId, command, actor, requestId, seq, prev, ts, workflowId, runId }: ChangeAttempt & EntryWriter,
-): Promise<{ readonly entry: AuditEntry; readonly outcome: ChangeOutcome }> {
-  const outcome = await attemptCommand(tx, deps, owner, { command, seq, opId });
+  outcome: ChangeOutcome,
+): Promise<AuditEntry> {
   const fields = {
     chain: chainOf(owner),
     seq,
@@ -135,7 +174,7 @@ async function append(
   };
   const entry = { ...fields, hash: hashOfEntry(fields) };
   await appendEntry(tx, entry, { opId, answer: outcome, runId });
-  return { entry, outcome };
+  return entry;
 }
 
 /** Applies under a savepoint, so that a refusal leaves its entry and nothing else. */

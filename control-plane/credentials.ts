@@ -1,4 +1,5 @@
 import { createHash, randomBytes } from "node:crypto";
+import { join } from "node:path";
 import { parseTenantId, type TenantId } from "../domain/tenant.ts";
 
 /** Tenant tokens and admin keys as text and as what is stored of them (contract §1). */
@@ -9,6 +10,9 @@ export type ParsedCredential = ParsedToken | ParsedAdminKey;
 
 export type MintedToken = { readonly token: string; readonly hash: Buffer };
 export type MintedAdminKey = { readonly key: string; readonly keyId: string; readonly hash: Buffer };
+
+/** Where a home keeps its first admin key. */
+export const adminKeyPath = (home: string): string => join(home, "admin-key");
 
 const secretBytes = 16;
 const longestCredential = "tk_".length + 32 + 1 + 2 * secretBytes;

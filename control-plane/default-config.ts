@@ -109,6 +109,7 @@ ${providers.join("\n")}
   # local:
   #   kind: openai-compatible
   #   base_url: http://127.0.0.1:11434/v1
+  # "api: responses" beside a kind of openai or openai-compatible speaks OpenAI's Responses instead of its Chat Completions.
 
 # What may be called. A model without a price below is refused.
 models:

@@ -4,6 +4,7 @@ import { type InvoiceEventKey, type InvoiceResolution, invoiceEventIdOf } from "
 import { sha256Hex } from "./sha256.ts";
 import type { QuotaChange, TenantQuota } from "./tenant-quota.ts";
 import { systemOwner, type LifeKind, type Owner } from "./tenant.ts";
+import type { UsageDoubt } from "./usage.ts";
 
 /** The state changes and the hash-chained entries that record them (contract §7, docs/adr/007). */
 
@@ -60,7 +61,9 @@ export type TenantCommand =
   /** The last entry of the chain: behind it nothing is written. Only the workflow `erase:<tenant>` makes it. */
   | { readonly type: "tenant.erase" }
   /** `digest`: SHA-256 of a text that stands, sealed, in the database. The text itself never leaves the edge. */
-  | { readonly type: "overlay.write"; readonly digest: string };
+  | { readonly type: "overlay.write"; readonly digest: string }
+  /** Tokens of a model call were counted here: the first such call of a day, model and doubt. */
+  | { readonly type: "usage.alarm"; readonly callId: string; readonly model: string; readonly doubt: UsageDoubt };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
@@ -112,6 +115,7 @@ const tenantActions: readonly string[] = [
   "quota.update",
   "tenant.erase",
   "overlay.write",
+  "usage.alarm",
   "payloads.decode",
 ] satisfies TenantCommand["type"][];
 
@@ -138,6 +142,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `token:${command.tokenHash.slice(0, 8)}` };
     case "overlay.write":
       return { tenant, target: `overlay:${command.digest}` };
+    case "usage.alarm":
+      return { tenant, target: `${command.callId} ${command.model} ${command.doubt}` };
     case "payloads.decode":
       return { tenant, target: `${command.count} payloads:${command.digest.slice(0, 8)}` };
     case "temporal.operate":

@@ -120,6 +120,12 @@ export const errorCatalogue = {
     retryable: false,
     says: "The turn was aborted.",
   },
+  tenant_deleted: {
+    type: "invalid_request_error",
+    http: 404,
+    retryable: false,
+    says: "The tenant was deleted.",
+  },
   data_key_erased: {
     type: "invalid_request_error",
     http: 404,

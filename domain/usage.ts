@@ -9,8 +9,16 @@ export type Usage = {
   readonly reasoningTokens: number;
 };
 
-/** A call's usage and whether it is the provider's count or our own estimate. */
-export type CountedUsage = Usage & { readonly estimated: boolean };
+/**
+ * Why a call was counted here, in part or as a whole. `missing`: the answer is whole and holds no count. `unbelievable`: a number
+ * is none: negative, a fraction, a text, or more than 100 context windows. `contradictory`: the parts do not fit into the totals.
+ * `cut`: the answer ended before its count.
+ */
+export const usageDoubts = ["missing", "unbelievable", "contradictory", "cut"] as const;
+export type UsageDoubt = (typeof usageDoubts)[number];
+
+/** A call's usage and whether it is the provider's count or our own estimate; a doubt is always an estimate. */
+export type CountedUsage = Usage & { readonly estimated: boolean; readonly doubt?: UsageDoubt | undefined };
 
 export const noUsage: Usage = { inputTokens: 0, cacheReadTokens: 0, cacheWriteTokens: 0, outputTokens: 0, reasoningTokens: 0 };
 

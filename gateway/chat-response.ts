@@ -29,7 +29,7 @@ export const toChatCompletion = (head: AnswerHead, reply: TurnReply) => ({
   id: idOf(head),
   object: "chat.completion",
   created: secondsOf(head),
-  model: head.model,
+  model: reply.model,
   choices: [
     {
       index: 0,

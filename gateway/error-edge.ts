@@ -26,8 +26,13 @@ export function answerFrameworkError(thrown: unknown, request: FastifyRequest, r
   void answerError(thrown, request, reply);
 }
 
+/** A tenant that was deleted after its request was authenticated is told what its next request will be told. */
+const goneCodes: ReadonlySet<ErrorCode> = new Set(["tenant_deleted", "data_key_erased"]);
+
 async function answerError(thrown: unknown, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
-  const error = toAppError(thrown);
+  const found = toAppError(thrown);
+  const isGone = goneCodes.has(found.code) && request.principal?.kind === "tenant";
+  const error = isGone ? new AppError("invalid_api_key", {}, { cause: thrown }) : found;
   if (error.code === "request_too_large") await discardBody(request.raw);
   const { http } = errorCatalogue[error.code];
   if (!reply.hasHeader("x-request-id")) void reply.header("x-request-id", request.id); // no hook runs for framework errors

@@ -136,6 +136,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
         await sleep(waitMs, rest.signal);
         if (rest.signal.aborted) return await new Promise(() => {}); // another way has told
         const finished = await read().catch((error: unknown) => {
+          if (error instanceof AppError && error.code === "tenant_deleted") throw error; // its row has gone with it
           log("a turn's row could not be read", { turnId, error: String(error) });
           return undefined;
         });

@@ -6,8 +6,9 @@ import { asArray, asObject, asText, type JsonObject, parseJson } from "./json-va
 import type { ModelDelta, ModelRequest } from "./model-provider.ts";
 import { errorText, kindOfErrorEvent, providerFailure } from "./provider-failure.ts";
 import { createReplyBuilder } from "./reply-builder.ts";
+import { createUsageCounter } from "./reported-usage.ts";
 import type { AnswerReader } from "./streamed-call.ts";
-import { estimatePromptTokens, type TokenCounter } from "./token-estimate.ts";
+import type { TokenCounter } from "./token-estimate.ts";
 
 export type AnthropicAnswerOptions = {
   readonly request: ModelRequest;
@@ -31,9 +32,11 @@ const finishReasons: Readonly<Record<string, FinishReason>> = {
 /** Reads a Messages answer: its events, or one whole message of a server that does not stream. */
 export function createAnthropicAnswer({ request, mostTokens, countTokens, secrets, requestId }: AnthropicAnswerOptions): AnswerReader {
   const reply = createReplyBuilder(request.callId);
+  const counter = createUsageCounter(request, reply, countTokens);
   const blocksWithInput = new Map<unknown, boolean>(); // tool_use blocks by index: did input come in pieces?
   let id: string | undefined;
   let rawUsage: JsonObject = {};
+  let outputIsCounted = false; // `message_start` counts the first tokens only
   let stopReason: string | undefined;
   let ended = false;
 
@@ -99,6 +102,7 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
     if (message["error"] !== undefined && message["error"] !== null) fail(message["error"]);
     id = asText(message["id"]);
     rawUsage = mergeAnthropicUsage(rawUsage, message["usage"]);
+    outputIsCounted = true;
     const deltas = asArray(message["content"]).flatMap((block, index) => [...startBlock(index, asObject(block)), ...stopBlock(index)]);
     deltas.push(...takeStop(message));
     ended = stopReason !== undefined;
@@ -121,6 +125,7 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
         return stopBlock(event["index"]);
       case "message_delta":
         rawUsage = mergeAnthropicUsage(rawUsage, event["usage"]);
+        outputIsCounted ||= typeof asObject(event["usage"])["output_tokens"] === "number";
         return takeStop(asObject(event["delta"]));
       case "message_stop":
         ended = true;
@@ -132,29 +137,13 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
     }
   }
 
-  /** The provider's count, with our estimate in place of what is missing or cannot be believed. */
-  function countedUsage(): CountedUsage {
-    const counted = normaliseAnthropicUsage(rawUsage, mostTokens);
-    if (counted !== undefined && stopReason !== undefined) return counted;
-    const { output, reasoning } = reply.generated();
-    const estimate = { outputTokens: countTokens(request.model, output), reasoningTokens: countTokens(request.model, reasoning) };
-    if (counted === undefined) {
-      return {
-        inputTokens: estimatePromptTokens(countTokens, request),
-        cacheReadTokens: 0,
-        cacheWriteTokens: 0,
-        ...estimate,
-        estimated: true,
-      };
-    }
-    // Cut short: the prompt's classes are known, the output only as far as the last report.
-    const more = estimate.outputTokens + estimate.reasoningTokens > counted.outputTokens + counted.reasoningTokens;
-    return more ? { ...counted, ...estimate, estimated: true } : counted;
-  }
+  const isCounted = (): boolean => stopReason !== undefined && outputIsCounted;
+  const wholeUsage = (): CountedUsage => counter.ofWhole(normaliseAnthropicUsage(rawUsage, mostTokens));
 
-  function usageSoFar(): CountedUsage | undefined {
-    const { output, reasoning } = reply.generated();
-    return Object.keys(rawUsage).length === 0 && output === "" && reasoning === "" ? undefined : countedUsage();
+  /** A prompt that is counted has begun its output, also where the count does not say so yet. */
+  function partUsage(): CountedUsage | undefined {
+    const begun = Object.keys(rawUsage).length === 0 ? rawUsage : { output_tokens: 0, ...rawUsage };
+    return counter.ofPart(normaliseAnthropicUsage(begun, mostTokens), ended ? "missing" : "cut");
   }
 
   return {
@@ -168,12 +157,13 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
     },
     ended: () => ended,
     complete: () => stopReason !== undefined,
-    usageSoFar,
+    usageSoFar: () => (isCounted() ? wholeUsage() : partUsage()),
     providerRequestId: () => id ?? requestId,
     result() {
       if (stopReason === undefined) throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
       const finishReason = finishReasons[stopReason] ?? "stop";
-      return { reply: reply.build(finishReason), usage: countedUsage(), providerRequestId: id ?? requestId };
+      const usage = (isCounted() ? undefined : partUsage()) ?? wholeUsage();
+      return { reply: reply.build(finishReason), usage, providerRequestId: id ?? requestId };
     },
   };
 }

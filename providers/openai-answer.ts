@@ -1,13 +1,13 @@
 import type { FinishReason } from "../domain/conversation.ts";
-import type { CountedUsage } from "../domain/usage.ts";
 import type { AnswerItem } from "./answer-parser.ts";
 import { asArray, asObject, asText, type JsonObject, parseJson } from "./json-value.ts";
 import type { ModelDelta, ModelRequest, ModelResult } from "./model-provider.ts";
 import { normaliseOpenAiUsage } from "./openai-usage.ts";
 import { errorText, kindOfErrorEvent, providerFailure } from "./provider-failure.ts";
 import { createReplyBuilder, type ReplyBuilder } from "./reply-builder.ts";
+import { createUsageCounter, type ReportedUsage } from "./reported-usage.ts";
 import type { AnswerReader } from "./streamed-call.ts";
-import { estimatePromptTokens, type TokenCounter } from "./token-estimate.ts";
+import type { TokenCounter } from "./token-estimate.ts";
 
 export type OpenAiAnswerOptions = {
   readonly request: ModelRequest;
@@ -31,8 +31,10 @@ const finishReasons: Readonly<Record<string, FinishReason>> = {
 /** Reads a Chat Completions answer: chunks, or one whole completion of a server that does not stream. */
 export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, requestId }: OpenAiAnswerOptions): AnswerReader {
   const reply = createReplyBuilder(request.callId);
+  const counter = createUsageCounter(request, reply, countTokens);
   let id: string | undefined;
   let rawUsage: unknown;
+  let usageIsFinal = false; // it came with the finish reason or after it
   let finish: string | undefined;
   let ended = false;
   let understood = false; // something that belongs to a completion was seen
@@ -45,12 +47,14 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
     }
     id ??= asText(completion["id"]);
     // The last count wins: servers that count as they go send the sum so far with every chunk.
-    rawUsage = completion["usage"] ?? asObject(completion["x_groq"])["usage"] ?? rawUsage;
+    const usage = completion["usage"] ?? asObject(completion["x_groq"])["usage"];
+    rawUsage = usage ?? rawUsage;
     const choices = asArray(completion["choices"]).map(asObject);
     if (Array.isArray(completion["choices"]) || rawUsage !== undefined) understood = true;
     const choice = choices.find(({ index }) => index === undefined || index === 0);
+    finish = asText(choice?.["finish_reason"]) ?? finish;
+    if (finish !== undefined && usage !== undefined && usage !== null) usageIsFinal = true;
     if (choice === undefined) return [];
-    finish = asText(choice["finish_reason"]) ?? finish;
     if (finish === "error") throw providerFailure({ kind: "unreachable", text: "The answer finished with an error." }, secrets);
     return takeMessage(reply, asObject(choice["delta"] ?? choice["message"]));
   }
@@ -61,30 +65,8 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
     return reply.hasToolCalls() ? "tool_calls" : "stop"; // many servers say "stop" though they called tools
   };
 
-  /** The provider's count; the estimate where there is none, or only one that cannot be believed. */
-  function countedUsage(): CountedUsage {
-    const counted = rawUsage === undefined ? undefined : normaliseOpenAiUsage(rawUsage, mostTokens);
-    if (counted !== undefined) return counted;
-    const { output, reasoning } = reply.generated();
-    return {
-      inputTokens: estimatePromptTokens(countTokens, request),
-      cacheReadTokens: 0,
-      cacheWriteTokens: 0,
-      outputTokens: countTokens(request.model, output),
-      reasoningTokens: countTokens(request.model, reasoning),
-      estimated: true,
-    };
-  }
-
-  /** A count that came before the reply was whole may not hold all of it: then the larger of it and the estimate counts. */
-  function usageSoFar(): CountedUsage | undefined {
-    const { output, reasoning } = reply.generated();
-    const counted = rawUsage === undefined ? undefined : normaliseOpenAiUsage(rawUsage, mostTokens);
-    if (counted === undefined) return output === "" && reasoning === "" ? undefined : countedUsage();
-    if (finish !== undefined) return counted;
-    const outputTokens = Math.max(counted.outputTokens, countTokens(request.model, output));
-    return { ...counted, outputTokens, estimated: counted.estimated || outputTokens > counted.outputTokens };
-  }
+  const isCounted = (): boolean => ended || usageIsFinal;
+  const reported = (): ReportedUsage => (rawUsage === undefined ? "missing" : normaliseOpenAiUsage(rawUsage, mostTokens));
 
   return {
     take(item: AnswerItem) {
@@ -106,14 +88,15 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
     },
     ended: () => ended,
     complete: () => finish !== undefined,
-    usageSoFar,
+    usageSoFar: () => (isCounted() && rawUsage !== undefined ? counter.ofWhole(reported()) : counter.ofPart(reported(), "cut")),
     providerRequestId: () => id ?? requestId,
     result(): ModelResult {
       // `[DONE]` without a finish reason is whole: some servers never give one. The end of a connection is not.
       if (!understood || (finish === undefined && !ended)) {
         throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
       }
-      return { reply: reply.build(finishReason()), usage: countedUsage(), providerRequestId: id ?? requestId };
+      const cutUsage = isCounted() ? undefined : counter.ofPart(reported(), "cut");
+      return { reply: reply.build(finishReason()), usage: cutUsage ?? counter.ofWhole(reported()), providerRequestId: id ?? requestId };
     },
   };
 }

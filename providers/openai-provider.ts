@@ -4,14 +4,20 @@ import { type LimitsOf, mostBelievableTokens } from "./model-limits.ts";
 import { ModelCallError, type ModelProvider } from "./model-provider.ts";
 import { createOpenAiAnswer } from "./openai-answer.ts";
 import { type OpenAiKind, toOpenAiRequest } from "./openai-request.ts";
+import { createResponsesAnswer } from "./responses-answer.ts";
+import { toResponsesRequest } from "./responses-request.ts";
 import { parseApiKey, parseBaseUrl } from "./provider-endpoint.ts";
 import { statusFailure, transportFailure } from "./sdk-failure.ts";
 import { runStreamedCall } from "./streamed-call.ts";
 import { estimateTokens, type TokenCounter } from "./token-estimate.ts";
 
+export type OpenAiApi = "chat" | "responses";
+
 export type OpenAiProviderOptions = {
   readonly name: string;
   readonly kind: OpenAiKind;
+  /** Which of OpenAI's two APIs is spoken; Chat Completions by default. */
+  readonly api?: OpenAiApi | undefined;
   /** Up to and with the version, `https://api.openai.com/v1` by default; needed for a compatible server. */
   readonly baseUrl?: string | undefined;
   /** Needed for OpenAI; without one a compatible server gets no Authorization header. */
@@ -27,12 +33,13 @@ export type OpenAiProviderOptions = {
 const noSdkTimeoutMs = 86_400_000;
 
 /**
- * OpenAI's Chat Completions through the official client, always streamed, without the client's own retries.
+ * OpenAI's Chat Completions or Responses through the official client, always streamed, without the client's own retries.
  * @throws {AppError} `invalid_configuration` for a missing or malformed key or address
  */
 export function createOpenAiProvider({
   name,
   kind,
+  api = "chat",
   baseUrl,
   apiKey,
   limitsOf = () => undefined,
@@ -64,12 +71,14 @@ export function createOpenAiProvider({
       runStreamedCall({
         signal,
         timeouts: callTimeouts,
-        send: (deadline) =>
-          client.chat.completions
-            .create(toOpenAiRequest(kind, request), { signal: deadline, headers: { "Idempotency-Key": request.callId } })
-            .asResponse(),
+        send: async (deadline) => {
+          const options = { signal: deadline, headers: { "Idempotency-Key": request.callId } };
+          return api === "responses"
+            ? await client.responses.create(toResponsesRequest(name, request), options).asResponse()
+            : await client.chat.completions.create(toOpenAiRequest(kind, request), options).asResponse();
+        },
         readerFor: (headers) =>
-          createOpenAiAnswer({
+          (api === "responses" ? createResponsesAnswer : createOpenAiAnswer)({
             request,
             mostTokens: mostBelievableTokens(limitsOf(request.model)),
             countTokens,

@@ -42,7 +42,8 @@ export function kindOfErrorEvent(...words: readonly unknown[]): Kind {
     if (Number.isInteger(status) && status >= 400 && status < 600) return kindOfStatus(status);
     if (typeof word !== "string") continue;
     if (/rate_limit|overloaded|insufficient_quota|too_many_requests/.test(word)) return "busy";
-    if (/invalid_request|context_length|not_found|too_large|unprocessable|bad_?request/i.test(word)) return "refused";
+    if (/invalid_(?:request|prompt)|image|policy|context_length|not_found|too_large|unprocessable|bad_?request/i.test(word))
+      return "refused";
     if (/auth|permission|api_key|billing/.test(word)) return "rejected";
   }
   return "unreachable";

@@ -3,7 +3,7 @@ import type { CallTimeouts } from "./call-deadline.ts";
 import { createDemoProvider } from "./demo-provider.ts";
 import type { LimitsOf } from "./model-limits.ts";
 import type { ModelProvider } from "./model-provider.ts";
-import { createOpenAiProvider } from "./openai-provider.ts";
+import { createOpenAiProvider, type OpenAiApi } from "./openai-provider.ts";
 import type { TokenCounter } from "./token-estimate.ts";
 
 /** A provider as `config.yaml` describes it. It holds no key, so it may be printed. */
@@ -11,6 +11,8 @@ export type ProviderConfig = {
   readonly name: string;
   readonly kind: "openai" | "anthropic" | "openai-compatible" | "demo";
   readonly baseUrl?: string | undefined;
+  /** Of the two OpenAI kinds. */
+  readonly api?: OpenAiApi | undefined;
 };
 
 export type ProviderSettings = {
@@ -32,11 +34,15 @@ export function createProviders(
   return new Map(configs.map((config) => [config.name, createProvider(config, apiKeys.get(config.name), settings)]));
 }
 
-function createProvider({ name, kind, baseUrl }: ProviderConfig, apiKey: string | undefined, settings: ProviderSettings): ModelProvider {
+function createProvider(
+  { name, kind, baseUrl, api }: ProviderConfig,
+  apiKey: string | undefined,
+  settings: ProviderSettings,
+): ModelProvider {
   switch (kind) {
     case "openai":
     case "openai-compatible":
-      return createOpenAiProvider({ name, kind, baseUrl, apiKey, ...settings });
+      return createOpenAiProvider({ name, kind, api, baseUrl, apiKey, ...settings });
     case "anthropic":
       return createAnthropicProvider({ name, baseUrl, apiKey, ...settings });
     case "demo":

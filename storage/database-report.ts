@@ -1,6 +1,7 @@
 import pg from "pg";
 import { sqlStateOf } from "./database-error.ts";
 import { gatewayRole, gatewayUrlOf } from "./gateway-login.ts";
+import { knownKeyIds } from "./open-data-keys.ts";
 import { tenantGroupRole } from "./tenant-schemas.ts";
 
 /** What a Postgres server tells about itself and about the user of the URL. */
@@ -12,6 +13,10 @@ export type DatabaseReport = {
   /** Whether our two roles are there or this user may make them. */
   readonly hasRoles: boolean;
   readonly mayMakeSchemas: boolean;
+  /** Ids of the key-encryption keys without which something of this database could not be read; empty before the first start. */
+  readonly keyIds: readonly string[];
+  /** Ids of the keys that have signed anchors of its audit. */
+  readonly auditKeyIds: readonly string[];
   /** The server's clock, and when we asked and had the answer. */
   readonly clock: { readonly atMs: number; readonly askedAtMs: number; readonly answeredAtMs: number };
 };
@@ -58,6 +63,8 @@ export async function describeDatabase(ownerUrl: string): Promise<DatabaseReport
       vector: vectorOf(row),
       hasRoles: row.has_roles,
       mayMakeSchemas: row.may_make_schemas,
+      keyIds: await idsOf(client, "control.key_encryption", knownKeyIds),
+      auditKeyIds: await idsOf(client, "control.audit_key", "select id from control.audit_key order by created_at desc"),
       clock: { atMs: row.at_ms, askedAtMs, answeredAtMs },
     };
   } catch (error) {
@@ -65,6 +72,13 @@ export async function describeDatabase(ownerUrl: string): Promise<DatabaseReport
   } finally {
     await client.end().catch(() => undefined);
   }
+}
+
+/** Nothing, where an earlier version made the database, or none yet. */
+async function idsOf(client: pg.Client, table: string, text: string): Promise<readonly string[]> {
+  const { rows } = await client.query<{ present: boolean }>("select to_regclass($1) is not null as present", [table]);
+  if (rows[0]?.present !== true) return [];
+  return (await client.query<{ id: string }>(text)).rows.map(({ id }) => id);
 }
 
 function vectorOf({ has_vector, knows_vector, is_superuser }: Row): DatabaseReport["vector"] {

@@ -2,7 +2,7 @@ import pg from "pg";
 import { AppError } from "../domain/app-error.ts";
 import { tenantSchemaOf, type TenantContext, type TenantId } from "../domain/tenant.ts";
 import { openSharedSchema, prepareControlSchema } from "./control-schema.ts";
-import { asStorageError, isConnectionError } from "./database-error.ts";
+import { asStorageError, isConnectionError, sqlStateOf } from "./database-error.ts";
 import { gatewayUrlOf } from "./gateway-login.ts";
 import { NotificationListener, type NotificationHandler } from "./notification-listener.ts";
 import { closeTenantSchema, createTenantSchema, dropTenantSchema, migrateTenantSchemas } from "./tenant-schemas.ts";
@@ -34,6 +34,9 @@ const idleInTransactionMs = 15_000;
 const maxUses = 10_000;
 const maxLifetimeSeconds = 1_800;
 const largestPayloadBytes = 7_999;
+
+/** Of a role, schema, table or right that is not there: invalid_parameter_value (SET ROLE), undefined_object, undefined_table, … */
+const lostPlaceStates: ReadonlySet<string> = new Set(["22023", "42704", "42P01", "3F000", "42501"]);
 
 const reset = "reset session authorization; reset role; reset all";
 
@@ -124,13 +127,26 @@ export class Database {
    * cannot be used after that. Do not call `withTenant` or `withControl` inside `work`: each holds a connection, and a full
    * pool of such callers would wait for itself until the connection wait (3 s) ends them.
    * @throws {AppError} `unavailable` for a passing failure. If the connection was lost during the commit (`details.outcome` is
-   * "unknown"), the work may have been committed: read it back by its own key.
+   * "unknown"), the work may have been committed: read it back by its own key. `tenant_deleted` when the tenant went away meanwhile.
    */
   async withTenant<T>({ tenantId }: TenantContext, work: (tx: TenantTx) => Promise<T>, options: TransactionOptions = {}): Promise<T> {
     const name = tenantSchemaOf(tenantId);
     if (!/^tenant_[a-z0-9_]+$/.test(name)) throw new AppError("invalid_tenant_id", { raw: name.slice(0, 64) });
     const place = `set local role ${name}; set local search_path = ${name}, ${this.#parts.sharedSchema}`;
-    return this.#transact({ place, options, open: (client, timeoutMs) => new TenantTx(client, timeoutMs, tenantId) }, work);
+    const scope = { place, options, open: (client: pg.PoolClient, timeoutMs: number) => new TenantTx(client, timeoutMs, tenantId) };
+    return await this.#transact(scope, work).catch(async (error: unknown) => {
+      throw (await this.#wasDeleted(tenantId, error)) ? new AppError("tenant_deleted", { tenantId }, { cause: error }) : error;
+    });
+  }
+
+  /** Whether a transaction failed because the tenant's role, its schema or its rights went away with the tenant. */
+  async #wasDeleted(tenantId: TenantId, error: unknown): Promise<boolean> {
+    if (!lostPlaceStates.has(sqlStateOf(error) ?? "")) return false;
+    const rows = await this.withControl(
+      async (tx) => await tx.query("select from control.tenant where id = $1 and state = 'deleted'", [tenantId]),
+      { readOnly: true },
+    ).catch(() => []);
+    return rows.length > 0;
   }
 
   /** Runs `work` in one transaction of the gateway itself on the control schema, where it sees every tenant's rows. Otherwise as `withTenant`. */

@@ -8,7 +8,9 @@ import {
   linkSync,
   openSync,
   readFileSync,
+  readdirSync,
   renameSync,
+  rmSync,
   unlinkSync,
   writeSync,
 } from "node:fs";
@@ -72,6 +74,13 @@ function writeKeys(path: string, keys: readonly Uint8Array[], publish: (temporar
   }
 }
 
+/** Drafts of a process that was killed while it wrote: they hold keys. */
+function removeDrafts(path: string): void {
+  const directory = dirname(path);
+  const drafts = readdirSync(directory).filter((name) => /^kek\.\d+\.[0-9a-f]{8}\.tmp$/.test(name));
+  for (const name of drafts) rmSync(join(directory, name), { force: true });
+}
+
 /**
  * The keys of a home's file.
  * @param mayCreate whether a missing file is made: only for a database that knows no key yet
@@ -119,6 +128,7 @@ export function openKeyFile(home: string, { mayCreate }: { readonly mayCreate: b
       load();
       const kept = keys.filter(({ encryption }) => encryption.keyId === keyId).map(({ bytes }) => bytes);
       if (kept.length === 1 && keys.length > 1) replace(kept);
+      removeDrafts(path);
     },
   };
 }

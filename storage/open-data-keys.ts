@@ -3,7 +3,7 @@ import { hostname } from "node:os";
 import { AppError } from "../domain/app-error.ts";
 import { systemOwner } from "../domain/tenant.ts";
 import { type DataKeys, createDataKeys, keyChannel } from "./data-keys.ts";
-import type { ControlTx, Database } from "./database.ts";
+import type { Database } from "./database.ts";
 import { type KeyRing, environmentKeyRing, missingKey } from "./key-encryption.ts";
 import { openKeyFile } from "./key-file.ts";
 
@@ -82,7 +82,7 @@ export async function openDataKeys({ database, home, keyEncryptionKey, log }: Op
 async function openRing(database: Database, home: string, keyEncryptionKey: string | undefined): Promise<KeyRing> {
   return await database.withControl(async (tx) => {
     await tx.query("select pg_advisory_xact_lock(hashtext('openclaw'), hashtext('key encryption'))");
-    const known = await knownKeyIds(tx);
+    const known = (await tx.query<{ id: string }>(knownKeyIds)).map(({ id }) => id);
     const ring =
       keyEncryptionKey === undefined ? openKeyFile(home, { mayCreate: known.length === 0 }) : environmentKeyRing(keyEncryptionKey);
     if (ring === undefined) {
@@ -101,10 +101,6 @@ async function openRing(database: Database, home: string, keyEncryptionKey: stri
   });
 }
 
-/** Ids of the keys without which something of this database could not be read. */
-async function knownKeyIds(tx: ControlTx): Promise<readonly string[]> {
-  const rows = await tx.query<{ kek_id: string }>(
-    "select kek_id from control.key_encryption union select kek_id from control.data_key where wrapped is not null",
-  );
-  return rows.map(({ kek_id }) => kek_id);
-}
+/** A query for the ids of the keys without which something of this database could not be read. */
+export const knownKeyIds =
+  "select kek_id as id from control.key_encryption union select kek_id from control.data_key where wrapped is not null";

@@ -96,7 +96,8 @@ export async function storeOverlayFault(
   }: { readonly tenantId: TenantId; readonly version: number; readonly digest: string; readonly fault: OverlayFault },
 ): Promise<void> {
   await tx.execute(
-    `insert into control.overlay as standing (tenant_id, version, digest, fault) values ($1, $2, $3, $4)
+    `insert into control.overlay as standing (tenant_id, version, digest, fault)
+     select id, $2, $3, $4 from control.tenant where id = $1 and state <> 'deleted'
      on conflict (tenant_id) do update set fault = excluded.fault where standing.version = $2`,
     [tenantId, version, digest, toJsonb(fault)],
   );

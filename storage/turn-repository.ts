@@ -212,6 +212,8 @@ export async function readTranscript(tx: TenantTx, sessionId: SessionId, limit: 
 export type CallEnd = {
   readonly callId: CallId;
   readonly attempt: number;
+  /** The one that answered. */
+  readonly model: string;
   readonly reply: ModelReply | undefined;
   readonly usage: CountedUsage;
   readonly providerRequestId: string | undefined;
@@ -221,11 +223,11 @@ export type CallEnd = {
  * Ends the journal row of a call. `recordUsage` belongs into the same transaction, last.
  * @returns false when another attempt has ended the call or has begun since: then nothing may be written
  */
-export async function closeCall(tx: TenantTx, { callId, attempt, reply, usage, providerRequestId }: CallEnd): Promise<boolean> {
+export async function closeCall(tx: TenantTx, { callId, attempt, model, reply, usage, providerRequestId }: CallEnd): Promise<boolean> {
   const closed = await tx.execute(
-    `UPDATE model_call SET state = 'done', finished_at = now(), reply = $3, usage = $4, provider_request_id = $5
+    `UPDATE model_call SET state = 'done', finished_at = now(), reply = $3, usage = $4, provider_request_id = $5, model = $6
      WHERE id = $1 AND state = 'started' AND attempt = $2`,
-    [callId, attempt, reply === undefined ? null : toJsonb(reply), toJsonb(usage), toStorableText(providerRequestId)],
+    [callId, attempt, reply === undefined ? null : toJsonb(reply), toJsonb(usage), toStorableText(providerRequestId), model],
   );
   return closed === 1;
 }

@@ -1,4 +1,5 @@
 import { Connection, isGrpcServiceError } from "@temporalio/client";
+import type { TemporalOptions } from "./temporal-connection.ts";
 
 /** What a Temporal server tells of itself and of one namespace. */
 export type TemporalReport = {
@@ -17,11 +18,10 @@ const notFound = 5;
 
 /** Changes nothing there. @throws {Error} when no Temporal server answers */
 export async function describeTemporal(
-  address: string,
-  namespace: string,
+  { address, tls, namespace }: Pick<TemporalOptions, "address" | "tls" | "namespace">,
   searchAttributes: Readonly<Record<string, string>>,
 ): Promise<TemporalReport> {
-  const connection = await Connection.connect({ address, connectTimeout: connectTimeoutMs });
+  const connection = await Connection.connect({ address, tls: tls ?? null, connectTimeout: connectTimeoutMs });
   try {
     return await connection.withDeadline(Date.now() + answerTimeoutMs, async () => {
       const { serverVersion } = await connection.workflowService.getSystemInfo({});

@@ -1,11 +1,17 @@
-import { Client } from "@temporalio/client";
+import { Client, type TLSConfig } from "@temporalio/client";
 import { NativeConnection } from "@temporalio/worker";
+import { AppError } from "../domain/app-error.ts";
 import type { Owner } from "../domain/tenant.ts";
 import type { DataKeys } from "../storage/data-keys.ts";
 import { type EncryptedConverter, encryptedConverter } from "./payload-codec.ts";
 
+/** Certificates in PEM; empty: TLS with what the machine trusts. */
+export type TemporalTls = TLSConfig;
+
 export type TemporalOptions = {
   readonly address: string;
+  /** Undefined: in the clear. */
+  readonly tls?: TemporalTls | undefined;
   readonly namespace: string;
   /** Payloads are encrypted with these; undefined: they are not, which is for tests of other things only. */
   readonly dataKeys?: DataKeys | undefined;
@@ -24,8 +30,12 @@ export type TemporalConnection = {
   close(): Promise<void>;
 };
 
-export async function connectTemporal({ address, namespace, dataKeys }: TemporalOptions): Promise<TemporalConnection> {
-  const native = await NativeConnection.connect({ address });
+/** @throws {AppError} `unavailable` when no server answers there, or not one that the certificates fit */
+export async function connectTemporal({ address, tls, namespace, dataKeys }: TemporalOptions): Promise<TemporalConnection> {
+  const native = await NativeConnection.connect({ address, tls: tls ?? null }).catch((error: unknown) => {
+    const { message } = error as Error;
+    throw new AppError("unavailable", { client: { message: `no Temporal server answers at ${address} (${message})` } }, { cause: error });
+  });
   const converterOf = (owner?: Owner): EncryptedConverter | undefined =>
     dataKeys === undefined ? undefined : encryptedConverter({ dataKeys, namespace }, owner);
   return {

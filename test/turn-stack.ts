@@ -8,11 +8,12 @@ import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createInvoiceActivities } from "../activities/invoice-activities.ts";
 import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
-import type { OverlayOfTurn } from "../activities/model-call.ts";
+import type { OverlayOfTurn, ServedModel } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import type { InvoiceSender } from "../control-plane/invoices.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { noMarkup } from "../domain/money.ts";
 import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
@@ -63,6 +64,9 @@ export type TurnStackOptions = {
   readonly lane?: Partial<LaneSettings>;
   /** Of every tenant; default: none. */
   readonly limits?: QuotaLimits;
+  /** Default: every id is a model of `provider`. */
+  readonly modelOf?: (id: string) => ServedModel;
+  readonly alarms?: Pick<UsageAlarms, "raise">;
   /** Default: empty. */
   readonly overlayOf?: OverlayOfTurn;
   /** An existing database instead of a fresh one. */
@@ -85,7 +89,11 @@ export type TurnStackOptions = {
 const testRateCard: RateCard = {
   hash: "test" as RateCardHash,
   text: {},
-  rates: new Map([["test-model", parseRates("test-model", { input: "1", output: "2" })]]),
+  rates: new Map([
+    ["test-model", parseRates("test-model", { input: "1", output: "2" })],
+    ["other-model", parseRates("other-model", { input: "3", output: "5" })],
+    ["last-model", parseRates("last-model", { input: "7", output: "11" })],
+  ]),
 };
 
 const noLimits: QuotaLimits = { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: undefined };
@@ -95,6 +103,8 @@ export async function startTurnStack({
   tools = [],
   lane,
   limits = noLimits,
+  modelOf = (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000, fallbacks: [] }),
+  alarms = { raise: quiet },
   overlayOf = async () => someOverlay(""),
   ...place
 }: TurnStackOptions): Promise<TurnStack> {
@@ -140,9 +150,10 @@ export async function startTurnStack({
       overlayOf,
       promptFilesOf: () => [],
       placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
-      modelOf: (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000 }),
+      modelOf,
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
       quota,
+      alarms,
       now: () => Date.now(),
       log: quiet,
     }),

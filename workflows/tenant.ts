@@ -154,7 +154,7 @@ export async function tenant(input: TenantInput): Promise<{ readonly head: Chain
           if (command.type === "quota.update" || command.type === "tenant.update") quota?.limitsChanged();
           lastChanges = [noteOf(answer.entry), ...lastChanges].slice(0, notedChanges);
           closed = command.type === "tenant.erase" && answer.outcome.state === "applied";
-          remember(opId, answer.outcome);
+          if (!isFailure(answer.outcome)) remember(opId, answer.outcome);
           startLifeOf(command, answer.outcome);
           return { state: "done", outcome: answer.outcome };
         }
@@ -240,6 +240,9 @@ const noteOf = ({ seq, ts, action, actor, outcome }: AuditEntry): ChangeNote => 
   by: `${actor.type} ${actor.id}`,
   outcome,
 });
+
+/** What failed may be tried again by the same operation. */
+const isFailure = (outcome: ChangeOutcome): boolean => outcome.state === "refused" && outcome.code === "internal";
 
 /** Whether the entry's hash is its content's and it stands behind `head`. */
 function follows({ hash, ...fields }: AuditEntry, head: ChainHead): boolean {

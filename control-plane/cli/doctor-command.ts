@@ -9,7 +9,6 @@ import { runningGateway } from "../gateway-record.ts";
 import type { CliContext } from "./cli-context.ts";
 import { CliError, exitCodes } from "./exit-code.ts";
 import { environmentOf } from "./gateway-client.ts";
-import { checkClock, checkConfiguration, checkDisk, checkHome, checkKeys } from "./home-checks.ts";
 import { definedOnly, readinessOf } from "./process-commands.ts";
 import { jsonText, paint, type Terminal } from "./terminal.ts";
 
@@ -25,16 +24,18 @@ export function addDoctorCommand(program: Command, context: CliContext): void {
     .option("--json", "print JSON")
     .action(async ({ json }: { readonly json?: boolean }) => {
       const environment = environmentOf(variables);
+      const home = await import("./home-checks.ts"); // what reads the database: no other command waits for its modules
       const [host, gateway] = await Promise.all([hostReport(context), checkGateway(environment)]);
       const findings = [
         checkNode(),
         ...host.findings,
         gateway,
-        checkHome(environment),
-        checkDisk(environment),
-        checkClock(environment, host.clocks),
-        checkKeys(environment),
-        checkConfiguration(environment, variables),
+        home.checkHome(environment),
+        home.checkDisk(environment),
+        home.checkClock(environment, host.clocks),
+        home.checkKeys(environment),
+        ...(environment.auditAnchors === undefined ? [] : [home.checkAuditAnchors(environment.auditAnchors)]),
+        home.checkConfiguration(environment, variables),
       ];
       await terminal.write(json ? jsonText({ ok: findings.every(isFine), findings }) : textOf(terminal, findings));
       const broken = findings.filter((finding) => !isFine(finding));

@@ -1,7 +1,6 @@
 import { readFileSync } from "node:fs";
 import { z } from "zod";
-import { adminKeyPath } from "../admin-keys.ts";
-import { parseCredential, type ParsedCredential } from "../credentials.ts";
+import { adminKeyPath, parseCredential, type ParsedCredential } from "../credentials.ts";
 import { readEnvironment, type Environment } from "../environment.ts";
 import { gatewayRecordPath, readGatewayRecord, runningGateway } from "../gateway-record.ts";
 import { CliError, exitCodes, type ExitCode } from "./exit-code.ts";

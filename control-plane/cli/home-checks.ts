@@ -1,9 +1,8 @@
 import { accessSync, constants, existsSync, lstatSync, readFileSync, statfsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { configurationWarnings, loadAdminConfig } from "../admin-config.ts";
-import { adminKeyPath } from "../admin-keys.ts";
 import { leastFreeBytes } from "../audit-relay.ts";
-import { parseAdminKey, parseCredential } from "../credentials.ts";
+import { adminKeyPath, parseAdminKey, parseCredential } from "../credentials.ts";
 import type { ClockReading, Finding } from "../doctor-finding.ts";
 import type { Environment } from "../environment.ts";
 import type { Variables } from "./gateway-client.ts";
@@ -58,6 +57,24 @@ function judgeDisk(folder: string): Finding {
   return { check, state: "ok", says: left };
 }
 
+/** Whether anchors can be written where `OPENCLAW_AUDIT_ANCHORS` says; without them nothing is refused, so nobody would notice. */
+export function checkAuditAnchors(path: string): Finding {
+  const check = "audit anchors";
+  const folder = nearestFolder(path);
+  try {
+    if (!statSync(folder).isDirectory()) throw new Error(`${folder} is a file`);
+    accessSync(folder, constants.W_OK | constants.X_OK);
+    return { check, state: "ok", says: path };
+  } catch {
+    return {
+      check,
+      state: "failed",
+      says: `${path} cannot be written`,
+      mend: "mount it, change its owner, or correct OPENCLAW_AUDIT_ANCHORS",
+    };
+  }
+}
+
 export function checkConfiguration({ home }: Environment, variables: Variables): Finding {
   const check = "config";
   const path = join(home, "config.yaml");
@@ -72,12 +89,15 @@ export function checkConfiguration({ home }: Environment, variables: Variables):
   }
 }
 
-/** What the home's files with secrets hold, a line each. */
+const isSeed = (line: string): boolean => /^[A-Za-z0-9+/]{43}=$/.test(line);
+/** What the home's files with secrets hold, a line each, and the bits of their mode that a start does not accept. */
 const keyFiles = {
-  "admin-key": (line: string) => parseAdminKey(line) !== undefined,
-  "demo-token": (line: string) => parseCredential(line) !== undefined,
-  kek: (line: string) => /^[A-Za-z0-9+/]{43}=$/.test(line),
+  "admin-key": { isKey: (line: string) => parseAdminKey(line) !== undefined, refused: 0o077 },
+  "demo-token": { isKey: (line: string) => parseCredential(line) !== undefined, refused: 0o077 },
+  kek: { isKey: isSeed, refused: 0o7377 },
+  "audit-signing-key": { isKey: isSeed, refused: 0o077 },
 } as const;
+type KeyFile = (typeof keyFiles)[keyof typeof keyFiles];
 
 export function checkKeys({ home }: Environment): Finding {
   const check = "keys";
@@ -91,10 +111,12 @@ export function checkKeys({ home }: Environment): Finding {
     : { check, state: "ok", says: "no admin-key in the home: a first start makes it" };
 }
 
-function troubleOf(path: string, isKey: (line: string) => boolean): { readonly says: string; readonly mend: string } | undefined {
+function troubleOf(path: string, { isKey, refused }: KeyFile): { readonly says: string; readonly mend: string } | undefined {
   const file = lstatSync(path);
   if (!file.isFile()) return { says: `${path} is not a regular file`, mend: "put the file itself there, not a link to it" };
   if ((file.mode & 0o077) !== 0) return { says: `${path} can be read or written by others`, mend: `chmod go= ${path}` };
+  if ((file.mode & refused) !== 0)
+    return { says: `${path} has the mode 0${(file.mode & 0o7777).toString(8)}, and a start takes 0400 only`, mend: `chmod 400 ${path}` };
   let text: string;
   try {
     text = readFileSync(path, "utf8");

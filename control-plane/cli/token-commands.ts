@@ -1,15 +1,7 @@
-import { userInfo } from "node:os";
-import { randomBytes } from "node:crypto";
 import type { Command } from "commander";
 import { z } from "zod";
-import { AppError } from "../../domain/app-error.ts";
-import { parseTenantId } from "../../domain/tenant.ts";
-import { changeOffline } from "../audit-chain.ts";
-import { withOfflineDatabase } from "../offline-database.ts";
-import { createTenants } from "../tenants.ts";
 import type { CliContext } from "./cli-context.ts";
-import { CliError, exitCodes } from "./exit-code.ts";
-import { connectGateway, environmentOf, type Variables } from "./gateway-client.ts";
+import { connectGateway } from "./gateway-client.ts";
 import { tenantArgument } from "./tenant-argument.ts";
 import { jsonText, paint } from "./terminal.ts";
 
@@ -71,30 +63,8 @@ export function addTokenCommands(tenants: Command, { variables, terminal }: CliC
     .action(async (raw: string, { json, offline }: JsonFlag & { readonly offline?: boolean }) => {
       const tenant = tenantArgument(raw);
       const revoked = offline
-        ? await revokeOffline(variables, tenant)
+        ? await (await import("./break-glass.ts")).revokeOffline(variables, tenant)
         : await connectGateway(variables).json(revokedSchema, { method: "POST", path: `/v1/tenants/${tenant}/token/revoke` });
       return json ? terminal.write(jsonText(revoked)) : terminal.note(`The token of ${revoked.tenant} is revoked.`);
     });
-}
-
-/** Who may read the home's database password may do this: the entry says so. */
-async function revokeOffline(variables: Variables, tenant: string): Promise<z.infer<typeof revokedSchema>> {
-  const environment = environmentOf(variables);
-  const tenantId = parseTenantId(tenant);
-  try {
-    await withOfflineDatabase(environment, async (database) => {
-      await createTenants({ database }).get(tenantId);
-      await changeOffline({ database, home: environment.home }, tenantId, {
-        opId: `break-glass-${randomBytes(8).toString("hex")}`,
-        command: { type: "token.revoke" },
-        actor: { type: "system", id: `break-glass:${userInfo().username}` },
-        requestId: "break-glass",
-      });
-    });
-  } catch (error) {
-    if (error instanceof AppError && error.code === "unavailable")
-      throw new CliError(exitCodes.unreachable, `The database does not answer: ${error.message}`, { cause: error });
-    throw error;
-  }
-  return { tenant, revoked: true };
 }

@@ -1,14 +1,18 @@
 import { execFile } from "node:child_process";
-import { readFileSync, statSync } from "node:fs";
+import { readFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { leaksIn } from "../planted-secrets.ts";
 import { type RunningProduct, startProduct } from "../product.ts";
 
 const run = promisify(execFile);
 const root = fileURLToPath(new URL("../..", import.meta.url));
 let product: RunningProduct;
+/** What was given out on the way, for a later test to look for. */
+const tokens: string[] = [];
+const keys: string[] = [];
 
 beforeAll(async () => {
   product = await startProduct();
@@ -40,7 +44,8 @@ test("the first screen tells the URLs, the admin key's place, a demo tenant with
 });
 
 test("secrets in the home are the owner's alone", () => {
-  for (const name of ["admin-key", "demo-token", "config.yaml"]) expect(statSync(join(product.home, name)).mode & 0o777).toBe(0o600);
+  for (const name of ["admin-key", "demo-token", "config.yaml", "gateway.log"])
+    expect(statSync(join(product.home, name)).mode & 0o777).toBe(0o600);
 });
 
 test("the gateway is ready, and its page is there", async () => {
@@ -67,6 +72,7 @@ test("the command line creates and lists tenants, talks, and prints the bill", a
   expect(created.code).toBe(0);
   const { token } = JSON.parse(created.stdout) as { token: string };
   expect(token).toMatch(/^tk_acme_[0-9a-f]{32}$/);
+  tokens.push(token);
   expect((await openclaw("tenants", "create", "acme")).code).toBe(4);
   expect((await openclaw("tenants", "create", "Not A Slug")).code).not.toBe(0);
   expect((await openclaw("tenants", "list")).stdout).toContain("acme");
@@ -84,6 +90,40 @@ test("the command line creates and lists tenants, talks, and prints the bill", a
   expect(header).toBe("date,tenant,model,tokens_in,tokens_out,tokens_cached,reasoning_tokens,tool_calls,cost_usd");
   expect(row).toMatch(/^\d{4}-\d\d-\d\d,acme,demo,\d+,\d+,0,0,0,0\.\d{6}$/);
   expect(readFileSync(join(product.home, "gateway.log"), "utf8")).not.toContain(token);
+});
+
+test("the command line rotates the keys while the gateway runs, and says each step once", async () => {
+  const before = readFileSync(join(product.home, "kek"), "utf8");
+
+  const rotated = await openclaw("keys", "rotate");
+
+  expect([rotated.code, rotated.stderr]).toEqual([0, expect.stringContaining("The keys are rotated.")]);
+  expect(rotated.stderr.match(/data keys renewed/g)).toHaveLength(1);
+  expect(readFileSync(join(product.home, "kek"), "utf8")).not.toBe(before);
+  keys.push(before);
+  expect((await openclaw("doctor")).stdout).toMatch(/^ok +keys /m);
+}, 30_000);
+
+test("neither keys nor tokens are in the files of the database, of Temporal or of the log", () => {
+  const raw = (name: string): Buffer => {
+    const files = readdirSync(join(product.home, name), { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+    return Buffer.concat(files.map((entry) => readFileSync(join(entry.parentPath, entry.name))));
+  };
+  const database = raw("postgres/data");
+  const temporal = raw("temporal");
+  const log = readFileSync(join(product.home, "gateway.log"));
+  keys.push(readFileSync(join(product.home, "kek"), "utf8"));
+  const secrets: Record<string, string | Uint8Array> = {};
+  for (const key of keys) Object.assign(secrets, { [`kek ${key}`]: key.trim(), [`bytes of kek ${key}`]: Buffer.from(key, "base64") });
+  for (const token of [product.adminKey, product.token, ...tokens]) {
+    const random = token.slice(-32);
+    Object.assign(secrets, { [token]: token, [`random of ${token}`]: random, [`bytes of ${token}`]: Buffer.from(random, "hex") });
+  }
+
+  expect(keys.length + tokens.length).toBe(3);
+  expect(leaksIn(database, { tenant: "acme", prompt: "hello" })).toEqual(["tenant", "prompt"]); // rows are text; what is found can be found
+  expect(leaksIn(temporal, { workflow: "tenant:_system" })).toEqual(["workflow"]);
+  for (const [place, bytes] of Object.entries({ database, temporal, log })) expect([place, leaksIn(bytes, secrets)]).toEqual([place, []]);
 });
 
 test("Ctrl-C stops everything cleanly within five seconds", async () => {

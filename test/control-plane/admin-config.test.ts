@@ -65,6 +65,13 @@ test("money is read as decimal text, whole numbers as numbers", () => {
   expect(config.http).toMatchObject({ trusted_proxies: [], allowed_origins: [] });
 });
 
+test("a provider of OpenAI's kinds may speak Responses, and speaks Chat Completions unless it is told to", () => {
+  const told = parseAdminConfig(minimal.replace("kind: openai,", "kind: openai, api: responses,"));
+
+  expect(told.providers.get("main")).toMatchObject({ kind: "openai", api: "responses" });
+  expect(told.providers.get("local")?.api).toBeUndefined();
+});
+
 test("proxies and origins are taken exactly as they will be compared", () => {
   const withHttp = (yaml: string) => parseAdminConfig(`${minimal}http: { ${yaml} }\n`).http;
 
@@ -126,6 +133,20 @@ test.each([
     1,
     "default_model",
     '"big" is not one of models',
+  ],
+  [
+    "an api that nobody has",
+    minimal.replace("kind: openai,", "kind: openai, api: completions,"),
+    3,
+    "providers.main.api",
+    "chat or responses",
+  ],
+  [
+    "an api of another kind",
+    minimal.replace("kind: openai,", "kind: anthropic, api: responses,"),
+    3,
+    "providers.main.api",
+    "belongs to the kinds openai",
   ],
   ["an unknown kind", minimal.replace("kind: openai,", "kind: openia,"), 3, "providers.main.kind", "must be openai"],
   ["no base_url", minimal.replace(', base_url: "http://127.0.0.1:11434/v1"', ""), 4, "providers.local", "needs a base_url"],

@@ -1,8 +1,8 @@
 import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { expect, test } from "vitest";
-import { adminKeyPath, bootstrapAdminKey } from "../../control-plane/admin-keys.ts";
+import { bootstrapAdminKey } from "../../control-plane/admin-keys.ts";
 import { createAuthentication } from "../../control-plane/authentication.ts";
-import { mintAdminKey } from "../../control-plane/credentials.ts";
+import { adminKeyPath, mintAdminKey } from "../../control-plane/credentials.ts";
 import { quiet } from "../storage/fresh-database.ts";
 import { controlStage } from "./control-stage.ts";
 

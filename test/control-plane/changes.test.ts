@@ -1,14 +1,16 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { createHash } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
-import { changeOffline } from "../../control-plane/audit-chain.ts";
+import { changeOffline, writeChange } from "../../control-plane/audit-chain.ts";
 import { createAuthentication } from "../../control-plane/authentication.ts";
 import { mintAdminKey, mintTenantToken } from "../../control-plane/credentials.ts";
-import { hashOfEntry } from "../../domain/audit.ts";
+import { type AuditEntry, hashOfEntry } from "../../domain/audit.ts";
 import { canonicalJson } from "../../domain/canonical-json.ts";
-import { systemOwner, type TenantId } from "../../domain/tenant.ts";
+import { parseTenantId, systemOwner, type TenantId } from "../../domain/tenant.ts";
 import { readChain } from "../../storage/audit-repository.ts";
 import { runSql } from "../storage/fresh-database.ts";
 import { quiet } from "../turn-stack.ts";
@@ -128,6 +130,42 @@ test("a change that is refused takes its place in the chain and changes nothing"
   expect(entries.slice(before).map(({ seq, outcome }) => [seq, outcome])).toEqual([
     [before + 1, "refused"],
     [before + 2, "refused"],
+  ]);
+  expect((await stage.verify()).findings).toEqual([]);
+});
+
+test("a change that failed for good stays unmade: an attempt that was given up comes too late, and the operation may be tried again", async () => {
+  const tenantId = parseTenantId(`late-${randomBytes(4).toString("hex")}`);
+  const command = { type: "tenant.create", tenantId, displayName: null, markup: null, tokenHash: "cd".repeat(32) } as const;
+  const { database, home, ownerUrl } = stage.stack;
+  const before = (await entriesOf("system")).length;
+  const inTheWay = join(home, "tenants", tenantId);
+  mkdirSync(join(home, "tenants"), { recursive: true });
+  writeFileSync(inTheWay, "");
+  const deps = { database, home };
+  const exists = async (): Promise<boolean> =>
+    (await runSql(ownerUrl, `select from control.tenant where id = '${tenantId}'`)).rowCount === 1;
+
+  await expect(stage.make(systemOwner, command, { key: "k-late" })).rejects.toMatchObject({ code: "internal" });
+  rmSync(inTheWay);
+  const [failed] = (await entriesOf("system")).slice(before);
+  const { rows } = await runSql(ownerUrl, `select op_id from control.audit_entry where chain = 'system' and seq = ${failed?.seq}`);
+  const opId = String(rows[0]?.op_id).replace(/^failed:\d+:/, "");
+  const { actor, request_id: requestId, seq = 0, prev = "", ts = "" } = failed ?? ({} as never as AuditEntry);
+  const late = await writeChange(
+    deps,
+    systemOwner,
+    { workflowId: "tenant:_system", runId: null },
+    { opId, command, actor, requestId, seq, prev, ts },
+  );
+
+  expect(late).toMatchObject({ state: "written", outcome: { state: "refused", code: "internal" } });
+  expect(await exists()).toBe(false);
+  await stage.make(systemOwner, command, { key: "k-late" });
+  expect(await exists()).toBe(true);
+  expect((await entriesOf("system")).slice(before).map(({ action, outcome }) => [action, outcome])).toEqual([
+    ["tenant.create", "refused"],
+    ["tenant.create", "applied"],
   ]);
   expect((await stage.verify()).findings).toEqual([]);
 });

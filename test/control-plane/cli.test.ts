@@ -4,7 +4,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { adminKeyPath } from "../../control-plane/admin-keys.ts";
+import { adminKeyPath } from "../../control-plane/credentials.ts";
 import { mintAdminKey, mintTenantToken } from "../../control-plane/credentials.ts";
 import { gatewayRecordPath } from "../../control-plane/gateway-record.ts";
 import { parseTenantId } from "../../domain/tenant.ts";

@@ -1,11 +1,14 @@
 import { spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { chmodSync, mkdirSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { createServer, type AddressInfo, type Socket } from "node:net";
 import { join } from "node:path";
 import { Connection } from "@temporalio/client";
 import { expect, inject, onTestFinished, test } from "vitest";
 import { mintAdminKey } from "../../control-plane/credentials.ts";
+import { openSigningKey } from "../../control-plane/audit-signing-key.ts";
+import { openDatabase } from "../../storage/database.ts";
+import { openDataKeys } from "../../storage/open-data-keys.ts";
 import { startEmbeddedPostgres } from "../../storage/embedded-postgres.ts";
 import { freshNamespace } from "../fresh-namespace.ts";
 import { missing as noSandbox } from "../sandbox/sandbox-stage.ts";
@@ -303,6 +306,18 @@ test.each<[string, (home: string) => void, RegExp, string]>([
   ["others may read", (home) => chmodSync(keyIn(home), 0o644), /admin-key can be read or written by others$/, "chmod go= "],
   ["is a link", (home) => symlinkSync("/etc/hostname", join(home, "kek")), /kek is not a regular file$/, "put the file itself there"],
   ["holds something else", (home) => writeFileSync(keyIn(home), "hello\n"), /admin-key does not hold what it is for$/, "put the key back"],
+  [
+    "is writable",
+    (home) => writeFileSync(join(home, "kek"), seed(), { mode: 0o600 }),
+    /kek has the mode 0600, and a start takes 0400 only$/,
+    "chmod 400 ",
+  ],
+  [
+    "signs for all",
+    (home) => writeFileSync(join(home, "audit-signing-key"), seed(), { mode: 0o644 }),
+    /signing-key can be read/,
+    "chmod go= ",
+  ],
   ["was cut short", (home) => writeFileSync(join(home, "kek"), "c2hvcnQ=\n", { mode: 0o400 }), /kek does not hold/, "put the key back"],
 ])("a file of keys that %s", async (_name, spoil, says, mend) => {
   const home = emptyHome();
@@ -314,6 +329,9 @@ test.each<[string, (home: string) => void, RegExp, string]>([
     mend: expect.stringContaining(mend),
   });
 });
+
+/** A key-encryption or signing key in its file's form. */
+const seed = (): string => `${randomBytes(32).toString("base64")}\n`;
 
 /** A home's admin key in order. */
 function keyIn(home: string): string {
@@ -384,4 +402,63 @@ test("an installation that lacks packages is a finding, not a crash", async () =
 
   expect(code).toBe(1);
   expect(of("install")).toMatchObject({ state: "failed", mend: expect.stringContaining("install openclaw again") });
+});
+
+test("the key-encryption key is compared with the database: another, none, the environment's, and one that only looks on", async () => {
+  const DATABASE_URL = await freshDatabase();
+  const [home, other, none] = [emptyHome(), emptyHome(), emptyHome()];
+  const kekIn = (place: string): string => {
+    writeFileSync(join(place, "kek"), seed(), { mode: 0o400, flag: "w" });
+    return readFileSync(join(place, "kek"), "utf8").trim();
+  };
+  const [kek, strange] = [kekIn(home), kekIn(other)];
+  const encryption = async (OPENCLAW_HOME: string, more: Record<string, string> = {}) =>
+    (await doctor({ OPENCLAW_HOME, DATABASE_URL, ...more })).of("encryption");
+  expect(await encryption(none)).toMatchObject({ state: "ok", says: expect.stringContaining("the first start makes one") });
+  const database = await openDatabase({ ownerUrl: DATABASE_URL, log: quiet });
+  await (await openDataKeys({ database, home, log: quiet })).close();
+  await database.close();
+
+  expect(await encryption(home)).toEqual({ check: "encryption", state: "ok", says: `${home}/kek holds the key of the database` });
+  expect(await encryption(other)).toMatchObject({
+    state: "failed",
+    says: expect.stringMatching(/wrapped by the key [0-9a-f]{16}, which .*kek does not hold$/),
+  });
+  expect(await encryption(none)).toMatchObject({ state: "failed", says: expect.stringMatching(/the home has no kek$/) });
+  expect(await encryption(none, { OPENCLAW_KEK: kek })).toMatchObject({ state: "ok" });
+  expect(await encryption(home, { OPENCLAW_KEK: strange })).toMatchObject({
+    state: "failed",
+    mend: `unset OPENCLAW_KEK: ${home}/kek holds it`,
+  });
+  expect(await encryption(other, { OPENCLAW_KEK: kek })).toMatchObject({ state: "warning", mend: "move that file away" });
+  chmodSync(join(home, "kek"), 0o440);
+  expect(await encryption(home)).toMatchObject({ state: "failed", says: expect.stringContaining("chmod 400") });
+  expect((await doctor({ OPENCLAW_HOME: other, TEMPORAL_ADDRESS: inject("temporalAddress") })).of("encryption")).toMatchObject({
+    state: "ok",
+    says: expect.stringContaining("the database was not asked"),
+  });
+});
+
+test("a Web UI, an audit key and a place for anchors that cannot be used are named; those in order pass", async () => {
+  const ui = await fakeGateway(({ path }, response) => response.writeHead(path.startsWith("/temporal/") ? 200 : 404).end());
+  const bare = await fakeGateway((_request, response) => response.writeHead(404).end());
+  const DATABASE_URL = await freshDatabase();
+  const [home, place] = [emptyHome(), emptyHome()];
+  const database = await openDatabase({ ownerUrl: DATABASE_URL, log: quiet });
+  const [known, stranger] = [seed().trim(), seed().trim()];
+  await openSigningKey({ database, home, seed: known, log: quiet });
+  await database.close();
+  const ask = async (variables: Record<string, string>) => await doctor({ OPENCLAW_HOME: home, DATABASE_URL, ...variables });
+
+  const good = await ask({ TEMPORAL_UI_URL: ui.url, OPENCLAW_AUDIT_KEY: known, OPENCLAW_AUDIT_ANCHORS: join(place, "anchors") });
+  const bad = await ask({ TEMPORAL_UI_URL: bare.url, OPENCLAW_AUDIT_KEY: stranger, OPENCLAW_AUDIT_ANCHORS: "/proc/version" });
+  const gone = await ask({ TEMPORAL_UI_URL: "http://127.0.0.1:1" });
+
+  for (const check of ["temporal ui", "audit key", "audit anchors"]) expect([check, good.of(check)?.state]).toEqual([check, "ok"]);
+  expect(bad.of("temporal ui")).toMatchObject({ state: "warning", mend: expect.stringContaining("TEMPORAL_UI_PUBLIC_PATH=/temporal") });
+  expect(bad.of("audit key")).toMatchObject({ state: "warning", says: expect.stringContaining("does not know") });
+  expect(bad.of("audit anchors")).toMatchObject({ state: "failed", mend: expect.stringContaining("OPENCLAW_AUDIT_ANCHORS") });
+  expect(gone.of("temporal ui")?.says).toBe("the Web UI at http://127.0.0.1:1 does not answer");
+  expect(`${good.text}${bad.text}`).not.toContain(stranger);
+  expect(`${good.text}${bad.text}`).not.toContain(known);
 });

@@ -373,7 +373,16 @@ test("counts that cannot be believed are counted here and marked", async () => {
     outputTokens: 9,
     reasoningTokens: 0,
     estimated: true,
+    doubt: "unbelievable",
   });
+});
+
+test("a stream whose last count is left out is billed for what arrived, not for its first tokens", async () => {
+  server.answer({ steps: [namedEvents(start(), ...helloText, stopped("end_turn", {}), end)] });
+
+  const { result } = await finishCall(anthropic());
+
+  expect(result.usage).toMatchObject({ inputTokens: 25, outputTokens: 9, estimated: true, doubt: "missing" });
 });
 
 test.each<[number, string, string]>([

@@ -48,13 +48,29 @@ test("explicit zeros are a count", () => {
   });
 });
 
+test("writes of both lifetimes are one class, however they are told", () => {
+  const counts = { input_tokens: 50, cache_read_input_tokens: 10, output_tokens: 5 };
+  const cache_creation = { ephemeral_5m_input_tokens: 148, ephemeral_1h_input_tokens: 100 };
+  const written = { inputTokens: 50, cacheReadTokens: 10, cacheWriteTokens: 248, outputTokens: 5, reasoningTokens: 0 };
+
+  const both = normaliseAnthropicUsage({ ...counts, cache_creation_input_tokens: 248, cache_creation }, most);
+  const split = normaliseAnthropicUsage({ ...counts, cache_creation }, most);
+  const torn = normaliseAnthropicUsage({ ...counts, cache_creation_input_tokens: 200, cache_creation }, most);
+
+  expect(both).toEqual({ ...written, estimated: false });
+  expect(split).toEqual(both);
+  expect(torn).toEqual({ ...written, cacheWriteTokens: 200, estimated: true, doubt: "contradictory" });
+});
+
 test.each([
-  ["nothing", {}],
-  ["a negative input", { input_tokens: -1, output_tokens: 1 }],
-  ["a fraction", { input_tokens: 1, output_tokens: 0.5 }],
-  ["an absurd cache", { input_tokens: 1, output_tokens: 1, cache_read_input_tokens: most + 1 }],
-])("%s is not a usage", (_, usage) => {
-  expect(normaliseAnthropicUsage(usage, most)).toBeUndefined();
+  ["nothing", {}, "missing"],
+  ["an input without its output", { input_tokens: 5 }, "missing"],
+  ["a negative input", { input_tokens: -1, output_tokens: 1 }, "unbelievable"],
+  ["a fraction", { input_tokens: 1, output_tokens: 0.5 }, "unbelievable"],
+  ["an absurd cache", { input_tokens: 1, output_tokens: 1, cache_read_input_tokens: most + 1 }, "unbelievable"],
+  ["a text among the writes", { input_tokens: 1, output_tokens: 1, cache_creation: { ephemeral_1h_input_tokens: "9" } }, "unbelievable"],
+])("%s is no count", (_, usage, why) => {
+  expect(normaliseAnthropicUsage(usage, most)).toBe(why);
 });
 
 test("any believable counts give non-negative classes that add up to the provider's total", () => {
@@ -72,12 +88,12 @@ test("any believable counts give non-negative classes that add up to the provide
         most,
       );
 
-      const parts = [usage?.inputTokens, usage?.cacheReadTokens, usage?.cacheWriteTokens, usage?.outputTokens, usage?.reasoningTokens].map(
-        Number,
-      );
+      if (typeof usage === "string") return expect(usage).toBe("a count");
+      const parts = [usage.inputTokens, usage.cacheReadTokens, usage.cacheWriteTokens, usage.outputTokens, usage.reasoningTokens];
       expect(parts.every((part) => part >= 0)).toBe(true);
       expect(parts.reduce((sum, part) => sum + part, 0)).toBe(input + write + read + output);
-      expect(usage?.estimated).toBe(thinking > output);
+      expect(usage.doubt).toBe(thinking > output ? "contradictory" : undefined);
+      expect(usage.estimated).toBe(thinking > output);
     }),
   );
 });

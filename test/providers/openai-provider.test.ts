@@ -242,18 +242,18 @@ test.each<[string, readonly (object | string)[], object]>([
   expect(result.usage).toEqual(expected);
 });
 
-test.each<[string, object | undefined]>([
-  ["missing", undefined],
-  ["negative", { prompt_tokens: -4, completion_tokens: 2, total_tokens: -2 }],
-  ["fractional", { prompt_tokens: 4.5, completion_tokens: 2, total_tokens: 6.5 }],
-  ["more than 100 context windows", { prompt_tokens: 100_001, completion_tokens: 2, total_tokens: 100_003 }],
-])("usage that is %s is counted here and marked", async (_, counts) => {
+test.each<[string, object | undefined, string]>([
+  ["missing", undefined, "missing"],
+  ["negative", { prompt_tokens: -4, completion_tokens: 2, total_tokens: -2 }, "unbelievable"],
+  ["fractional", { prompt_tokens: 4.5, completion_tokens: 2, total_tokens: 6.5 }, "unbelievable"],
+  ["more than 100 context windows", { prompt_tokens: 100_001, completion_tokens: 2, total_tokens: 100_003 }, "unbelievable"],
+])("usage that is %s is counted here and marked", async (_, counts, doubt) => {
   server.answer({ steps: [dataEvents(...helloChunks, ...(counts === undefined ? [] : [usageChunk(counts)]), "[DONE]")] });
   const limitsOf = () => ({ contextWindow: 1_000, maxOutputTokens: 100 });
 
   const { result } = await finishCall(compatible({ limitsOf, countTokens: (_model, text) => text.length }));
 
-  expect(result.usage).toEqual({ ...exactly(3 + 4 + "Hello there".length, "Hello you".length), estimated: true });
+  expect(result.usage).toEqual({ ...exactly(3 + 4 + "Hello there".length, "Hello you".length), estimated: true, doubt });
 });
 
 test("a count that a context window allows is believed", async () => {
@@ -540,7 +540,11 @@ test("an answer that ends before it is whole is garbage, with the tokens so far"
 
   const error = await failedCall(openAi({ countTokens: (_model, text) => text.length }));
 
-  expect(error).toMatchObject({ kind: "garbage", providerRequestId: "chatcmpl-1", usage: { ...exactly(18, 9), estimated: true } });
+  expect(error).toMatchObject({
+    kind: "garbage",
+    providerRequestId: "chatcmpl-1",
+    usage: { ...exactly(18, 9), estimated: true, doubt: "cut" },
+  });
 });
 
 test("a connection that breaks in the middle is unreachable, with the provider's count so far, or more", async () => {
@@ -562,7 +566,15 @@ test.each<[string, readonly WireStep[]]>([
   const { result } = await finishCall(openAi());
 
   expect(result.reply).toMatchObject({ content: "Hello you", finishReason: "stop" });
-  expect(result.usage.estimated).toBe(true);
+  expect(result.usage).toMatchObject({ estimated: true, doubt: "cut" });
+});
+
+test("a count that came before the reply does not stand for it when the connection breaks before the last count", async () => {
+  server.answer({ steps: [dataEvents(usageChunk({ prompt_tokens: 12, completion_tokens: 0, total_tokens: 12 }), ...helloChunks), cut] });
+
+  const { result } = await finishCall(compatible({ countTokens: (_model, text) => text.length }));
+
+  expect(result.usage).toEqual({ ...exactly(12, 9), estimated: true, doubt: "cut" });
 });
 
 test.each<[string, object, string]>([

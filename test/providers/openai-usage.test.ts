@@ -57,6 +57,16 @@ test.each<[string, unknown, Usage]>([
     classes(48, 1152, 0, 50, 0),
   ],
   [
+    "Mistral: cached, as it once was named",
+    { prompt_tokens: 100, completion_tokens: 5, total_tokens: 105, num_cached_tokens: 64 },
+    classes(36, 64, 0, 5, 0),
+  ],
+  [
+    "Mistral: cached, in the singular",
+    { prompt_tokens: 100, completion_tokens: 5, total_tokens: 105, prompt_token_details: { cached_tokens: 64 } },
+    classes(36, 64, 0, 5, 0),
+  ],
+  [
     "Moonshot: cached at the top",
     { prompt_tokens: 100, completion_tokens: 5, total_tokens: 105, cached_tokens: 64 },
     classes(36, 64, 0, 5, 0),
@@ -95,23 +105,34 @@ test.each<[string, unknown, Usage]>([
 test("a split that contradicts the totals is cut to fit them, and marked", () => {
   const usage = { prompt_tokens: 10, completion_tokens: 5, total_tokens: 15, prompt_tokens_details: { cached_tokens: 40 } };
 
-  expect(normaliseOpenAiUsage(usage, most)).toEqual({ ...classes(0, 10, 0, 5, 0), estimated: true });
+  expect(normaliseOpenAiUsage(usage, most)).toEqual({ ...classes(0, 10, 0, 5, 0), estimated: true, doubt: "contradictory" });
+});
+
+test.each<[string, unknown, Usage]>([
+  ["is below its parts", { prompt_tokens: 10, completion_tokens: 5, total_tokens: 12 }, classes(10, 0, 0, 5, 0)],
+  [
+    "holds more than its parts and the reasoning that is named",
+    { prompt_tokens: 10, completion_tokens: 5, total_tokens: 30, completion_tokens_details: { reasoning_tokens: 2 } },
+    classes(10, 0, 0, 3, 17),
+  ],
+])("a total that %s is marked, and nothing that was counted is lost", (_, usage, expected) => {
+  expect(normaliseOpenAiUsage(usage, most)).toEqual({ ...expected, estimated: true, doubt: "contradictory" });
 });
 
 test.each([
-  ["nothing", undefined],
-  ["null", null],
-  ["a list", [1, 2]],
-  ["no completion", { prompt_tokens: 5 }],
-  ["a negative count", { prompt_tokens: -1, completion_tokens: 5, total_tokens: 4 }],
-  ["a fraction", { prompt_tokens: 1.5, completion_tokens: 5 }],
-  ["a text", { prompt_tokens: "12", completion_tokens: 5 }],
-  ["a count above the believable", { prompt_tokens: most + 1, completion_tokens: 5 }],
-  ["an absurd total", { prompt_tokens: 1, completion_tokens: 5, total_tokens: 2 ** 53 }],
-  ["a negative class", { prompt_tokens: 5, completion_tokens: 5, prompt_tokens_details: { cached_tokens: -3 } }],
-  ["not a number", { prompt_tokens: Number.NaN, completion_tokens: 5 }],
-])("%s is not a usage", (_, usage) => {
-  expect(normaliseOpenAiUsage(usage, most)).toBeUndefined();
+  ["nothing", undefined, "missing"],
+  ["null", null, "missing"],
+  ["a list", [1, 2], "missing"],
+  ["no completion", { prompt_tokens: 5 }, "missing"],
+  ["a negative count", { prompt_tokens: -1, completion_tokens: 5, total_tokens: 4 }, "unbelievable"],
+  ["a fraction", { prompt_tokens: 1.5, completion_tokens: 5 }, "unbelievable"],
+  ["a text", { prompt_tokens: "12", completion_tokens: 5 }, "unbelievable"],
+  ["a count above the believable", { prompt_tokens: most + 1, completion_tokens: 5 }, "unbelievable"],
+  ["an absurd total", { prompt_tokens: 1, completion_tokens: 5, total_tokens: 2 ** 53 }, "unbelievable"],
+  ["a negative class", { prompt_tokens: 5, completion_tokens: 5, prompt_tokens_details: { cached_tokens: -3 } }, "unbelievable"],
+  ["not a number", { prompt_tokens: Number.NaN, completion_tokens: 5 }, "unbelievable"],
+])("%s is no count", (_, usage, why) => {
+  expect(normaliseOpenAiUsage(usage, most)).toBe(why);
 });
 
 const tokens = fc.integer({ min: 0, max: 100_000 });
@@ -154,7 +175,7 @@ test("any numbers give non-negative classes that add up to the provider's own to
         most,
       );
 
-      if (usage === undefined) return;
+      if (typeof usage === "string") return;
       split += 1;
       const parts = [usage.inputTokens, usage.cacheReadTokens, usage.cacheWriteTokens, usage.outputTokens, usage.reasoningTokens];
       expect(parts.every((part) => Number.isInteger(part) && part >= 0)).toBe(true);

@@ -12,12 +12,17 @@ test("each configured provider speaks its own protocol with its own key", async 
     { type: "message_delta", delta: { stop_reason: "end_turn" }, usage: { output_tokens: 2 } },
     { type: "message_stop" },
   );
-  server.answer({ steps: [chat] }, { steps: [messages] }, { steps: [chat] });
+  const response = namedEvents({
+    type: "response.completed",
+    response: { id: "r", output: [], usage: { input_tokens: 1, output_tokens: 1 } },
+  });
+  server.answer({ steps: [chat] }, { steps: [messages] }, { steps: [chat] }, { steps: [response] });
   const providers = createProviders(
     [
       { name: "o", kind: "openai", baseUrl: `${server.url}/v1` },
       { name: "a", kind: "anthropic", baseUrl: server.url },
       { name: "local", kind: "openai-compatible", baseUrl: `${server.url}/api/v1/` },
+      { name: "new", kind: "openai-compatible", api: "responses", baseUrl: `${server.url}/v1` },
       { name: "demo", kind: "demo" },
     ],
     new Map([
@@ -34,12 +39,14 @@ test("each configured provider speaks its own protocol with its own key", async 
     ["o", "o"],
     ["a", "a"],
     ["local", "local"],
+    ["new", "new"],
     ["demo", "demo"],
   ]);
   expect(server.requests.map(({ url, headers }) => [url, headers.authorization ?? headers["x-api-key"]])).toEqual([
     ["/v1/chat/completions", "Bearer sk-openai-key"],
     ["/v1/messages", "Bearer sk-ant-key"],
     ["/api/v1/chat/completions", undefined],
+    ["/v1/responses", undefined],
   ]);
   expect(server.requests[1]?.body).toMatchObject({ max_tokens: 77 });
 });

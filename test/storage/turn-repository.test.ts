@@ -266,7 +266,14 @@ describe("the journal of model calls", () => {
     const open = async (step = 0) => await opened.inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step, model: "test-model" }));
     const close = async (attempt: number, reply: ModelReply | undefined, step = 0) =>
       await opened.inAcme((tx) =>
-        turns.closeCall(tx, { callId: callIdOf(turn.turnId, step), attempt, reply, usage, providerRequestId: undefined }),
+        turns.closeCall(tx, {
+          callId: callIdOf(turn.turnId, step),
+          attempt,
+          model: "test-model",
+          reply,
+          usage,
+          providerRequestId: undefined,
+        }),
       );
     return { ...opened, turn, open, close };
   }
@@ -384,7 +391,14 @@ describe("what was said", () => {
     const row = await inAcme((tx) => turns.claimTurn(tx, turn.turnId));
     await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model" }));
     await inAcme((tx) =>
-      turns.closeCall(tx, { callId: callIdOf(turn.turnId, 0), attempt: 1, reply: replyOf(hostile), usage, providerRequestId: undefined }),
+      turns.closeCall(tx, {
+        callId: callIdOf(turn.turnId, 0),
+        attempt: 1,
+        model: "test-model",
+        reply: replyOf(hostile),
+        usage,
+        providerRequestId: undefined,
+      }),
     );
     const key = { turnId: turn.turnId, step: 0, n: 0 };
     await inAcme((tx) => turns.openToolRun(tx, key, { id: "call_a", name: "exec", arguments: "{}" }));
@@ -413,7 +427,16 @@ describe("what was said", () => {
     const key = { turnId: turn.turnId, step: 0, n: 0 };
     const reply = replyOf("", [{ id: hostile, name: hostile, arguments: hostile }]);
     await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model" }));
-    await inAcme((tx) => turns.closeCall(tx, { callId: callIdOf(turn.turnId, 0), attempt: 1, reply, usage, providerRequestId: undefined }));
+    await inAcme((tx) =>
+      turns.closeCall(tx, {
+        callId: callIdOf(turn.turnId, 0),
+        attempt: 1,
+        model: "test-model",
+        reply,
+        usage,
+        providerRequestId: undefined,
+      }),
+    );
 
     const [asked] = (await inAcme((tx) => turns.readCalls(tx, turn.turnId)))[0]?.reply.toolCalls ?? [];
     const opened = await inAcme((tx) => turns.openToolRun(tx, key, asked as ToolCall));
@@ -432,6 +455,7 @@ describe("what was said", () => {
       const isClosed = await turns.closeCall(tx, {
         callId: callIdOf(turn.turnId, 0),
         attempt: 1,
+        model: "test-model",
         reply: replyOf("hi"),
         usage,
         providerRequestId: hostile,
@@ -509,7 +533,14 @@ test("another tenant finds nothing, ends nothing and takes nothing back, though 
   await store(acme, turn);
   await inAcme((tx) => turns.openCall(tx, { turnId: turn.turnId, step: 0, model: "test-model" }));
   await inAcme((tx) =>
-    turns.closeCall(tx, { callId: callIdOf(turn.turnId, 0), attempt: 1, reply: replyOf("hidden"), usage, providerRequestId: undefined }),
+    turns.closeCall(tx, {
+      callId: callIdOf(turn.turnId, 0),
+      attempt: 1,
+      model: "test-model",
+      reply: replyOf("hidden"),
+      usage,
+      providerRequestId: undefined,
+    }),
   );
 
   expect(await inGlobex((tx) => turns.claimTurn(tx, turn.turnId))).toBeUndefined();
