@@ -1,7 +1,15 @@
 import { ApplicationFailure, CancelledFailure, Context } from "@temporalio/activity";
 import { AppError } from "../domain/app-error.ts";
 import { errorCatalogue } from "../domain/error-catalogue.ts";
-import { type Owner, type TenantContext, type TenantId, ownerOfTaskQueue, tenantOfLifeWorkflow, tenantOfName } from "../domain/tenant.ts";
+import {
+  type Owner,
+  type TenantContext,
+  type TenantId,
+  ownerOfTaskQueue,
+  tenantOfInvoiceWorkflow,
+  tenantOfLifeWorkflow,
+  tenantOfName,
+} from "../domain/tenant.ts";
 import type { StopReason } from "./joined-attempts.ts";
 
 const heartbeatIntervalMs = 1_000;
@@ -20,6 +28,10 @@ export const asOwnActivity = async <T>(body: (owner: Owner, signal: AbortSignal)
 /** As `asOwnActivity`, for work of the system on the tenant that the workflow `provision:` or `erase:` is named after. */
 export const asLifeActivity = async <T>(body: (tenantId: TenantId, signal: AbortSignal) => Promise<T>): Promise<T> =>
   await runBody(({ info }) => tenantOfLifeWorkflow(info.workflowExecution?.workflowId ?? ""), body);
+
+/** As `asOwnActivity`, for work of the system on the tenant that the workflow `invoice:<tenant>:…` is named after. */
+export const asInvoiceActivity = async <T>(body: (tenantId: TenantId, signal: AbortSignal) => Promise<T>): Promise<T> =>
+  await runBody(({ info }) => tenantOfInvoiceWorkflow(info.workflowExecution?.workflowId ?? ""), body);
 
 /** As `asOwnActivity`, for work of tenants only. @throws {ApplicationFailure} `tenant_violation` on any other queue. */
 export const asActivity = async <T>(body: (context: TenantContext, signal: AbortSignal) => Promise<T>): Promise<T> =>

@@ -13,6 +13,7 @@ import { createBillingReports } from "../control-plane/billing-reports.ts";
 import { createAdminSessions } from "../control-plane/admin-sessions.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { defaultPort } from "../control-plane/environment.ts";
+import { createInvoices } from "../control-plane/invoices.ts";
 import { startOverlayFiles } from "../control-plane/overlay-files.ts";
 import { modelsOfTenant, resolveTenantModel } from "../control-plane/overlay.ts";
 import { type Overlays, createOverlayWriter } from "../control-plane/overlays.ts";
@@ -27,6 +28,7 @@ import { createChatRoutes } from "../gateway/chat-routes.ts";
 import { createCodecRoutes } from "../gateway/codec-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
+import { createInvoiceRoutes } from "../gateway/invoice-routes.ts";
 import { createKeyRoutes } from "../gateway/key-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
 import { createOperationRoutes } from "../gateway/operation-routes.ts";
@@ -44,6 +46,7 @@ import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
 import { createTurnSlots } from "../gateway/turn-slots.ts";
 import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
+import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { createPayloadDecoder } from "../temporal/payload-codec.ts";
 import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
@@ -164,6 +167,12 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createUsageRoutes({ reports }),
       createTenantStateRoutes({ tenants, changes, operations, defaultQuota: defaultQuota(config) }),
       createOperationRoutes({ operations }),
+      createInvoiceRoutes({
+        invoices: createInvoices({ database, settings: () => config.billing.stripe }),
+        changes,
+        client: createInvoiceClient(temporal),
+        wake,
+      }),
       createOverlayRoutes({ tenants, overlays }),
       createRateCardRoutes({ live, rateCards, database, tenants, overlays }),
       createAdminKeyRoutes({ database, changes }),

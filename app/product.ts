@@ -8,6 +8,7 @@ import { createChanges } from "../control-plane/changes.ts";
 import { type LiveConfiguration, openLiveConfiguration } from "../control-plane/live-configuration.ts";
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import { storePlatformFee } from "../control-plane/platform-fees.ts";
 import { type Tenant, createTenants, spendableLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
@@ -94,6 +95,7 @@ export async function startProduct(environment: Environment, { role, variables }
       await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
       async (opened) => await opened.close(),
     );
+    await database.withControl(async (tx) => await storePlatformFee(tx, config.billing));
     const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys: keys.dataKeys }), (connection) =>
       connection.close(),
     );

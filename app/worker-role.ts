@@ -2,9 +2,13 @@ import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
+import { createInvoiceActivities } from "../activities/invoice-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
+import { type InvoiceSenderDeps, createInvoiceSender } from "../control-plane/invoices.ts";
 import { loadRateCard } from "../control-plane/rate-cards.ts";
+import { requireStripeKey } from "../control-plane/stripe-key.ts";
+import { type StripeMeters, openStripeMeters } from "../control-plane/stripe-meters.ts";
 import { createTenants, grantableLimitsOf } from "../control-plane/tenants.ts";
 import { createUsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError } from "../domain/app-error.ts";
@@ -17,8 +21,10 @@ import { defaultToolLimits } from "../sandbox/default-limits.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
+import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { rekeyStarter } from "../temporal/rekey-client.ts";
+import { startInvoiceSchedules } from "../workers/invoice-schedules.ts";
 import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
@@ -73,6 +79,7 @@ export async function startWorkers(
     log,
   });
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const invoiceSettings = () => config.billing.stripe;
   const operations = createOperationClient({ connection: temporal, wake });
   const lifeActivities = createTenantLifeActivities({
     database,
@@ -86,6 +93,9 @@ export async function startWorkers(
     ...turnActivities,
     ...lifeActivities,
     ...createAuditActivities({ database, home, log }),
+    ...createInvoiceActivities({
+      sender: createInvoiceSender({ database, settings: invoiceSettings, metersOf: stripeMeters(variables), log }),
+    }),
     ...createKeyActivities({ database, ...keys }),
     ...createQuotaActivities({
       database,
@@ -104,7 +114,20 @@ export async function startWorkers(
   resources.add(stopForgetting, (stop) => stop());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
   resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake: pool.wake, log }), (relay) => relay.stop());
+  resources.add(
+    startInvoiceSchedules({ database, settings: invoiceSettings, client: createInvoiceClient(temporal), wake: pool.wake, log }),
+    (schedules) => schedules.stop(),
+  );
   return pool;
+}
+
+/** One client per process, made when the first event is sent. */
+function stripeMeters(variables: ProductParts["variables"]): InvoiceSenderDeps["metersOf"] {
+  let opened: Promise<StripeMeters> | undefined;
+  return async (settings) => {
+    const apiKey = requireStripeKey(settings, variables);
+    return await (opened ??= openStripeMeters({ apiKey, apiBase: settings.apiBase }));
+  };
 }
 
 /** The models by id. A provider without its key stays out: a call of it fails by itself, and the others work. */

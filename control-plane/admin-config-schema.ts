@@ -176,6 +176,37 @@ const temporalSchema = z.strictObject({
   model_call: z.enum(["remote", "local"], "must be remote or local").optional(),
 });
 
+const day = z.string().refine((value) => {
+  const atMs = /^\d{4}-\d{2}-\d{2}$/.test(value) ? Date.parse(`${value}T00:00:00Z`) : Number.NaN;
+  return !Number.isNaN(atMs) && new Date(atMs).toISOString().startsWith(value);
+}, "must be a day, for example 2026-11-01");
+const meterEventName = z.string().regex(/^[A-Za-z0-9_.-]{1,100}$/, "must be the event name of a Stripe meter");
+const tenant = z
+  .string()
+  .regex(/^(?=.{1,32}$)[a-z0-9](-?[a-z0-9])*$/, "must be a tenant id: 1 to 32 lower-case letters, digits and single inner hyphens");
+
+/** Stripe's key goes over this address, so it is not sent in the clear to another machine. */
+const stripeBase = url("http:", "https:").refine(
+  (value) =>
+    !URL.canParse(value) || new URL(value).protocol === "https:" || ["127.0.0.1", "localhost", "[::1]"].includes(new URL(value).hostname),
+  "must begin with https: unless it is on this machine",
+);
+
+const stripeSchema = z.strictObject({
+  api_key_env: environmentName,
+  api_base: stripeBase.optional(),
+  mode: z.enum(["live", "test"], "must be live or test").default("live"),
+  meter_event_names: z
+    .strictObject({
+      usage: meterEventName.default("openclaw_usage_nano_usd"),
+      platform_fee: meterEventName.default("openclaw_platform_fee_nano_usd"),
+    })
+    .prefault({}),
+  // Earlier days are not told; default: the day on which a tenant was first mapped.
+  first_day: day.optional(),
+  customers: z.record(tenant, z.string().regex(/^cus_[A-Za-z0-9]{1,28}$/, "must be the id of a Stripe customer, cus_…")).default({}),
+});
+
 export const adminConfigSchema = z.strictObject({
   default_model: modelId,
   providers: z.record(name, providerSchema),
@@ -185,6 +216,7 @@ export const adminConfigSchema = z.strictObject({
       currency: z.literal("USD", "must be USD: every price is in US dollars").default("USD"),
       markup: markup.default("0"),
       platform_fee_usd_per_month: usd.optional(),
+      stripe: stripeSchema.optional(),
       rate_card: z.record(modelId, ratesSchema).default({}),
     })
     .prefault({}),

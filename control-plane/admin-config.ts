@@ -7,6 +7,7 @@ import type { RateCard, RateCardText, Rates } from "../domain/rate-card.ts";
 import { adminConfigSchema, type AdminConfigFile } from "./admin-config-schema.ts";
 import { issueToTell } from "./configuration-issue.ts";
 import { configurationError, readConfigurationText, type KeyPath } from "./configuration-text.ts";
+import type { InvoiceSettings } from "./invoices.ts";
 import { createRateCard } from "./rate-cards.ts";
 
 export type ProviderSettings = {
@@ -39,6 +40,8 @@ export type AdminConfig = {
     readonly markupPpm: MarkupPpm;
     /** US dollars as decimal text. */
     readonly platformFeeUsdPerMonth: string | undefined;
+    /** Undefined: no invoices are written. */
+    readonly stripe: InvoiceSettings | undefined;
   };
   readonly rateCard: RateCard;
 } & Pick<AdminConfigFile, "quotas" | "sandbox" | "backup" | "temporal" | "database" | "channels" | "http" | "telemetry">;
@@ -110,16 +113,47 @@ function toAdminConfig({ default_model, providers, models, billing, ...blocks }:
       currency: billing.currency,
       markupPpm: parseMarkup(billing.markup, "billing.markup"),
       platformFeeUsdPerMonth: billing.platform_fee_usd_per_month,
+      stripe: billing.stripe === undefined ? undefined : toInvoiceSettings(billing.stripe),
     },
     rateCard: createRateCard(billing.rate_card as RateCardText),
   };
 }
 
+const toInvoiceSettings = ({
+  api_key_env,
+  api_base,
+  mode,
+  meter_event_names,
+  first_day,
+  customers,
+}: NonNullable<AdminConfigFile["billing"]["stripe"]>): InvoiceSettings => ({
+  apiKeyEnv: api_key_env,
+  apiBase: api_base,
+  mode,
+  eventNames: meter_event_names,
+  firstDay: first_day,
+  customers: new Map(Object.entries(customers)),
+});
+
+/** A customer's sums at Stripe must be one tenant's, and of one kind: they tell what has arrived. */
+function checkInvoices(stripe: InvoiceSettings | undefined, error: (path: KeyPath, says: string) => AppError): void {
+  if (stripe === undefined) return;
+  if (stripe.eventNames.usage === stripe.eventNames.platform_fee)
+    throw error(["billing", "stripe", "meter_event_names", "platform_fee"], "must be another meter than usage");
+  const tenants = new Map<string, string>();
+  for (const [tenant, customer] of stripe.customers) {
+    const other = tenants.get(customer);
+    if (other !== undefined) throw error(["billing", "stripe", "customers", tenant], `"${customer}" is the customer of ${other} already`);
+    tenants.set(customer, tenant);
+  }
+}
+
 /** What the schema cannot see: names that point at other entries. */
 function checkReferences(
-  { defaultModel, providers, models, temporal }: AdminConfig,
+  { defaultModel, providers, models, temporal, billing }: AdminConfig,
   error: (path: KeyPath, says: string) => AppError,
 ): void {
+  checkInvoices(billing.stripe, error);
   for (const { name, kind, baseUrl, api, apiKeyEnv } of providers.values()) {
     const path = ["providers", name];
     if (kind === "openai-compatible" && baseUrl === undefined) throw error(path, "needs a base_url: its kind is openai-compatible");
@@ -195,7 +229,10 @@ export function configurationWarnings(config: AdminConfig, variables: KeySource)
   const unused = [...config.rateCard.rates.keys()]
     .filter((id) => !config.models.has(id))
     .map((id) => `The price of ${id} is not used: it is not one of models.`);
-  return [...keyless, ...unpriced, ...unused];
+  const { stripe } = config.billing;
+  const noInvoices =
+    stripe === undefined || variables[stripe.apiKeyEnv] ? [] : [`No usage can be told to Stripe: ${stripe.apiKeyEnv} is not set.`];
+  return [...keyless, ...unpriced, ...unused, ...noInvoices];
 }
 
 /** The ceilings of a new tenant that is given none: copied when it is made, so that its audit tells what it has. */

@@ -2,6 +2,7 @@ import { AppError } from "../domain/app-error.ts";
 import { formatUsd } from "../domain/money.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
+import { type DueFee, readDueFees } from "../storage/platform-fee-repository.ts";
 import { csvLine, type CsvCell } from "./billing-csv.ts";
 import type { Period } from "./billing-period.ts";
 
@@ -177,6 +178,16 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
     }
   }
 
+  async function* feePages({ tenantId, period: { firstDay, lastDay } }: ReportRequest): AsyncGenerator<readonly DueFee[]> {
+    for (let after: DueFee | undefined; ;) {
+      const range = { tenantId, firstDay, lastDay, after, limit: pageRows };
+      const page: readonly DueFee[] = await database.withControl(async (tx) => await readDueFees(tx, range), { readOnly: true });
+      if (page.length > 0) yield page;
+      if (page.length < pageRows) return;
+      after = page.at(-1);
+    }
+  }
+
   const requireKnown = async (tenantId: TenantId | undefined): Promise<void> => {
     if (tenantId === undefined) return;
     const rows = await read("select from control.tenant where id = $1", [tenantId]);
@@ -190,7 +201,8 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
     },
     async json(request) {
       await requireKnown(request.tenantId);
-      return request.detail ? jsonOf(request, callPages(request), toCallJson) : jsonOf(request, dailyPages(request), toDayRow);
+      const fees = feePages(request);
+      return request.detail ? jsonOf(request, callPages(request), toCallJson, fees) : jsonOf(request, dailyPages(request), toDayRow, fees);
     },
     async usage(tenantId, period) {
       await requireKnown(tenantId);
@@ -235,6 +247,7 @@ async function* jsonOf<Row extends { cost_nano_usd: bigint }>(
   request: ReportRequest,
   pages: AsyncIterable<readonly Row[]>,
   toJson: (row: Row) => object,
+  fees: AsyncIterable<readonly DueFee[]>,
 ): AsyncGenerator<string> {
   yield `${JSON.stringify(headOf(request)).slice(0, -1)},"rows":[`;
   let totalNanoUsd = 0n;
@@ -248,7 +261,25 @@ async function* jsonOf<Row extends { cost_nano_usd: bigint }>(
     }
     yield chunk;
   }
-  yield `],"total_cost_usd":"${formatUsd(totalNanoUsd)}"}\n`;
+  yield "]";
+  const feesNanoUsd = yield* feesJson(fees);
+  if (feesNanoUsd > 0n) yield `],"total_with_fees_usd":"${formatUsd(totalNanoUsd + feesNanoUsd)}"`;
+  yield `,"total_cost_usd":"${formatUsd(totalNanoUsd)}"}\n`;
+}
+
+/** The months' platform fees that fall due in the period, a line each; nothing where none does. @returns their sum */
+async function* feesJson(pages: AsyncIterable<readonly DueFee[]>): AsyncGenerator<string, bigint> {
+  let sum = 0n;
+  for await (const page of pages) {
+    yield sum === 0n ? ',"platform_fees":[' : ",";
+    yield page
+      .map(({ day, tenantId, nanoUsd }) =>
+        JSON.stringify({ date: day, tenant: tenantId, month: day.slice(0, 7), platform_fee_usd: formatUsd(nanoUsd) }),
+      )
+      .join(",");
+    sum = page.reduce((total, { nanoUsd }) => total + nanoUsd, sum);
+  }
+  return sum;
 }
 
 const headOf = ({ tenantId, period }: ReportRequest) => ({

@@ -1,11 +1,13 @@
 import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import type { Command } from "../domain/audit.ts";
+import { invoiceEventIdOf } from "../domain/invoice.ts";
 import { parseMarkup } from "../domain/money.ts";
 import { type QuotaChange, noQuota } from "../domain/tenant-quota.ts";
 import { parseTenantId, systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
 import { closeChain } from "../storage/audit-repository.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
+import { resolveEvent } from "../storage/invoice-repository.ts";
 import { acceptOverlay } from "../storage/overlay-repository.ts";
 import { requestRotation } from "../storage/key-rotation.ts";
 import { createTenantDirectory } from "../storage/tenant-paths.ts";
@@ -45,6 +47,10 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return; // the entry is all there is to do
     case "audit-key.create":
       return await createAuditKey(tx, command);
+    case "invoice.run":
+      return; // what it starts is told by its events
+    case "invoice.resolve":
+      return await resolveInvoiceEvent(tx, command);
     case "tenant.suspend":
     case "tenant.resume":
       return await changeTenant(tx, tenantOf(owner), { state: command.type === "tenant.suspend" ? "suspended" : "active" });
@@ -211,6 +217,13 @@ async function revokeAdminKey(tx: ControlTx, keyId: string): Promise<void> {
     throw new AppError("conflict", { client: { message: `"${keyId}" is the last key with the scope all: create another one first.` } });
   }
   await tx.execute("update control.admin_key set revoked_at = now() where id = $1", [keyId]);
+}
+
+async function resolveInvoiceEvent(tx: ControlTx, command: Extract<Command, { type: "invoice.resolve" }>): Promise<void> {
+  if (await resolveEvent(tx, command, command.as)) return;
+  throw new AppError("conflict", {
+    client: { message: `There is no event ${invoiceEventIdOf(command)} of "${command.tenantId}" that is held or refused.`, param: "event" },
+  });
 }
 
 async function createAuditKey(tx: ControlTx, { keyId, publicKey }: Extract<Command, { type: "audit-key.create" }>): Promise<void> {

@@ -1,5 +1,6 @@
 import type { ErrorCode } from "./app-error.ts";
 import { canonicalJson } from "./canonical-json.ts";
+import { type InvoiceEventKey, type InvoiceResolution, invoiceEventIdOf } from "./invoice.ts";
 import { sha256Hex } from "./sha256.ts";
 import type { QuotaChange, TenantQuota } from "./tenant-quota.ts";
 import { systemOwner, type LifeKind, type Owner } from "./tenant.ts";
@@ -85,6 +86,10 @@ export type SystemCommand =
   | { readonly type: "rate-card.update"; readonly hash: string; readonly markupPpm?: number }
   /** `rotationId` is the rest of the workflow id `rekey:_system:<rotation id>`. */
   | { readonly type: "keys.rotate"; readonly rotationId: string }
+  /** Usage of whole days is told to Stripe now: `period` is `YYYY-MM-DD..YYYY-MM-DD`. */
+  | { readonly type: "invoice.run"; readonly tenantId: string; readonly period: string }
+  /** What Stripe holds of an event is said by an administrator. */
+  | ({ readonly type: "invoice.resolve"; readonly as: InvoiceResolution } & InvoiceEventKey)
   /** `publicKey`: base64 of the key's SubjectPublicKeyInfo; its SHA-256 is the key's id. */
   | { readonly type: "audit-key.create"; readonly keyId: string; readonly publicKey: string };
 
@@ -101,6 +106,8 @@ const systemActions: readonly string[] = [
   "audit-key.create",
   "payloads.decode",
   "temporal.operate",
+  "invoice.run",
+  "invoice.resolve",
 ] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
@@ -152,6 +159,10 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `rekey:${command.rotationId}` };
     case "rate-card.update":
       return { tenant, target: `rate-card:${command.hash}${command.markupPpm === undefined ? "" : ` markup_ppm:${command.markupPpm}`}` };
+    case "invoice.run":
+      return { tenant: command.tenantId, target: `invoice:${command.period}` };
+    case "invoice.resolve":
+      return { tenant: command.tenantId, target: `${command.mode}:${invoiceEventIdOf(command)} ${command.as}` };
   }
 }
 

@@ -64,13 +64,27 @@ export function tenantOfLifeWorkflow(workflowId: string): TenantId {
   return tenantId;
 }
 
+/** One run of a tenant's invoicing. It is about a tenant and belongs to the system too: the last one comes after the tenant's end. */
+export const invoiceWorkflowIdOf = (tenantId: TenantId, rest: string): string => `invoice:${tenantId}:${rest}`;
+
 /**
- * Whose workflow this is: `<kind>:_system…`, `provision:<tenant>` and `erase:<tenant>` are the system's.
+ * The tenant that a workflow `invoice:<tenant>:<rest>` is about.
+ * @throws {AppError} `tenant_violation` for any other name.
+ */
+export function tenantOfInvoiceWorkflow(workflowId: string): TenantId {
+  const tenantId = tenantOfName(workflowId);
+  if (!workflowId.startsWith(invoiceWorkflowIdOf(tenantId, ""))) throw new AppError("tenant_violation", { name: workflowId.slice(0, 128) });
+  return tenantId;
+}
+
+/**
+ * Whose workflow this is: `<kind>:_system…`, `provision:<tenant>`, `erase:<tenant>` and `invoice:<tenant>:…` are the system's.
  * @throws {AppError} `tenant_violation` when it is nobody's.
  */
 export function ownerOfWorkflowId(workflowId: string): Owner {
   if (/^[a-z-]+:_system(?::|$)/.test(workflowId)) return systemOwner;
-  if (!/^(?:provision|erase):/.test(workflowId)) return tenantOfName(workflowId);
-  tenantOfLifeWorkflow(workflowId);
+  if (workflowId.startsWith("invoice:")) tenantOfInvoiceWorkflow(workflowId);
+  else if (/^(?:provision|erase):/.test(workflowId)) tenantOfLifeWorkflow(workflowId);
+  else return tenantOfName(workflowId);
   return systemOwner;
 }

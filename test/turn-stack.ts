@@ -5,12 +5,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
+import { createInvoiceActivities } from "../activities/invoice-activities.ts";
 import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import type { ServedModel } from "../activities/model-attempts.ts";
 import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
+import type { InvoiceSender } from "../control-plane/invoices.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
 import { createTenants, grantableLimitsOf, spendableLimitsOf } from "../control-plane/tenants.ts";
 import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
@@ -80,6 +82,8 @@ export type TurnStackOptions = {
   readonly eraseDataKey?: (tenantId: TenantId) => Promise<void>;
   /** Default: the one that all processes on the database share. */
   readonly keyEncryptionKey?: string;
+  /** Who tells Stripe; default: nobody. */
+  readonly invoices?: (database: Database) => InvoiceSender;
   /** For histories that are recorded: payloads in the clear. */
   readonly isPlain?: boolean;
 };
@@ -135,6 +139,7 @@ export async function startTurnStack({
   const activities = {
     ...createQuotaActivities({ database, limitsOf: async (tenantId) => limits ?? grantableLimitsOf(await tenants.get(tenantId)) }),
     ...createAuditActivities({ database, home, log: quiet }),
+    ...(place.invoices === undefined ? {} : createInvoiceActivities({ sender: place.invoices(database) })),
     ...createTenantLifeActivities({
       database,
       home,

@@ -1,4 +1,5 @@
 export { erase } from "./erase.ts";
+export { invoice } from "./invoice.ts";
 export { provision } from "./provision.ts";
 export { rekey } from "./rekey.ts";
 export { tenant } from "./tenant.ts";

@@ -1,9 +1,10 @@
 import type { Command } from "commander";
 import { z } from "zod";
-import { parsePeriod } from "../billing-period.ts";
 import type { CliContext } from "./cli-context.ts";
 import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
+import { addInvoiceCommands } from "./invoice-commands.ts";
+import { checkPeriod } from "./period-argument.ts";
 import { tenantArgument } from "./tenant-argument.ts";
 import { jsonText, paint, tableText, type Column } from "./terminal.ts";
 
@@ -39,8 +40,10 @@ const columns: readonly Column<DayRow>[] = [
   { title: "USD", align: "right", cell: ({ cost_usd }) => cost_usd },
 ];
 
-export function addBillingCommands(program: Command, { variables, terminal }: CliContext): void {
+export function addBillingCommands(program: Command, context: CliContext): void {
+  const { variables, terminal } = context;
   const billing = program.command("billing").description("what tenants used and what it cost");
+  addInvoiceCommands(billing, context);
 
   billing
     .command("report")
@@ -80,14 +83,6 @@ export function addBillingCommands(program: Command, { variables, terminal }: Cl
       });
       return terminal.write(json ? jsonText(explanation) : `${explanation.sentence}\n`);
     });
-}
-
-function checkPeriod(period: string): void {
-  try {
-    parsePeriod(period, Date.now());
-  } catch (error) {
-    throw new CliError(exitCodes.usage, (error as Error).message, { cause: error });
-  }
 }
 
 /** @throws {CliError} failed: a report that breaks off must not pass for a whole one. */

@@ -135,6 +135,8 @@ const bodies: Record<string, () => string> = {
   "put /v1/tenants/{tenant}/overlay": () => "system_prompt: taken over\n",
   "put /v1/rate-card": () => JSON.stringify({ rate_card: { "test-model": { input: "0", output: "0" } } }),
   "post /v1/admin-keys": () => JSON.stringify({ id: "stolen", scopes: ["all"] }),
+  "post /v1/billing/invoices": () => JSON.stringify({ tenant: bravo.id, period: "today" }),
+  "post /v1/billing/invoices/resolve": () => JSON.stringify({ tenant: bravo.id, event: "usage.2026-11-22.1", as: "dropped" }),
   "post /rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
   "post /v1/tenants/{tenant}/rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
   "post /admin/login": () => JSON.stringify({ key: "ak_none_00000000000000000000000000000000" }),
@@ -365,6 +367,9 @@ const commandWords: Record<string, (() => readonly string[]) | undefined> = {
   "billing rates get": () => [],
   "billing rates set": () => ["/dev/null"],
   "billing rates check": () => [],
+  "billing invoice run": () => ["--tenant", bravo.id, "--period", "today"],
+  "billing invoice status": () => ["--tenant", bravo.id],
+  "billing invoice resolve": () => ["usage.2026-11-22.1", "--tenant", bravo.id, "--as", "dropped"],
   agent: () => ["--tenant", bravo.id, "--message", "hello"],
 };
 

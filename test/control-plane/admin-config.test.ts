@@ -307,3 +307,45 @@ test("a file that is missing or broken is named with its path", () => {
   expect(() => loadAdminConfig(home)).toThrow(expect.objectContaining({ code: "invalid_configuration" }));
   expect(readFileSync(join(home, "config.yaml"), "utf8")).toBe("default_modle: x\n");
 });
+
+const withStripe = (block: string): string => minimal.replace("billing:\n", `billing:\n  stripe: ${block}\n`);
+
+test("billing.stripe maps tenants to Stripe's customers", () => {
+  expect(parseAdminConfig(minimal).billing.stripe).toBeUndefined();
+  expect(parseAdminConfig(withStripe("{ api_key_env: STRIPE_KEY }")).billing.stripe).toEqual({
+    apiKeyEnv: "STRIPE_KEY",
+    apiBase: undefined,
+    mode: "live",
+    eventNames: { usage: "openclaw_usage_nano_usd", platform_fee: "openclaw_platform_fee_nano_usd" },
+    firstDay: undefined,
+    customers: new Map(),
+  });
+  const config = parseAdminConfig(
+    withStripe(
+      '{ api_key_env: K, api_base: "http://127.0.0.1:12111", mode: test, meter_event_names: { usage: u }, first_day: 2026-11-01, customers: { acme: cus_1, 007: cus_2 } }',
+    ),
+  );
+  expect(config.billing.stripe).toMatchObject({ mode: "test", firstDay: "2026-11-01", eventNames: { usage: "u" } });
+  expect(Object.fromEntries(config.billing.stripe?.customers ?? [])).toEqual({ "007": "cus_2", acme: "cus_1" });
+  expect(configurationWarnings(config, { SOME_KEY: "k" })).toContain("No usage can be told to Stripe: K is not set.");
+});
+
+test.each([
+  ["{ mode: test }", "billing.stripe.api_key_env"],
+  ["{ api_key_env: sk-test-123 }", "billing.stripe.api_key_env"],
+  ["{ api_key_env: K, api_key: sk_live_1 }", "billing.stripe.api_key"],
+  ["{ api_key_env: K, mode: sandbox }", "billing.stripe.mode"],
+  ["{ api_key_env: K, api_base: http://stripe.example.com }", "billing.stripe.api_base"],
+  ["{ api_key_env: K, api_base: nonsense }", "billing.stripe.api_base"],
+  ["{ api_key_env: K, first_day: 2026-02-30 }", "billing.stripe.first_day"],
+  ["{ api_key_env: K, first_day: yesterday }", "billing.stripe.first_day"],
+  ["{ api_key_env: K, customers: { acme: sub_1 } }", "billing.stripe.customers.acme"],
+  ["{ api_key_env: K, customers: { Not_A_Tenant: cus_1 } }", "billing.stripe.customers.Not_A_Tenant"],
+  ["{ api_key_env: K, customers: { acme: cus_1, other: cus_1 } }", "billing.stripe.customers.other"],
+  ["{ api_key_env: K, meter_event_names: { usage: same, platform_fee: same } }", "billing.stripe.meter_event_names.platform_fee"],
+])("billing.stripe: %s is refused, naming %s", (block, path) => {
+  const refused = refusalOf(withStripe(block));
+
+  expect(refused.client.param).toBe(path);
+  expect(refused.message).toContain("line 10");
+});

@@ -373,3 +373,44 @@ test("a long report streams: memory stays flat, and every row is there once", as
   expect(cost).toBe((BigInt(rows) * BigInt(rows - 1)) / 2n);
   expect(Math.max(...heaps) - Math.min(...heaps)).toBeLessThan(24 * 1024 * 1024);
 });
+
+test("a month's platform fee is a line of the JSON on the day that it falls due, whatever the pages, and never of the CSV", async () => {
+  const { ownerUrl, database, reports, addTenant } = await billingStage({ pageRows: 1 });
+  const [early, late] = [await addTenant("early"), await addTenant("late")];
+  await bill(database, early, { id: "trn_1.0", at: "2026-06-03T10:14:22Z", usage: checkUsage });
+  await runSql(
+    ownerUrl,
+    `update control.tenant set created_at = '2026-01-15T00:00:00Z', deleted_at = '2026-07-01T00:00:00Z' where id = '${early}'`,
+    `update control.tenant set created_at = '2026-06-30T23:59:59Z' where id = '${late}'`,
+    "insert into control.platform_fee values ('2026-03-02', 49000000000), ('2026-06-30', 50000000001)",
+  );
+  const linesOf = async (period: string, tenantId?: TenantId) => {
+    const report = JSON.parse(await textOf(await reports.json(requestOf(period, tenantId === undefined ? {} : { tenantId })))) as {
+      platform_fees?: readonly { date: string; tenant: string; platform_fee_usd: string }[];
+      total_cost_usd: string;
+      total_with_fees_usd?: string;
+    };
+    return {
+      fees: report.platform_fees?.map(({ date, tenant, platform_fee_usd }) => [date, tenant, platform_fee_usd]),
+      totals: [report.total_cost_usd, report.total_with_fees_usd],
+    };
+  };
+
+  expect(await linesOf("2026-06")).toEqual({
+    fees: [
+      ["2026-06-01", early, "49.000000000"],
+      ["2026-06-30", late, "50.000000001"],
+    ],
+    totals: ["5.425950000", "104.425950001"],
+  });
+  expect(await linesOf("2026-03", early)).toEqual({ fees: undefined, totals: ["0.000000000", undefined] }); // it was there before the fee was
+  expect((await linesOf("2026-04-02..2026-06-30", early)).fees?.map(([date]) => date)).toEqual(["2026-05-01", "2026-06-01"]);
+  expect((await linesOf("2026-07")).fees).toEqual(
+    [
+      ["2026-07-01", early, "50.000000001"], // a moment of the month was enough
+      ["2026-07-01", late, "50.000000001"],
+    ].toSorted(([, a = ""], [, b = ""]) => (a < b ? -1 : 1)),
+  );
+  expect((await linesOf("2026-08")).fees?.map(([, tenant]) => tenant)).toEqual([late]);
+  expect(await textOf(await reports.csv(requestOf("2026-06", { tenantId: early })))).not.toContain("49");
+});

@@ -35,7 +35,7 @@ export type ChangesPlace = {
   readonly changesPerRun?: number;
   /** Default: the one that all processes on the database share. */
   readonly keyEncryptionKey?: string;
-} & Pick<TurnStackOptions, "ensureDataKey" | "eraseDataKey" | "isPlain">;
+} & Pick<TurnStackOptions, "ensureDataKey" | "eraseDataKey" | "invoices" | "isPlain">;
 
 /** Everything that an audited change goes through, without HTTP. */
 export async function startChanges({ changesPerRun, ...place }: ChangesPlace = {}): Promise<ChangesStage> {

@@ -1,6 +1,16 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { ownerOfWorkflowId, parseTenantId, taskQueueOf, tenantOfLifeWorkflow, tenantOfName, tenantSchemaOf } from "../../domain/tenant.ts";
+import {
+  invoiceWorkflowIdOf,
+  ownerOfWorkflowId,
+  parseTenantId,
+  systemOwner,
+  taskQueueOf,
+  tenantOfInvoiceWorkflow,
+  tenantOfLifeWorkflow,
+  tenantOfName,
+  tenantSchemaOf,
+} from "../../domain/tenant.ts";
 
 const slug = fc.stringMatching(/^[a-z0-9]([-]?[a-z0-9]){0,15}$/).filter((text) => text.length <= 32);
 
@@ -76,9 +86,20 @@ test.each(["erase", "erase:", "erase:acme:", "erase:acme:x", "provision:acme:api
   },
 );
 
-test("only the two workflows of a tenant's life are about a tenant without being its own", () => {
+test("the two workflows of a tenant's life are about a tenant without being its own", () => {
   expect([tenantOfLifeWorkflow("provision:acme"), tenantOfLifeWorkflow("erase:acme-eu")]).toEqual(["acme", "acme-eu"]);
   for (const name of ["tenant:acme", "turn:acme:api.0", "erase:acme:x", "erase:_system", "tenant:_system"]) {
     expect(() => tenantOfLifeWorkflow(name)).toThrow(expect.objectContaining({ code: "tenant_violation" }));
   }
+});
+
+test("a run of a tenant's invoicing is the system's, and names its tenant in one way", () => {
+  const workflowId = invoiceWorkflowIdOf(parseTenantId("acme-co"), "scheduled-2026-11-24T00:10:00Z");
+
+  expect(workflowId).toBe("invoice:acme-co:scheduled-2026-11-24T00:10:00Z");
+  expect(ownerOfWorkflowId(workflowId)).toBe(systemOwner);
+  expect(tenantOfInvoiceWorkflow(workflowId)).toBe("acme-co");
+  for (const name of ["invoice:acme-co", "invoice::x", "invoice:Acme:x", "invoice:acme co:x", "turn:acme-co:x", "invoice"])
+    expect(() => tenantOfInvoiceWorkflow(name)).toThrow();
+  for (const name of ["invoice:acme-co", "invoice::x", "invoice:Acme:x"]) expect(() => ownerOfWorkflowId(name)).toThrow();
 });

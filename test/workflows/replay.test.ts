@@ -11,11 +11,14 @@ import { callIdOf } from "../../domain/turn-id.ts";
 import { ModelCallError } from "../../providers/model-provider.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
+import { createInvoiceClient } from "../../temporal/invoice-client.ts";
 import { converterOption } from "../../temporal/temporal-connection.ts";
 import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { workflowBundle } from "../../workers/workflow-bundle.ts";
 import { type ChangesStage, startChanges } from "../control-plane/changes-stage.ts";
+import { billCall, customerOf, dayOf, invoicesAt } from "../control-plane/invoice-stage.ts";
+import { type FakeStripe, startFakeStripe } from "../fixtures/fake-stripe.ts";
 import { type TurnStack, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
 
 /** One recorded history per kind of run and released version; `OPENCLAW_RECORD=<version> npx vitest run test/workflows/replay.test.ts` adds some. */
@@ -38,14 +41,17 @@ let stack: TurnStack;
 let tenant: TenantContext;
 /** For the system's workflows, in a namespace of its own. */
 let stage: ChangesStage;
+let stripe: FakeStripe;
 
 beforeAll(async () => {
   stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 }, isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
   tenant = await stack.addTenant("replay");
-  stage = await startChanges({ isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
+  stripe = await startFakeStripe();
+  stage = await startChanges({ invoices: invoicesAt(stripe), isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
 });
 afterAll(async () => {
   await stage.close();
+  await stripe.close();
   await stack.close();
 });
 
@@ -104,6 +110,15 @@ const kinds = {
   "chain-tenant": async () => `tenant:${await lifeOf()}`,
   "chain-tenant-leased": async () => `tenant:${await leaseOf()}`,
   provision: async () => `provision:${await lifeOf()}`,
+  invoice: async () => {
+    const { tenantId } = await stage.createTenant("replay");
+    stripe.customers.add(customerOf(tenantId));
+    await billCall(stage.stack.database, tenantId, dayOf(-1), 5n);
+    await stage.stack.pool.wake(systemOwner);
+    const workflowId = await createInvoiceClient(stage.stack.connection).start(tenantId, "run", { firstDay: dayOf(-2) });
+    await stage.stack.connection.client.workflow.getHandle(workflowId).result();
+    return workflowId;
+  },
   erase: async () => `erase:${await lifeOf()}`,
 };
 
