@@ -41,8 +41,13 @@ export type UsageReport = {
   readonly quota: QuotaProgress;
 };
 
-/** null: no such ceiling. */
-export type QuotaProgress = { readonly tokens_per_day: null; readonly cost_per_day_usd: null; readonly requests_per_minute: null };
+/** What today's ended calls came to of each ceiling, whatever the report's period. null: no such ceiling. */
+export type QuotaProgress = {
+  readonly tokens_per_day: { readonly limit: number; readonly used: number } | null;
+  /** Nine places. */
+  readonly cost_per_day_usd: { readonly limit: string; readonly used: string } | null;
+  readonly requests_per_minute: { readonly limit: number } | null;
+};
 
 export type BillingReports = {
   /** Chunks of a CSV, read page by page. @throws {AppError} `not_found`, before the first chunk. */
@@ -194,6 +199,29 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
     if (rows.length === 0) throw new AppError("not_found", { client: { message: `There is no tenant "${tenantId}".`, param: "tenant" } });
   };
 
+  async function quotaProgress(tenantId: TenantId): Promise<QuotaProgress> {
+    const [ceilings] = await read<{ tokens: bigint | null; cost: bigint | null; requests: number | null }>(
+      `select tokens_per_day as tokens, cost_per_day_nano_usd as cost, requests_per_minute as requests
+       from control.tenant where id = $1 and state <> 'deleted'`,
+      [tenantId],
+    );
+    const { tokens = null, cost = null, requests = null } = ceilings ?? {};
+    const [used] =
+      tokens === null && cost === null
+        ? []
+        : await read<{ tokens: bigint; cost: bigint }>(
+            `select coalesce(sum(input_tokens + output_tokens + reasoning_tokens), 0)::bigint as tokens,
+               coalesce(sum(cost_nano_usd), 0)::bigint as cost
+             from control.usage_ledger where tenant_id = $1 and "timestamp" >= date_trunc('day', now(), 'UTC')`,
+            [tenantId],
+          );
+    return {
+      tokens_per_day: tokens === null ? null : { limit: Number(tokens), used: Number(used?.tokens ?? 0n) },
+      cost_per_day_usd: cost === null ? null : { limit: formatUsd(cost), used: formatUsd(used?.cost ?? 0n) },
+      requests_per_minute: requests === null ? null : { limit: requests },
+    };
+  }
+
   return {
     async csv(request) {
       await requireKnown(request.tenantId);
@@ -228,7 +256,7 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
           calls: Number(calls),
           cost_usd: formatUsd(BigInt(cost)),
         })),
-        quota: { tokens_per_day: null, cost_per_day_usd: null, requests_per_minute: null },
+        quota: await quotaProgress(tenantId),
       };
     },
   };

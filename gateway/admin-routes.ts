@@ -4,6 +4,7 @@ import { z } from "zod";
 import { explainCall } from "../control-plane/billing-explanation.ts";
 import { parsePeriod } from "../control-plane/billing-period.ts";
 import type { BillingReports } from "../control-plane/billing-reports.ts";
+import { verifyBilling } from "../control-plane/billing-verify.ts";
 import type { Tenant, Tenants } from "../control-plane/tenants.ts";
 import { quotaFieldsOf } from "../domain/tenant-quota.ts";
 import type { Database } from "../storage/database.ts";
@@ -18,6 +19,8 @@ const reportQuery = z.strictObject({
   format: z.enum(["csv", "json"]).default("json"),
   detail: z.enum(["true", "false", "1", "0", ""]).optional(),
 });
+
+const verifyQuery = z.strictObject({ tenant: z.string().optional() });
 
 /** A tenant as the admin API shows it. */
 export const tenantJson = ({ id, displayName, state, markupPpm, quota, createdAtMs }: Tenant) => ({
@@ -65,6 +68,21 @@ export const createAdminRoutes =
       async (request) => {
         const { id } = rowParams.parse(request.params);
         return await explainCall(database, id);
+      },
+    );
+
+    app.get(
+      "/v1/billing/verify",
+      {
+        config: {
+          access: "admin:billing",
+          describes: { summary: "Compares calls, billing rows, daily sums and prices to the digit", query: verifyQuery },
+        },
+      },
+      async (request) => {
+        const { tenant } = verifyQuery.parse(request.query);
+        const tenantId = tenant === undefined ? undefined : tenantNamedByAdmin(request, tenant);
+        return await verifyBilling({ database, tenants }, { tenantId, requestId: request.id });
       },
     );
   };

@@ -19,6 +19,13 @@ const dayRowSchema = z.looseObject({
   cost_usd: z.string(),
 });
 const reportSchema = z.looseObject({ rows: z.array(dayRowSchema), total_cost_usd: z.string() });
+const verificationSchema = z.looseObject({
+  ok: z.boolean(),
+  tenants: z.number(),
+  rows: z.number(),
+  findings: z.array(z.object({ tenant: z.string(), check: z.string(), subject: z.string(), what: z.string() })),
+  has_more: z.boolean(),
+});
 const explanationSchema = z.looseObject({ sentence: z.string() });
 
 type DayRow = z.infer<typeof dayRowSchema>;
@@ -82,6 +89,27 @@ export function addBillingCommands(program: Command, context: CliContext): void 
         path: `/v1/billing/rows/${encodeURIComponent(rowId)}/explain`,
       });
       return terminal.write(json ? jsonText(explanation) : `${explanation.sentence}\n`);
+    });
+
+  billing
+    .command("verify")
+    .description("compare calls, billing rows, daily sums and prices to the digit; exit code 1 when something differs")
+    .option("--tenant <tenant>", "only this one")
+    .option("--json", "print JSON")
+    .action(async ({ tenant, json }: { readonly tenant?: string; readonly json?: boolean }) => {
+      const found = await connectGateway(variables).json(verificationSchema, {
+        path: "/v1/billing/verify",
+        query: { tenant: tenant === undefined ? undefined : tenantArgument(tenant) },
+        timeoutMs: 0,
+      });
+      if (json) await terminal.write(jsonText(found));
+      else
+        for (const { tenant: of, check, subject, what } of found.findings) await terminal.write(`${of}  ${check}  ${subject}: ${what}\n`);
+      if (!found.ok) {
+        const count = `${found.has_more ? "more than " : ""}${found.findings.length}`;
+        throw new CliError(exitCodes.failed, `${count} differences in ${found.rows} rows.`);
+      }
+      if (!json) terminal.note(`${found.rows} rows of ${found.tenants} tenants agree with their calls, sums and prices.`);
     });
 }
 

@@ -364,6 +364,7 @@ const commandWords: Record<string, (() => readonly string[]) | undefined> = {
   "audit verify": () => [],
   "billing report": () => [bravo.id, "--period", "today"],
   "billing explain": () => [`${bravo.turnId}.0`],
+  "billing verify": () => [],
   "billing rates get": () => [],
   "billing rates set": () => ["/dev/null"],
   "billing rates check": () => [],

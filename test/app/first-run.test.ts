@@ -90,6 +90,8 @@ test("the command line creates and lists tenants, talks, and prints the bill", a
   expect(header).toBe("date,tenant,model,tokens_in,tokens_out,tokens_cached,reasoning_tokens,tool_calls,cost_usd");
   expect(row).toMatch(/^\d{4}-\d\d-\d\d,acme,demo,\d+,\d+,0,0,0,0\.\d{6}$/);
   expect(readFileSync(join(product.home, "gateway.log"), "utf8")).not.toContain(token);
+  const verified = await openclaw("billing", "verify");
+  expect([verified.code, verified.stderr]).toEqual([0, expect.stringMatching(/^2 rows of 2 tenants agree/)]);
 });
 
 test("the command line rotates the keys while the gateway runs, and says each step once", async () => {

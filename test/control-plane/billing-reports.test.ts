@@ -414,3 +414,20 @@ test("a month's platform fee is a line of the JSON on the day that it falls due,
   expect((await linesOf("2026-08")).fees?.map(([, tenant]) => tenant)).toEqual([late]);
   expect(await textOf(await reports.csv(requestOf("2026-06", { tenantId: early })))).not.toContain("49");
 });
+
+test("usage tells how far today's ceilings are used, whatever the period", async () => {
+  const { database, ownerUrl, reports, addTenant } = await billingStage();
+  const acme = await addTenant("acme");
+  const yesterday = new Date(Date.now() - 86_400_000).toISOString();
+  await bill(database, acme, { id: "trn_old.0", at: yesterday, usage: checkUsage });
+  await bill(database, acme, { id: "trn_new.0", at: new Date().toISOString(), usage: checkUsage });
+  await runSql(ownerUrl, `update control.tenant set tokens_per_day = 1000000, cost_per_day_nano_usd = 7000000000 where id = '${acme}'`);
+
+  const { quota } = await reports.usage(acme, requestOf("2026-06").period);
+
+  expect(quota).toEqual({
+    tokens_per_day: { limit: 1_000_000, used: 142_500 + 38_200 + 5_400 },
+    cost_per_day_usd: { limit: "7.000000000", used: "5.425950000" },
+    requests_per_minute: null,
+  });
+});
