@@ -65,7 +65,7 @@ test("a deletion ends the tenant's runs and leaves its audit and nothing else", 
   const { tenantId } = await stage.createTenant("gone");
   const other = await stage.createTenant("stays");
   await resultOf("provision", tenantId).catch(() => undefined);
-  await stage.make(tenantId, { type: "quota.update", quota: { tokensPerDay: 5, costPerDayNanoUsd: null, requestsPerMinute: 2 } });
+  await stage.make(tenantId, { type: "quota.update", quota: { tokensPerDay: 5_000_000, costPerDayNanoUsd: null, requestsPerMinute: 2 } });
   const directory = tenantDirectory(stage.stack.home, tenantId);
   const outside = join(stage.stack.home, "outside");
   mkdirSync(outside, { recursive: true });
