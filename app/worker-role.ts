@@ -49,9 +49,10 @@ export async function startWorkers(
   }
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
+  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const alarms = createUsageAlarms({
     chainOf: (tenantId) => clientOf(tenantId).chain,
-    wake: async (owner) => await pool.wake(owner),
+    wake,
     log,
     count: metrics.usageDoubted,
   });
@@ -78,7 +79,6 @@ export async function startWorkers(
     now: () => Date.now(),
     log,
   });
-  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const invoiceSettings = () => config.billing.stripe;
   const operations = createOperationClient({ connection: temporal, wake });
   const lifeActivities = createTenantLifeActivities({

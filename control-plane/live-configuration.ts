@@ -99,7 +99,6 @@ export async function openLiveConfiguration({
 
   // What was edited while nothing ran is an edit like any other: until it is recorded, what was recorded last holds.
   const recorded = await database.withControl(async (tx) => {
-    await storeRateCard(tx, config.rateCard);
     await beginInForce(tx, config.rateCard, config.billing.markupPpm);
     const terms = await readInForce(tx);
     return haveSameTerms(terms, termsOf(config)) ? undefined : { card: await loadRateCard(tx, terms.hash), markupPpm: terms.markupPpm };

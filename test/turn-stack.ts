@@ -19,10 +19,12 @@ import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { noMarkup } from "../domain/money.ts";
 import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
-import type { SessionId } from "../domain/session-id.ts";
+import { type SessionId, statelessSessionOf } from "../domain/session-id.ts";
 import type { Owner, TenantContext, TenantId } from "../domain/tenant.ts";
 import { mintTurnId } from "../domain/turn-id.ts";
 import type { TurnSubmission } from "../domain/turn.ts";
+import { type TurnService, createTurnService } from "../gateway/turn-service.ts";
+import { createTurnSlots } from "../gateway/turn-slots.ts";
 import type { ModelProvider } from "../providers/model-provider.ts";
 import type { Tool } from "../sandbox/tool.ts";
 import { openDatabase, type Database } from "../storage/database.ts";
@@ -208,6 +210,16 @@ export const someTurn = (sessionId: string, text: string, more: Partial<TurnSubm
   request: { model: "test-model", messages: [{ role: "user", content: text }], tools: [], settings: {} },
   ...more,
 });
+
+/** A turn of no session. */
+export function someStatelessTurn(text: string, more: Partial<TurnSubmission> = {}): TurnSubmission {
+  const turn = someTurn("api:x:default", text, { stateless: true, ...more });
+  return { ...turn, sessionId: statelessSessionOf(turn.turnId) };
+}
+
+/** The gateway's door to the stack's turns, with the leases of one process. */
+export const turnServiceOf = ({ database, bus, clientOf, pool }: TurnStack, quota: QuotaLeases): TurnService =>
+  createTurnService({ database, bus, clientOf, wake: pool.wake, quota, log: quiet, slots: createTurnSlots({ slotsPerTenant: 64 }) });
 
 /** A provider in this process that answers what `answer` makes of the conversation; it counts its calls. */
 export function scriptedProvider(

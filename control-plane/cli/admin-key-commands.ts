@@ -21,7 +21,10 @@ const revokedSchema = z.looseObject({ id: z.string() });
 type JsonFlag = { readonly json?: boolean };
 
 export function addAdminKeyCommands(program: Command, { variables, terminal }: CliContext): void {
-  const keys = program.command("admin-keys").description("make, list and revoke the keys of administrators");
+  const keys = program
+    .command("admin-keys")
+    .description("make, list and revoke the keys of administrators")
+    .addHelpText("after", "\nTo rotate a key: create one under a new id, hand it out, then revoke the old one.");
 
   keys
     .command("create")

@@ -1,37 +1,18 @@
-import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { AppError, type ErrorCode } from "../../domain/app-error.ts";
 import type { NanoUsd } from "../../domain/money.ts";
 import type { QuotaLeases } from "../../control-plane/quota-leases.ts";
-import { statelessSessionOf } from "../../domain/session-id.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
-import { mintTurnId } from "../../domain/turn-id.ts";
 import type { FinishedTurn, TurnSubmission } from "../../domain/turn.ts";
-import { createTurnService } from "../../gateway/turn-service.ts";
-import { createTurnSlots } from "../../gateway/turn-slots.ts";
-import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
+import { type TurnStack, scriptedProvider, someStatelessTurn, startTurnStack, turnServiceOf } from "../turn-stack.ts";
 
 const provider = scriptedProvider(async () => ({ text: "yes" }));
 
-const stateless = (): TurnSubmission => {
-  const turnId = mintTurnId(Date.now(), randomBytes(10));
-  return { ...someTurn("api:x:default", "hello", { stateless: true }), turnId, sessionId: statelessSessionOf(turnId) };
-};
-
-const serviceOf = (stack: TurnStack, quota: QuotaLeases) =>
-  createTurnService({
-    database: stack.database,
-    bus: stack.bus,
-    slots: createTurnSlots({ slotsPerTenant: 64 }),
-    clientOf: stack.clientOf,
-    wake: stack.pool.wake,
-    quota,
-    log: quiet,
-  });
+const stateless = (): TurnSubmission => someStatelessTurn("hello");
 
 /** How many of `count` calls that two processes make at once get through, and why the others do not. */
 async function race(stack: TurnStack, context: TenantContext, quotas: readonly QuotaLeases[], count: number) {
-  const services = quotas.map((quota) => serviceOf(stack, quota));
+  const services = quotas.map((quota) => turnServiceOf(stack, quota));
   const ends = await Promise.allSettled(
     Array.from({ length: count }, async (_, index): Promise<FinishedTurn> => {
       const service = services[index % services.length];
@@ -66,7 +47,7 @@ describe("requests per minute", () => {
   });
 
   it("tells when to come again", async () => {
-    const error = await serviceOf(stack, stack.quota)
+    const error = await turnServiceOf(stack, stack.quota)
       .submit(acme, stateless())
       .then(
         () => undefined,
@@ -100,7 +81,7 @@ describe("tokens and money of a day", () => {
     await expect.poll(async () => (await countOf())?.leases, { timeout: 30_000 }).toBeLessThanOrEqual(1);
     // One after the other, the rest of the day's tokens is used up to less than a call's reservation.
     let more = 0;
-    const service = serviceOf(stack, stack.quota);
+    const service = turnServiceOf(stack, stack.quota);
     for (let refused = 0; refused < 2;) {
       const turn = await service.submit(acme, stateless()).then(
         async ({ finished }) => await finished,
@@ -131,7 +112,7 @@ describe("tokens and money of a day", () => {
       limits: { tokensPerDay: undefined, nanoUsdPerDay: 800_000n as NanoUsd, requestsPerMinute: undefined },
     });
     const acme = await stack.addTenant("acme");
-    const service = serviceOf(stack, stack.quota);
+    const service = turnServiceOf(stack, stack.quota);
     let done = 0;
     let refusal: AppError | undefined;
     while (refusal === undefined) {

@@ -17,12 +17,10 @@ import { createRpcRoutes } from "../../gateway/rpc/rpc-routes.ts";
 import { type RpcSocketDeps, createRpcSocketRoutes } from "../../gateway/rpc/rpc-socket.ts";
 import { createSessionService } from "../../gateway/session-service.ts";
 import { openTokenWatch } from "../../gateway/token-watch.ts";
-import { createTurnService } from "../../gateway/turn-service.ts";
-import { createTurnSlots } from "../../gateway/turn-slots.ts";
 import { ModelCallError } from "../../providers/model-provider.ts";
 import { createFieldEncryption } from "../../storage/tenant-field-encryption.ts";
 import { someGround } from "../control-plane/some-overlay.ts";
-import { type TurnStack, quiet, scriptedProvider, startTurnStack } from "../turn-stack.ts";
+import { type TurnStack, quiet, scriptedProvider, startTurnStack, turnServiceOf } from "../turn-stack.ts";
 import { listening } from "./gateway-stage.ts";
 
 export type RpcReply = {
@@ -79,15 +77,7 @@ export async function startRpcStage(limits: RpcSocketDeps["limits"] = {}): Promi
   const { database, bus, clientOf, pool } = stack;
   const authentication = createAuthentication({ database, log: quiet });
   const tokens = await openTokenWatch({ database, log: quiet });
-  const turns = createTurnService({
-    database,
-    bus,
-    clientOf,
-    wake: pool.wake,
-    quota: stack.quota,
-    log: quiet,
-    slots: createTurnSlots({ slotsPerTenant: 64 }),
-  });
+  const turns = turnServiceOf(stack, stack.quota);
   const logged: Record<string, unknown>[] = [];
   const logger = pino({ level: "error" }, { write: (line: string) => void logged.push(JSON.parse(line)) });
   const ground = () => someGround;

@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type SessionId, statelessSessionOf } from "../../domain/session-id.ts";
+import type { SessionId } from "../../domain/session-id.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
 import type { TurnSubmission } from "../../domain/turn.ts";
 import { createChatRoutes } from "../../gateway/chat-routes.ts";
@@ -12,7 +12,7 @@ import { createInProcessTokenBus } from "../../streams/in-process-token-bus.ts";
 import type { TurnEvent } from "../../streams/token-bus.ts";
 import { type TenantClient, forTenant } from "../../temporal/tenant-client.ts";
 import { startOpenTurnRelay } from "../../workers/open-turn-relay.ts";
-import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
+import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack, someStatelessTurn } from "../turn-stack.ts";
 import { overlaysOf, someOverlay } from "../control-plane/some-overlay.ts";
 import { gatewayStage, listening, steadyTokens } from "./gateway-stage.ts";
 
@@ -63,10 +63,6 @@ beforeAll(async () => {
 });
 afterAll(async () => await stack.close());
 
-const stateless = (text: string): TurnSubmission => {
-  const turn = someTurn("api:x:default", text, { stateless: true });
-  return { ...turn, sessionId: statelessSessionOf(turn.turnId) };
-};
 const answerOf = async (turn: TurnSubmission, service: TurnService = turns, context: TenantContext = acme, idempotency?: Idempotency) =>
   await (
     await service.submit(context, turn, idempotency)
@@ -95,7 +91,7 @@ describe("a submitted turn", () => {
   });
 
   test("keeps the events that came before anyone listened", async () => {
-    const running = await turns.submit(acme, stateless("early"));
+    const running = await turns.submit(acme, someStatelessTurn("early"));
     await running.finished;
     const seen: string[] = [];
 
@@ -105,7 +101,7 @@ describe("a submitted turn", () => {
   });
 
   test("leaves no session behind when it is stateless, and is found by its session when it is not", async () => {
-    const turn = stateless("no trace");
+    const turn = someStatelessTurn("no trace");
     await Promise.all([answerOf(turn), answerOf(someTurn("api:found:default", "trace"))]);
 
     expect(await turns.hasSession(acme, turn.sessionId)).toBe(false);
@@ -135,25 +131,25 @@ describe("a submitted turn", () => {
   test("beyond the tenant's slots waits, and is refused in time without a trace", async () => {
     const narrow = serviceOf({ slotsPerTenant: 1 });
     const { arrived, release } = hold("hold the only slot");
-    const first = answerOf(stateless("hold the only slot"), narrow);
+    const first = answerOf(someStatelessTurn("hold the only slot"), narrow);
     await arrived.promise;
-    const second = stateless("no room");
+    const second = someStatelessTurn("no room");
 
     await expect(narrow.submit(acme, second)).rejects.toMatchObject({ code: "unavailable", client: { retryAfterSeconds: 5 } });
 
     expect(await stateOf(second)).toBeUndefined();
-    expect((await answerOf(stateless("hello"), narrow, globex)).state).toBe("done"); // the other tenant's slots are its own
+    expect((await answerOf(someStatelessTurn("hello"), narrow, globex)).state).toBe("done"); // the other tenant's slots are its own
     release.resolve();
     expect((await first).state).toBe("done");
-    expect((await answerOf(stateless("room again"), narrow)).state).toBe("done");
+    expect((await answerOf(someStatelessTurn("room again"), narrow)).state).toBe("done");
   });
 
   test("that cannot be stored gives its slot back", async () => {
     const narrow = serviceOf({ slotsPerTenant: 1 });
-    const broken = { ...stateless("x"), sessionId: undefined as never };
+    const broken = { ...someStatelessTurn("x"), sessionId: undefined as never };
     await expect(narrow.submit(acme, broken)).rejects.toThrow();
 
-    expect((await answerOf(stateless("after all"), narrow)).state).toBe("done");
+    expect((await answerOf(someStatelessTurn("after all"), narrow)).state).toBe("done");
   });
 });
 
@@ -161,8 +157,8 @@ describe("an Idempotency-Key", () => {
   const withKey = (key: string, body: unknown = { a: 1 }): Idempotency => ({ key, body });
 
   test("gives a repeat the same turn and the stored answer, without a second call", async () => {
-    const first = stateless("only once");
-    const again = stateless("only once");
+    const first = someStatelessTurn("only once");
+    const again = someStatelessTurn("only once");
     const answer = await answerOf(first, turns, acme, withKey("repeat"));
 
     const running = await turns.submit(acme, again, withKey("repeat"));
@@ -176,11 +172,11 @@ describe("an Idempotency-Key", () => {
 
   test("lets a repeat join a turn that still runs", async () => {
     const { arrived, release } = hold("hold and join");
-    const first = stateless("hold and join");
+    const first = someStatelessTurn("hold and join");
     const running = await turns.submit(acme, first, withKey("join"));
     await arrived.promise;
 
-    const joined = await turns.submit(acme, stateless("hold and join"), withKey("join"));
+    const joined = await turns.submit(acme, someStatelessTurn("hold and join"), withKey("join"));
     const words: string[] = [];
     joined.onEvent((event) => words.push(event.type));
     release.resolve();
@@ -191,8 +187,8 @@ describe("an Idempotency-Key", () => {
   });
 
   test("with another body is a conflict, and nothing runs", async () => {
-    await answerOf(stateless("one body"), turns, acme, withKey("mismatch", { a: 1 }));
-    const other = stateless("another body");
+    await answerOf(someStatelessTurn("one body"), turns, acme, withKey("mismatch", { a: 1 }));
+    const other = someStatelessTurn("another body");
 
     await expect(turns.submit(acme, other, withKey("mismatch", { a: 2 }))).rejects.toMatchObject({ code: "idempotency_mismatch" });
 
@@ -201,7 +197,7 @@ describe("an Idempotency-Key", () => {
   });
 
   test("is forgotten after its 24 hours", async () => {
-    const first = stateless("yesterday");
+    const first = someStatelessTurn("yesterday");
     await answerOf(first, turns, acme, withKey("expired"));
     const [claim] = await rowsOf("select expires_at from idempotency_key where turn_id = $1", first.turnId);
     const hours = ((claim?.["expires_at"] as Date).getTime() - Date.now()) / 3_600_000;
@@ -209,14 +205,14 @@ describe("an Idempotency-Key", () => {
     expect(hours).toBeLessThanOrEqual(24);
     await rowsOf("update idempotency_key set expires_at = now() - interval '1 second' where turn_id = $1 returning 1", first.turnId);
 
-    const running = await turns.submit(acme, stateless("today"), withKey("expired", { b: 2 }));
+    const running = await turns.submit(acme, someStatelessTurn("today"), withKey("expired", { b: 2 }));
 
     expect(running.turnId).not.toBe(first.turnId);
     expect(await running.finished).toMatchObject({ reply: { content: "you said today" } });
   });
 
   test("is the tenant's own: another tenant's same key is another turn", async () => {
-    const [mine, theirs] = [stateless("mine"), stateless("theirs")];
+    const [mine, theirs] = [someStatelessTurn("mine"), someStatelessTurn("theirs")];
 
     const answers = await Promise.all([
       answerOf(mine, turns, acme, withKey("shared", { a: 1 })),
@@ -227,7 +223,7 @@ describe("an Idempotency-Key", () => {
   });
 
   test("of twenty calls at once runs one turn, and all get its answer", async () => {
-    const submissions = Array.from({ length: 20 }, () => stateless("all at once"));
+    const submissions = Array.from({ length: 20 }, () => someStatelessTurn("all at once"));
 
     const running = await Promise.all(submissions.map(async (turn) => await turns.submit(acme, turn, withKey("crowd"))));
     const answers = await Promise.all(running.map(async ({ finished }) => await finished));
@@ -247,7 +243,10 @@ describe("while Temporal is away or silent", () => {
   test.concurrent("a turn is told by its row when the process that ran it cannot send events here", async () => {
     const deaf = serviceOf({ bus: createInProcessTokenBus() });
 
-    expect(await answerOf(stateless("over there"), deaf)).toMatchObject({ state: "done", reply: { content: "you said over there" } });
+    expect(await answerOf(someStatelessTurn("over there"), deaf)).toMatchObject({
+      state: "done",
+      reply: { content: "you said over there" },
+    });
   });
 
   test.concurrent("a turn is taken back: its caller is told to come again, and it never runs", async () => {
@@ -269,18 +268,18 @@ describe("while Temporal is away or silent", () => {
   test.concurrent("a repeat that joined a turn which was taken back is told as well, and the key is free again", async () => {
     const service = serviceOf({ clientOf: unreachable });
     const key = { key: "joined-and-lost", body: {} };
-    const first = await service.submit(acme, stateless("lost"), key);
-    const joined = await service.submit(acme, stateless("lost"), key);
+    const first = await service.submit(acme, someStatelessTurn("lost"), key);
+    const joined = await service.submit(acme, someStatelessTurn("lost"), key);
 
     await expect(first.finished).rejects.toMatchObject({ code: "unavailable" });
 
     expect(await joined.finished).toMatchObject({ state: "failed", error: { code: "unavailable" } });
-    expect(await answerOf(stateless("second try"), turns, acme, key)).toMatchObject({ reply: { content: "you said second try" } });
+    expect(await answerOf(someStatelessTurn("second try"), turns, acme, key)).toMatchObject({ reply: { content: "you said second try" } });
   });
 
   test.concurrent("a turn that runs is never taken back, however long nobody can ask about it", async () => {
     const { arrived, release } = hold("hold through the outage");
-    const turn = stateless("hold through the outage");
+    const turn = someStatelessTurn("hold through the outage");
     const service = serviceOf({
       clientOf: (real) => ({
         ...real,
@@ -301,7 +300,7 @@ describe("while Temporal is away or silent", () => {
   });
 
   test.concurrent("and no worker can be started, it is the same", async () => {
-    const turn = stateless("nobody there");
+    const turn = someStatelessTurn("nobody there");
     const service = serviceOf({ wake: async () => await Promise.reject(new Error("the server is draining")) });
 
     await expect(answerOf(turn, service)).rejects.toMatchObject({ code: "unavailable" });
@@ -313,7 +312,7 @@ describe("while Temporal is away or silent", () => {
     const service = serviceOf({
       clientOf: (real) => ({ ...real, offerTurn: async (lane, ticket) => await (failures-- > 0 ? away() : real.offerTurn(lane, ticket)) }),
     });
-    const turn = stateless("in the end");
+    const turn = someStatelessTurn("in the end");
 
     expect(await answerOf(turn, service)).toMatchObject({ state: "done", reply: { content: "you said in the end" } });
     expect(callsOf(turn)).toHaveLength(1);

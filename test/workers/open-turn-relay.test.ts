@@ -1,12 +1,11 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { statelessSessionOf } from "../../domain/session-id.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
 import type { FinishedTurn, TurnSubmission } from "../../domain/turn.ts";
 import { takeOpenTurns } from "../../storage/open-turn-repository.ts";
 import { insertTurn, readFinishedTurn } from "../../storage/turn-repository.ts";
 import type { TenantClient } from "../../temporal/tenant-client.ts";
 import { type OpenTurnRelayOptions, startOpenTurnRelay } from "../../workers/open-turn-relay.ts";
-import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack } from "../turn-stack.ts";
+import { type TurnStack, quiet, scriptedProvider, someTurn, startTurnStack, someStatelessTurn } from "../turn-stack.ts";
 
 const held = new Map<string, { readonly arrived: PromiseWithResolvers<void>; readonly release: PromiseWithResolvers<void> }>();
 const provider = scriptedProvider(async ({ messages }) => {
@@ -66,8 +65,7 @@ const forget = async (...turns: readonly TurnSubmission[]): Promise<void> => {
 const unreachable = async (): Promise<never> => await Promise.reject(new Error("14 UNAVAILABLE"));
 
 test("a turn that was stored and never handed over is run: of a session, of the pool, of every tenant", async () => {
-  const stateless = someTurn("api:x:default", "stateless", { stateless: true });
-  const turns = [someTurn("api:relayed:default", "in a session"), { ...stateless, sessionId: statelessSessionOf(stateless.turnId) }];
+  const turns = [someTurn("api:relayed:default", "in a session"), someStatelessTurn("stateless")];
   const foreign = someTurn("api:relayed:default", "elsewhere");
   await Promise.all([...turns.map(async (turn) => await store(turn)), store(foreign, globex)]);
   const ends = [...turns, foreign].map(endOf);

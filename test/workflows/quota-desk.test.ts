@@ -1,4 +1,3 @@
-import { randomBytes } from "node:crypto";
 import { type WorkflowHandle, WorkflowUpdateFailedError } from "@temporalio/client";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { QuotaLeases } from "../../control-plane/quota-leases.ts";
@@ -8,16 +7,12 @@ import { type Amount, hold, openLedger, utcDayOf } from "../../domain/quota-ledg
 import { type OrderWire, ledgerToWire } from "../../domain/quota-wire.ts";
 import type { TenantQuota } from "../../domain/tenant-quota.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
-import { mintTurnId } from "../../domain/turn-id.ts";
-import type { FinishedTurn, TurnKind, TurnSubmission } from "../../domain/turn.ts";
-import { statelessSessionOf } from "../../domain/session-id.ts";
-import { createTurnService } from "../../gateway/turn-service.ts";
-import { createTurnSlots } from "../../gateway/turn-slots.ts";
+import type { FinishedTurn, TurnKind } from "../../domain/turn.ts";
 import { chainStart } from "../../temporal/chain-client.ts";
 import { leaseQuota } from "../../workflows/quota-messages.ts";
 import type { TenantInput } from "../../workflows/tenant-messages.ts";
 import { type ChangesStage, startChanges } from "../control-plane/changes-stage.ts";
-import { quiet, someTurn } from "../turn-stack.ts";
+import { someStatelessTurn, turnServiceOf } from "../turn-stack.ts";
 
 /** The tenant's workflow, its rows and two processes' leases, with ceilings that audited changes set. */
 let stage: ChangesStage;
@@ -48,24 +43,9 @@ const someCall = () => `call-${++calls}` as Parameters<QuotaLeases["reserve"]>[1
 const counted = async () => await stage.stack.clientOf(acme.tenantId).quota.count();
 
 async function ask(quota: QuotaLeases, kind: TurnKind = "chat"): Promise<FinishedTurn> {
-  const { stack } = stage;
-  const turnId = mintTurnId(Date.now(), randomBytes(10));
-  const turn: TurnSubmission = {
-    ...someTurn("api:x:default", "hello", { stateless: true, kind }),
-    turnId,
-    sessionId: statelessSessionOf(turnId),
-  };
-  const service = createTurnService({
-    database: stack.database,
-    bus: stack.bus,
-    slots: createTurnSlots({ slotsPerTenant: 64 }),
-    clientOf: stack.clientOf,
-    wake: stack.pool.wake,
-    quota,
-    log: quiet,
-  });
+  const service = turnServiceOf(stage.stack, quota);
   return await (
-    await service.submit(acme, turn)
+    await service.submit(acme, someStatelessTurn("hello", { kind }))
   ).finished;
 }
 
