@@ -37,6 +37,7 @@ import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
 import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
 import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
 import { createRpcSocketRoutes } from "../gateway/rpc/rpc-socket.ts";
+import { createSandboxRoutes } from "../gateway/sandbox-routes.ts";
 import { createSessionService } from "../gateway/session-service.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
@@ -46,6 +47,8 @@ import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { createPayloadDecoder } from "../temporal/payload-codec.ts";
 import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
+import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
+import { createTenantSandboxes } from "./tenant-sandboxes.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
@@ -102,6 +105,10 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
   };
+  const driver = resources.add(createBwrapDriver(config.sandbox.require === "cgroup" ? { enforcer: "cgroup" } : {}), (made) =>
+    made.dispose(),
+  );
+  const sandboxes = createTenantSandboxes({ config, home, driver: metrics.observeSandbox(driver), overlays, tenantOf: parts.tenantOf });
   const checks = {
     config: async () => {},
     database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
@@ -138,6 +145,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createTenantStateRoutes({ tenants, changes, operations, defaultQuota: defaultQuota(config) }),
       createOperationRoutes({ operations }),
       createOverlayRoutes({ tenants, overlays }),
+      createSandboxRoutes({ tenants, changes, sandboxes }),
       createAdminKeyRoutes({ database, changes }),
       createKeyRoutes({ changes }),
       createAuditRoutes({

@@ -38,6 +38,7 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return await requestRotation(tx, command.rotationId);
     case "payloads.decode":
     case "temporal.operate":
+    case "sandbox.exec":
       return; // the entry is all there is to do
     case "audit-key.create":
       return await createAuditKey(tx, command);

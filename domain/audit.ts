@@ -59,7 +59,9 @@ export type TenantCommand =
   /** The last entry of the chain: behind it nothing is written. Only the workflow `erase:<tenant>` makes it. */
   | { readonly type: "tenant.erase" }
   /** `digest`: SHA-256 of a text that stands, sealed, in the database. The text itself never leaves the edge. */
-  | { readonly type: "overlay.write"; readonly digest: string };
+  | { readonly type: "overlay.write"; readonly digest: string }
+  /** An administrator ran a command in the tenant's sandbox. `digest`: SHA-256 over its words and stdin, 64 hex. */
+  | { readonly type: "sandbox.exec"; readonly mode: string; readonly digest: string };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
@@ -106,6 +108,7 @@ const tenantActions: readonly string[] = [
   "tenant.erase",
   "overlay.write",
   "payloads.decode",
+  "sandbox.exec",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -133,6 +136,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `overlay:${command.digest}` };
     case "payloads.decode":
       return { tenant, target: `${command.count} payloads:${command.digest.slice(0, 8)}` };
+    case "sandbox.exec":
+      return { tenant, target: `${command.mode}:${command.digest.slice(0, 8)}` };
     case "temporal.operate":
       return { tenant, target: `${command.method} ${command.path}` };
     case "admin-key.create":

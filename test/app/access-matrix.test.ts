@@ -134,6 +134,7 @@ const bodies: Record<string, () => string> = {
   "put /v1/tenants/{tenant}/quota": () => JSON.stringify({ requests_per_minute: 1 }),
   "put /v1/tenants/{tenant}/overlay": () => "system_prompt: taken over\n",
   "post /v1/admin-keys": () => JSON.stringify({ id: "stolen", scopes: ["all"] }),
+  "post /v1/tenants/{tenant}/sandbox/exec": () => JSON.stringify({ command: ["touch", "taken-over"] }),
   "post /rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
   "post /v1/tenants/{tenant}/rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
   "post /admin/login": () => JSON.stringify({ key: "ak_none_00000000000000000000000000000000" }),
@@ -361,6 +362,8 @@ const commandWords: Record<string, (() => readonly string[]) | undefined> = {
   "audit verify": () => [],
   "billing report": () => [bravo.id, "--period", "today"],
   "billing explain": () => [`${bravo.turnId}.0`],
+  "sandbox exec": () => ["--tenant", bravo.id, "--", "touch", "taken-over"],
+  "sandbox explain": () => ["--tenant", bravo.id, "--tool", "exec"],
   agent: () => ["--tenant", bravo.id, "--message", "hello"],
 };
 
