@@ -1,5 +1,6 @@
-import { isToolAllowed } from "../control-plane/overlay.ts";
+import { isToolAllowed, type Overlay } from "../control-plane/overlay.ts";
 import { AppError } from "../domain/app-error.ts";
+import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { Tool, ToolOutcome, ToolPlace } from "../sandbox/tool.ts";
 import type { Database } from "../storage/database.ts";
@@ -14,8 +15,11 @@ export type ToolRunDeps = {
   readonly bus: TokenBus;
   readonly tools: ReadonlyMap<string, Tool>;
   readonly overlayOf: OverlayOfTurn;
-  /** The tenant's sandbox directory and uid. */
-  readonly placeOf: (tenantId: TenantId) => Promise<ToolPlace>;
+  /** The tenant's sandbox directory and uid, with what its mode allows; `refused` tells why this host cannot hold the mode. */
+  readonly placeOf: (
+    tenantId: TenantId,
+    wish: { readonly overlay: Overlay["sandbox"]; readonly tool: string; readonly annotation: string | undefined },
+  ) => Promise<{ readonly place: ToolPlace; readonly policy: SandboxPolicy; readonly refused: string | undefined }>;
 };
 
 export const createToolRun = ({ database, bus, tools, overlayOf, placeOf }: ToolRunDeps) => {
@@ -35,12 +39,14 @@ export const createToolRun = ({ database, bus, tools, overlayOf, placeOf }: Tool
     const tool = isToolAllowed(overlay, call.name) ? tools.get(call.name) : "denied";
     const shown = { type: "tool", id: call.id, name: call.name, summary: summaryOf(call.arguments) } as const;
     bus.publish(key.turnId, { ...shown, state: "started" });
-    const outcome = await runOnce(
-      tool,
-      call.name,
-      attempt,
-      async (known) => await known.run(await placeOf(context.tenantId), call.arguments, signal),
-    );
+    const outcome = await runOnce(tool, call.name, attempt, async (known) => {
+      const wish = { overlay: overlay.sandbox, tool: call.name, annotation: known.sandboxMode };
+      const { place, policy, refused } = await placeOf(context.tenantId, wish);
+      const mode = policy.mode.value;
+      if (refused !== undefined) return cannotBeHeld(call.name, { mode, refused });
+      const outcome = await known.run(place, call.arguments, signal);
+      return { ...outcome, facts: { ...outcome.facts, mode } };
+    });
     if (signal.aborted) throw new AppError("unavailable", { ...key, why: "stopped while the tool ran" });
     await database.withTenant(context, async (tx) => await settleToolRun(tx, key, outcome));
     const state = outcome.failed ? "failed" : "done";
@@ -75,6 +81,13 @@ function summaryOf(argumentsJson: string): string {
     return "";
   }
 }
+
+/** The administrator reads why in the run's facts and in `sandbox explain`. */
+const cannotBeHeld = (name: string, { mode, refused }: { readonly mode: string; readonly refused: string }): ToolOutcome => ({
+  failed: true,
+  content: `${name} did not run: the administrator's sandbox mode for it cannot be held on this host. This is for the administrator to mend.`,
+  facts: { reason: "denied", mode, detail: refused },
+});
 
 async function runOnce(
   tool: Tool | "denied" | undefined,

@@ -40,6 +40,7 @@ import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
 import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
 import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
 import { createRpcSocketRoutes } from "../gateway/rpc/rpc-socket.ts";
+import { createSandboxRoutes } from "../gateway/sandbox-routes.ts";
 import { createSessionService } from "../gateway/session-service.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
@@ -50,6 +51,8 @@ import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { createPayloadDecoder } from "../temporal/payload-codec.ts";
 import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
+import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
+import { createTenantSandboxes } from "./tenant-sandboxes.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
 
@@ -123,6 +126,10 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
   };
+  const driver = resources.add(createBwrapDriver(config.sandbox.require === "cgroup" ? { enforcer: "cgroup" } : {}), (made) =>
+    made.dispose(),
+  );
+  const sandboxes = createTenantSandboxes({ config, home, driver: metrics.observeSandbox(driver), overlays, tenantOf: parts.tenantOf });
   const checks = {
     config: async () => {
       const fault = live.fault();
@@ -175,6 +182,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       }),
       createOverlayRoutes({ tenants, overlays }),
       createRateCardRoutes({ live, rateCards, database, tenants, overlays }),
+      createSandboxRoutes({ tenants, changes, sandboxes }),
       createAdminKeyRoutes({ database, changes }),
       createKeyRoutes({ changes }),
       createAuditRoutes({

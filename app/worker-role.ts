@@ -17,9 +17,7 @@ import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
-import { defaultToolLimits } from "../sandbox/default-limits.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
-import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
@@ -32,6 +30,7 @@ import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant
 import { forgetChannel } from "./erased-files.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
+import { createSandboxPlaces } from "./sandbox-places.ts";
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
@@ -59,14 +58,11 @@ export async function startWorkers(
   const turnActivities = createTurnActivities({
     database,
     bus,
-    tools: missing === undefined ? createBuiltinTools({ driver, limits: defaultToolLimits }) : new Map(),
+    tools: missing === undefined ? createBuiltinTools({ driver }) : new Map(),
     overlayOf: async (tenantId, digest) =>
       digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
     promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
-    placeOf: async (tenantId) => {
-      const { osUidIndex } = await tenantOf(tenantId);
-      return { workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox, uid: tenantUidOf(osUidIndex) };
-    },
+    placeOf: createSandboxPlaces({ config, home, driver, tenantOf }),
     modelOf: servedModels(config, variables),
     pricing: async (tenantId) => {
       const tenant = await tenantOf(tenantId);

@@ -84,9 +84,9 @@ for (const options of [{ enforcer: "any" }, { enforcer: "rlimit" }] as const sat
       () => driver.run({ ...job, argv }, never),
       () => plain(argv),
     );
-  const tools = createBuiltinTools({ driver, limits });
+  const tools = createBuiltinTools({ driver });
   const call = (tool: string, args: object) => () =>
-    tools.get(tool)?.run({ workDirectory, uid }, JSON.stringify(args), never) ?? Promise.reject(new Error(tool));
+    tools.get(tool)?.run({ workDirectory, uid, limits }, JSON.stringify(args), never) ?? Promise.reject(new Error(tool));
   await call("write", { path: "file", content: "text\n" })();
   await compare(`tool read, ${held}`, call("read", { path: "file" }), () => plain(["/usr/bin/cat", join(workDirectory, "file")]));
   await compare(`tool write, ${held}`, call("write", { path: "file", content: "text\n" }), () =>

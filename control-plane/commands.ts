@@ -44,6 +44,7 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
     case "payloads.decode":
     case "temporal.operate":
     case "usage.alarm":
+    case "sandbox.exec":
       return; // the entry is all there is to do
     case "audit-key.create":
       return await createAuditKey(tx, command);

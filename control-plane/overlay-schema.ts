@@ -1,4 +1,5 @@
 import { z } from "zod";
+import type { SandboxLimitName } from "../domain/sandbox-policy.ts";
 import { channelPrefixes } from "../domain/session-id.ts";
 import { environmentName, flag, modelId, name, whole } from "./admin-config-schema.ts";
 
@@ -56,19 +57,7 @@ const ownPrefixes: readonly string[] = ["web", "api", "cron"];
 /** The channels that have settings: those of other companies' platforms. */
 const channelKinds = Object.entries(channelPrefixes).flatMap(([prefix, kind]) => (ownPrefixes.includes(prefix) ? [] : [kind]));
 
-/** The limits of a sandbox mode that a tenant may lower. */
-export const loweredLimits = [
-  "memory_limit_mb",
-  "cpu_quota",
-  "pids",
-  "wall_seconds",
-  "output_kb",
-  "disk_mb",
-  "inodes",
-  "tmp_mb",
-  "open_files",
-] as const;
-
+/** A tenant may lower each of the limits. */
 const sandboxModeSchema = z.strictObject({
   memory_limit_mb: whole(1).optional(),
   cpu_quota: decimal(0.001, 9_999).optional(),
@@ -79,7 +68,7 @@ const sandboxModeSchema = z.strictObject({
   inodes: whole(1).optional(),
   tmp_mb: whole(1).optional(),
   open_files: whole(1).optional(),
-} satisfies Record<(typeof loweredLimits)[number], z.ZodType>);
+} satisfies Record<SandboxLimitName, z.ZodType>);
 
 const sandboxSchema = z.strictObject({
   default_mode: name.optional(),

@@ -1,10 +1,11 @@
 import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
+import { sandboxLimitNames } from "../domain/sandbox-policy.ts";
 import { type AdminConfig, type ResolvedModel, defaultModelNames, resolveModel } from "./admin-config.ts";
 import { issueToTell } from "./configuration-issue.ts";
 import { type KeyPath, configurationError, readConfigurationText } from "./configuration-text.ts";
 import { coversHost } from "./network-allowance.ts";
-import { type OverlayFile, loweredLimits, overlaySchema } from "./overlay-schema.ts";
+import { type OverlayFile, overlaySchema } from "./overlay-schema.ts";
 
 /** A tenant's overlay, read and checked against the administrator's configuration. The blocks that are not spelt out keep the file's key names. */
 export type Overlay = {
@@ -115,7 +116,7 @@ function checkSandbox({ sandbox }: OverlayFile, { sandbox: admin }: OverlayGroun
   for (const [tool, mode] of Object.entries(sandbox?.tools ?? {})) checkMode(["sandbox", "tools", tool], mode);
   for (const [mode, limits] of Object.entries(sandbox?.modes ?? {})) {
     checkMode(["sandbox", "modes", mode], mode);
-    for (const limit of loweredLimits) {
+    for (const limit of sandboxLimitNames) {
       const own = limits[limit];
       const given = admin.modes?.[mode]?.[limit];
       if (own === undefined) continue;

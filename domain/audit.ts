@@ -63,7 +63,9 @@ export type TenantCommand =
   /** `digest`: SHA-256 of a text that stands, sealed, in the database. The text itself never leaves the edge. */
   | { readonly type: "overlay.write"; readonly digest: string }
   /** Tokens of a model call were counted here: the first such call of a day, model and doubt. */
-  | { readonly type: "usage.alarm"; readonly callId: string; readonly model: string; readonly doubt: UsageDoubt };
+  | { readonly type: "usage.alarm"; readonly callId: string; readonly model: string; readonly doubt: UsageDoubt }
+  /** An administrator ran a command in the tenant's sandbox. `digest`: SHA-256 over its words and stdin, 64 hex. */
+  | { readonly type: "sandbox.exec"; readonly mode: string; readonly digest: string };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
@@ -120,6 +122,7 @@ const tenantActions: readonly string[] = [
   "overlay.write",
   "usage.alarm",
   "payloads.decode",
+  "sandbox.exec",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -149,6 +152,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `${command.callId} ${command.model} ${command.doubt}` };
     case "payloads.decode":
       return { tenant, target: `${command.count} payloads:${command.digest.slice(0, 8)}` };
+    case "sandbox.exec":
+      return { tenant, target: `${command.mode}:${command.digest.slice(0, 8)}` };
     case "temporal.operate":
       return { tenant, target: `${command.method} ${command.path}` };
     case "admin-key.create":

@@ -6,14 +6,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { performance } from "node:perf_hooks";
 import type { Duplex, Writable } from "node:stream";
-import { keepOutput } from "./bounded-output.ts";
+import { type BoundedOutput, keepOutput } from "./bounded-output.ts";
 import { bwrapArguments, goScript, limitArguments, runFds } from "./bwrap-arguments.ts";
 import { type BwrapDriverOptions, type BwrapHost, prepareHost } from "./bwrap-host.ts";
 import { readBwrapStatus } from "./bwrap-status.ts";
+import { type DiskWatch, watchDisk } from "./disk-watch.ts";
 import { openStdinFile } from "./nameless-file.ts";
 import type { OutputPipe } from "./pipe-pool.ts";
 import { processTree } from "./process-tree.ts";
-import type { Exceeded, ResourceHold } from "./resource-enforcer.ts";
+import type { Exceeded, ResourceEnforcer, ResourceHold } from "./resource-enforcer.ts";
 import { ownerName } from "./run-owner.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "./sandbox-driver.ts";
 import { refuseWorkDirectory } from "./work-directory.ts";
@@ -56,6 +57,10 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver
   return {
     name: "bwrap",
     run,
+    enforcement() {
+      const ready = prepared();
+      return typeof ready === "string" ? undefined : enforcementOf(ready.enforcer);
+    },
     async probe() {
       const ready = prepared();
       if (typeof ready === "string") return ready;
@@ -107,7 +112,19 @@ const notStarted = (why: string): SandboxResult => ({
   stderr: Buffer.from(why),
   truncated: false,
   wallMs: 0,
-  enforcement: { wall: "none", memory: "none", processes: "none", output: "none" },
+  peakMemoryBytes: undefined,
+  cpuMs: undefined,
+  enforcement: { wall: "none", memory: "none", processes: "none", output: "none", cpu: "none", disk: "none", inodes: "none" },
+});
+
+const enforcementOf = ({ memory, processes, cpu }: ResourceEnforcer): SandboxResult["enforcement"] => ({
+  wall: "group",
+  memory,
+  processes,
+  output: "group",
+  cpu,
+  disk: "polled",
+  inodes: "polled",
 });
 
 /** The command line from outside to inside: close what we inherited, become bubblewrap, take the rlimits, run the program. */
@@ -174,16 +191,22 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
     killEverything(child, hold);
   };
 
-  const stdout = keepOutput(pipes.stdout.reader, limits.outputBytes, () => kill("output"));
-  const stderr = keepOutput(pipes.stderr.reader, limits.outputBytes, () => kill("output"));
+  const [stdout, stderr] = (["stdout", "stderr"] as const).map((name) =>
+    keepOutput(pipes[name].reader, {
+      limitBytes: limits.outputBytes,
+      onFlood: () => kill("output"),
+      onKept: (chunk) => job.onOutput?.(name, chunk),
+    }),
+  ) as [BoundedOutput, BoundedOutput];
+  const disk = diskWatchOf(job, () => kill("disk"));
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]);
-  const bwrap = readBwrapStatus(pipes.statusPipe.reader, (pid) => hold.watch(pid, kill));
+  const bwrap = readBwrapStatus(pipes.statusPipe.reader, (pid) => hold.watch(pid, (what) => kill(what === "processes" ? "pids" : what)));
   const letGo = async (): Promise<void> => {
     const processes = processTree(bwrap.status().initPid ?? 0);
     if (processes.length < 2) throw new Error("The sandbox's processes cannot be found.");
-    await hold.takeIn(processes);
+    await Promise.all([hold.takeIn(processes), disk?.ready]);
   };
   const outerHeld = child.pid === undefined ? Promise.resolve() : hold.takeIn([child.pid]);
   const failStart = (error: Error): void => {
@@ -206,6 +229,8 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   // bubblewrap ends with its program; what the program left running dies here, and only then is the call over.
   killEverything(child, hold);
   const exceeded = await hold.release();
+  // A program that fills the directory and ends between two looks is told of it as well.
+  if (await disk?.end()) killedFor ??= "disk";
   await Promise.all([stdout.ended, stderr.ended, bwrap.ended]);
 
   const said = bwrap.status().exitCode;
@@ -220,8 +245,15 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
     stderr: startError ? Buffer.from(startError.message) : stderr.bytes(),
     truncated: stdout.truncated() || stderr.truncated(),
     wallMs: Math.round(performance.now() - startedAt),
-    enforcement: { wall: "group", memory: host.enforcer.memory, processes: host.enforcer.processes, output: "group" },
+    peakMemoryBytes: exceeded.peakMemoryBytes,
+    cpuMs: exceeded.cpuMs,
+    enforcement: enforcementOf(host.enforcer),
   };
+}
+
+function diskWatchOf({ workDirectory, limits: { diskBytes, inodes } }: SandboxJob, exceeded: () => void): DiskWatch | undefined {
+  if (diskBytes === undefined && inodes === undefined) return undefined;
+  return watchDisk(workDirectory, { bytes: diskBytes ?? Infinity, inodes: inodes ?? Infinity }, exceeded);
 }
 
 /** How bubblewrap tells of a program that SIGKILL ended: 128 + 9. */
@@ -249,9 +281,9 @@ function answerReady(go: Duplex | undefined, prepare: () => Promise<void>, faile
 
 /** Why the run ended. A limit that was hit tells more than the clock that ran out because of it. */
 function reasonOf(killedFor: Reason | undefined, exceeded: Exceeded, exitCode: number | undefined): Reason {
-  if (killedFor === "cancelled" || killedFor === "output") return killedFor;
+  if (killedFor === "cancelled" || killedFor === "output" || killedFor === "disk") return killedFor;
   if (exceeded.memory) return "memory";
-  if (exceeded.processes && exitCode !== 0) return "processes";
+  if (exceeded.processes && exitCode !== 0) return "pids";
   // The clock may strike while a program that has ended is cleaned up.
   if (exitCode !== undefined) return "ok";
   return killedFor ?? "failed_to_start";

@@ -2,14 +2,19 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type CgroupPlaces, countIn, killMembers, membersOf, newGroupName, removeGroup } from "./cgroup-place.ts";
-import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer, type ResourceHold } from "./resource-enforcer.ts";
+import { type CgroupPlaces, countIn, directoriesOf, killMembers, membersOf, newGroupName, numberIn, removeGroup } from "./cgroup-place.ts";
+import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer, type ResourceHold, type Usage } from "./resource-enforcer.ts";
 
 /** Long enough for a process that the kernel holds in a disk wait; nothing but that outlives SIGKILL. */
 const RELEASE_WITHIN_MS = 10_000;
 
-type Group = { readonly directories: readonly string[]; kill(): void; exceeded(): Exceeded };
-type Limits = { readonly memoryBytes: number; readonly processes: number };
+type Group = { readonly directories: readonly string[]; kill(): void; exceeded(): Exceeded; usage(): Usage };
+type Limits = Parameters<ResourceEnforcer["hold"]>[0];
+
+/** The kernel's default period of a CPU share. */
+const CPU_PERIOD_US = 100_000;
+/** The kernel takes no smaller share of a period than a millisecond. */
+const cpuQuotaUs = (cpus: number): number => Math.max(1_000, Math.round(cpus * CPU_PERIOD_US));
 
 /** Memory and processes held by the kernel for the whole run: what a run starts can never leave its group. */
 export function createCgroupEnforcer(places: CgroupPlaces): ResourceEnforcer {
@@ -17,21 +22,27 @@ export function createCgroupEnforcer(places: CgroupPlaces): ResourceEnforcer {
     kind: places.version === 1 ? "cgroup1" : "cgroup2",
     memory: "group",
     processes: "group",
-    hold: (limits) => holdOf(places.version === 1 ? makeV1(places, limits) : makeV2(places.parent, limits)),
+    cpu: places.cpu === undefined || places.cpu === false ? "per-process" : "group",
+    hold: (limits) => holdOf(places.version === 1 ? makeV1(places, limits) : makeV2(places, limits)),
   };
 }
 
-function makeV1(places: CgroupPlaces & { version: 1 }, { memoryBytes, processes }: Limits): Group {
+function makeV1(places: CgroupPlaces & { version: 1 }, { memoryBytes, processes, cpus }: Limits): Group {
   const name = newGroupName();
   const memory = join(places.memory, name);
   const pids = join(places.pids, name);
-  makeGroup([memory, pids], () => {
+  const directories = directoriesOf(places).map((place) => join(place, name));
+  makeGroup(directories, () => {
     writeFileSync(join(memory, "memory.limit_in_bytes"), String(memoryBytes));
     writeIfThere(join(memory, "memory.memsw.limit_in_bytes"), String(memoryBytes));
     writeFileSync(join(pids, "pids.max"), String(processes + BWRAP_PROCESSES));
+    if (places.cpu !== undefined && cpus !== undefined) {
+      writeFileSync(join(places.cpu, name, "cpu.cfs_period_us"), String(CPU_PERIOD_US));
+      writeFileSync(join(places.cpu, name, "cpu.cfs_quota_us"), String(cpuQuotaUs(cpus)));
+    }
   });
   return {
-    directories: [memory, pids],
+    directories,
     kill: () => {
       // No new one may be born between the reading of the list and the killing.
       writeIfThere(join(pids, "pids.max"), "0");
@@ -42,16 +53,24 @@ function makeV1(places: CgroupPlaces & { version: 1 }, { memoryBytes, processes 
       memory: countIn(join(memory, "memory.oom_control"), "oom_kill") > 0,
       processes: countIn(join(pids, "pids.events"), "max") > 0,
     }),
+    usage: () => {
+      const cpuNs = places.cpuacct === undefined ? undefined : numberIn(join(places.cpuacct, name, "cpuacct.usage"));
+      return {
+        peakMemoryBytes: numberIn(join(memory, "memory.max_usage_in_bytes")),
+        cpuMs: cpuNs === undefined ? undefined : Math.round(cpuNs / 1e6),
+      };
+    },
   };
 }
 
-function makeV2(parent: string, { memoryBytes, processes }: Limits): Group {
+function makeV2({ parent, cpu }: CgroupPlaces & { version: 2 }, { memoryBytes, processes, cpus }: Limits): Group {
   const group = join(parent, newGroupName());
   makeGroup([group], () => {
     writeFileSync(join(group, "memory.max"), String(memoryBytes));
     writeIfThere(join(group, "memory.swap.max"), "0");
     writeIfThere(join(group, "memory.oom.group"), "1");
     writeFileSync(join(group, "pids.max"), String(processes + BWRAP_PROCESSES));
+    if (cpu && cpus !== undefined) writeFileSync(join(group, "cpu.max"), `${cpuQuotaUs(cpus)} ${CPU_PERIOD_US}`);
   });
   return {
     directories: [group],
@@ -62,6 +81,11 @@ function makeV2(parent: string, { memoryBytes, processes }: Limits): Group {
     exceeded: () => ({
       memory: countIn(join(group, "memory.events"), "oom_kill") > 0,
       processes: countIn(join(group, "pids.events"), "max") > 0,
+    }),
+    // memory.peak came with Linux 5.19.
+    usage: () => ({
+      peakMemoryBytes: numberIn(join(group, "memory.peak")),
+      cpuMs: Math.round(countIn(join(group, "cpu.stat"), "usage_usec") / 1e3),
     }),
   };
 }
@@ -77,11 +101,11 @@ function makeGroup(directories: readonly string[], setLimits: () => void): void 
   }
 }
 
-function holdOf({ directories, kill, exceeded }: Group): ResourceHold {
+function holdOf({ directories, kill, exceeded, usage }: Group): ResourceHold {
   return {
     async takeIn(pids) {
       // Not by a synchronous call: moving a process waits for an RCU grace period.
-      for (const pid of pids) for (const directory of directories) await moveProcess(pid, directory);
+      for (const pid of pids) await Promise.all(directories.map(async (directory) => await moveProcess(pid, directory)));
     },
     watch: () => undefined,
     kill,
@@ -92,7 +116,7 @@ function holdOf({ directories, kill, exceeded }: Group): ResourceHold {
         kill();
         await sleep(pauseMs);
       }
-      const result = exceeded();
+      const result = { ...exceeded(), ...usage() };
       for (const directory of directories) {
         while (!removeGroup(directory)) {
           if (Date.now() > deadline) throw new Error(`The cgroup ${directory} cannot be removed.`);

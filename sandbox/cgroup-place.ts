@@ -4,8 +4,15 @@ import { isOrphaned, ownerName } from "./run-owner.ts";
 
 /** Where a controller's groups may be made: the group that this process is in. */
 export type CgroupPlaces =
-  | { readonly version: 1; readonly memory: string; readonly pids: string }
-  | { readonly version: 2; readonly parent: string };
+  /** `cpu` and `cpuacct` may be one directory; undefined where we may not make groups there. */
+  | {
+      readonly version: 1;
+      readonly memory: string;
+      readonly pids: string;
+      readonly cpu: string | undefined;
+      readonly cpuacct: string | undefined;
+    }
+  | { readonly version: 2; readonly parent: string; readonly cpu: boolean };
 
 let made = 0;
 
@@ -19,18 +26,25 @@ export function newGroupName(): string {
  * @param parent a cgroup v2 directory that was delegated to us, instead of the one that we are in
  */
 export function findCgroupPlaces(parent?: string): CgroupPlaces | undefined {
-  if (parent !== undefined) return usableV2(parent) ? { version: 2, parent } : undefined;
+  if (parent !== undefined) return usableV2(parent) ? placeV2(parent) : undefined;
   const mounts = cgroupMounts();
   const own = ownGroups();
   const memory = directoryOf(mounts, own, "memory");
   const pids = directoryOf(mounts, own, "pids");
-  if (memory !== undefined && pids !== undefined) return writable(memory) && writable(pids) ? { version: 1, memory, pids } : undefined;
+  if (memory !== undefined && pids !== undefined) {
+    if (!writable(memory) || !writable(pids)) return undefined;
+    const [cpu, cpuacct] = ["cpu", "cpuacct"].map((controller) => {
+      const place = directoryOf(mounts, own, controller);
+      return place !== undefined && writable(place) ? place : undefined;
+    });
+    return { version: 1, memory, pids, cpu, cpuacct };
+  }
   const unified = mounts.find((mount) => mount.type === "cgroup2");
   const place = directoryOf(mounts, own, "");
   // Root may also use the top: systemd leaves memory and pids switched on there.
   const candidates = [place, process.getuid?.() === 0 ? unified?.mountPoint : undefined];
   const found = candidates.find((candidate) => candidate !== undefined && usableV2(candidate));
-  return found === undefined ? undefined : { version: 2, parent: found };
+  return found === undefined ? undefined : placeV2(found);
 }
 
 type CgroupMount = { readonly mountPoint: string; readonly root: string; readonly type: string; readonly controllers: readonly string[] };
@@ -93,15 +107,31 @@ function usableV2(directory: string): boolean {
   return has("cgroup.subtree_control") && writable(directory);
 }
 
+/** The CPU share is held where the controller is there too; memory and processes do not depend on it. */
+function placeV2(parent: string): CgroupPlaces {
+  const has = (): boolean => (readLines(join(parent, "cgroup.subtree_control"))[0] ?? "").split(" ").includes("cpu");
+  try {
+    if (!has()) writeFileSync(join(parent, "cgroup.subtree_control"), "+cpu");
+  } catch {
+    // Not delegated to us.
+  }
+  return { version: 2, parent, cpu: has() };
+}
+
 /** Kills and removes the groups of processes that are gone (a gateway that was ended by kill -9). */
 export function reapOrphanedGroups(places: CgroupPlaces): void {
-  for (const parent of places.version === 1 ? [places.memory, places.pids] : [places.parent]) {
+  for (const parent of directoriesOf(places)) {
     for (const name of readdirSync(parent).filter(isOrphaned)) {
       killMembers(join(parent, name));
       removeGroup(join(parent, name));
     }
   }
 }
+
+export const directoriesOf = (places: CgroupPlaces): string[] =>
+  places.version === 1
+    ? [...new Set([places.memory, places.pids, places.cpu, places.cpuacct].filter((place) => place !== undefined))]
+    : [places.parent];
 
 export const membersOf = (group: string): number[] => readLines(join(group, "cgroup.procs")).map(Number);
 
@@ -129,6 +159,12 @@ export function removeGroup(group: string): boolean {
 export function countIn(file: string, name: string): number {
   const line = readLines(file).find((candidate) => candidate.startsWith(`${name} `));
   return line === undefined ? 0 : Number(line.slice(name.length + 1));
+}
+
+/** The number that a file holds alone. */
+export function numberIn(file: string): number | undefined {
+  const [line] = readLines(file);
+  return line !== undefined && /^\d+$/.test(line) ? Number(line) : undefined;
 }
 
 function readLines(file: string): string[] {

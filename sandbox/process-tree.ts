@@ -45,11 +45,25 @@ export function hasEnded({ pid, startedAtTicks }: ProcessIdentity): boolean {
   return now.startedAtTicks !== startedAtTicks || now.state === "" || now.state === "Z" || now.state === "X";
 }
 
+/** The kernel's USER_HZ on both of our machines. */
+const TICKS_PER_SECOND = 100;
+
+/** CPU time of processes and of the children that they have reaped: fields 14 to 17 of /proc/<pid>/stat. */
+export function cpuMsOf(pids: readonly number[]): number {
+  const ticks = pids.flatMap((pid) => statFields(pid).slice(11, 15).map(Number)).reduce((sum, value) => sum + value, 0);
+  return (ticks * 1_000) / TICKS_PER_SECOND;
+}
+
 /** Fields 3 and 22 of /proc/<pid>/stat; the name before them may hold spaces and brackets. */
 function statOf(pid: number): { readonly state: string; readonly startedAtTicks: string } {
-  const stat = textOf(`/proc/${pid}/stat`);
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  const fields = statFields(pid);
   return { state: fields[0] ?? "", startedAtTicks: fields[19] ?? "" };
+}
+
+/** The fields from the third on; none of a process that is gone. */
+function statFields(pid: number): string[] {
+  const stat = textOf(`/proc/${pid}/stat`);
+  return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
 }
 
 function namesIn(directory: string): string[] {

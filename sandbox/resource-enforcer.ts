@@ -3,6 +3,9 @@ import type { Enforcement, SandboxLimits } from "./sandbox-driver.ts";
 /** What a run went over. */
 export type Exceeded = { readonly memory: boolean; readonly processes: boolean };
 
+/** What a run used; undefined where nothing tells. */
+export type Usage = { readonly peakMemoryBytes: number | undefined; readonly cpuMs: number | undefined };
+
 /** The hold on one run's processes: made before the first of them starts, released when the last of them is gone. */
 export interface ResourceHold {
   /**
@@ -15,15 +18,16 @@ export interface ResourceHold {
   watch(initPid: number, exceeded: (what: "memory" | "processes") => void): void;
   /** Kills what is in the hold at this moment. */
   kill(): void;
-  /** Kills until nothing is left, removes what was made for the run and tells what it went over. @throws when something cannot be killed */
-  release(): Promise<Exceeded>;
+  /** Kills until nothing is left, removes what was made for the run and tells what it went over and used. @throws when something cannot be killed */
+  release(): Promise<Exceeded & Usage>;
 }
 
 export interface ResourceEnforcer {
   readonly kind: "cgroup1" | "cgroup2" | "rlimit";
   readonly memory: Enforcement;
   readonly processes: Enforcement;
-  hold(limits: Pick<SandboxLimits, "memoryBytes" | "processes">): ResourceHold;
+  readonly cpu: Enforcement;
+  hold(limits: Pick<SandboxLimits, "memoryBytes" | "processes" | "cpus">): ResourceHold;
 }
 
 /** bubblewrap itself is two processes: the one outside that waits and the first one inside. */

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasEnded, identify, memoryOf, type ProcessIdentity, processTree, taskCount } from "./process-tree.ts";
+import { cpuMsOf, hasEnded, identify, memoryOf, type ProcessIdentity, processTree, taskCount } from "./process-tree.ts";
 import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer } from "./resource-enforcer.ts";
 
 const POLL_MS = 40;
@@ -14,10 +14,13 @@ export function createRlimitEnforcer(): ResourceEnforcer {
     kind: "rlimit",
     memory: "per-process",
     processes: "per-uid",
+    cpu: "per-process",
     hold({ memoryBytes, processes }) {
       let init: ProcessIdentity | undefined;
       let timer: NodeJS.Timeout | undefined;
       let over: Exceeded = { memory: false, processes: false };
+      let peakMemoryBytes: number | undefined;
+      let cpuMs: number | undefined;
       const kill = (): void => {
         if (init === undefined || hasEnded(init)) return;
         try {
@@ -33,9 +36,12 @@ export function createRlimitEnforcer(): ResourceEnforcer {
           const look = (): void => {
             const pids = processTree(initPid);
             const tasks = taskCount(pids);
+            const memoryBytesNow = memoryOf(pids, memoryBytes);
+            peakMemoryBytes = Math.max(peakMemoryBytes ?? 0, memoryBytesNow);
+            cpuMs = Math.max(cpuMs ?? 0, cpuMsOf(pids));
             // The rlimit stops the count at the limit; one that is met is a limit that was hit, one that is passed was not held.
             over = {
-              memory: over.memory || memoryOf(pids, memoryBytes) > memoryBytes,
+              memory: over.memory || memoryBytesNow > memoryBytes,
               processes: over.processes || tasks >= processes,
             };
             if (over.memory) exceeded("memory");
@@ -52,7 +58,7 @@ export function createRlimitEnforcer(): ResourceEnforcer {
             kill();
             await sleep(pauseMs);
           }
-          return over;
+          return { ...over, peakMemoryBytes, cpuMs };
         },
       };
     },

@@ -9,7 +9,14 @@ export type SandboxLimits = {
   readonly fileBytes: number;
   readonly openFiles: number;
   readonly tmpBytes: number;
+  /** Of each process. */
   readonly cpuSeconds: number;
+  /** CPUs that all processes together may keep busy; where no cgroup holds them only `cpuSeconds` does. Default: as many as there are. */
+  readonly cpus?: number;
+  /** What the work directory may hold, with what is in it at the start: one that holds more already may not grow. Default: no limit. */
+  readonly diskBytes?: number;
+  /** As `diskBytes`, for files and directories. */
+  readonly inodes?: number;
 };
 
 export type SandboxJob = {
@@ -20,6 +27,8 @@ export type SandboxJob = {
   readonly argv: readonly string[];
   readonly stdin: Uint8Array | string;
   readonly limits: SandboxLimits;
+  /** Told of what is kept of the output, as it comes. */
+  readonly onOutput?: (stream: "stdout" | "stderr", chunk: Uint8Array) => void;
 };
 
 /** How a limit was held: by a cgroup, by rlimits plus a polled sum, by polling alone, or not at all. */
@@ -29,22 +38,30 @@ export type SandboxResult = {
   /** The program's exit status; undefined when a signal ended it. */
   readonly exitCode: number | undefined;
   readonly signal: string | undefined;
-  readonly reason: "ok" | "wall" | "memory" | "processes" | "output" | "cancelled" | "failed_to_start";
+  readonly reason: "ok" | "wall" | "memory" | "pids" | "output" | "disk" | "cancelled" | "failed_to_start";
   readonly stdout: Uint8Array;
   readonly stderr: Uint8Array;
   readonly truncated: boolean;
   readonly wallMs: number;
+  /** Undefined where the kernel does not tell; polled values may miss the end of a short run. */
+  readonly peakMemoryBytes: number | undefined;
+  readonly cpuMs: number | undefined;
   readonly enforcement: {
     readonly wall: Enforcement;
     readonly memory: Enforcement;
     readonly processes: Enforcement;
     readonly output: Enforcement;
+    readonly cpu: Enforcement;
+    readonly disk: Enforcement;
+    readonly inodes: Enforcement;
   };
 };
 
 /** The port that every way of running untrusted programs stands behind. It knows a directory and a uid, never a tenant. */
 export interface SandboxDriver {
   readonly name: string;
+  /** How this host would hold the limits; undefined when it cannot run the driver. */
+  enforcement(): SandboxResult["enforcement"] | undefined;
   /** Undefined when this host can run the driver, else one sentence that says what is missing. */
   probe(): Promise<string | undefined>;
   /** Runs one program to its end; nothing that it started outlives the call. */

@@ -1,7 +1,8 @@
 import type { ToolDefinition } from "../domain/conversation.ts";
+import type { SandboxLimits } from "./sandbox-driver.ts";
 
-/** Where a tool acts: the tenant's sandbox directory and uid, resolved by the activity. */
-export type ToolPlace = { readonly workDirectory: string; readonly uid: number | undefined };
+/** Where a tool acts, resolved by the activity: the tenant's sandbox directory and uid, and the limits of its mode. */
+export type ToolPlace = { readonly workDirectory: string; readonly uid: number | undefined; readonly limits: SandboxLimits };
 
 export type ToolOutcome = {
   /** What the model reads, cut to a bounded length. */
@@ -16,6 +17,8 @@ export type Tool = {
   readonly definition: ToolDefinition;
   /** A tool that may run twice without harm (read, list); another one is not started again after a crash. */
   readonly idempotent: boolean;
+  /** The administrator's sandbox mode that the tool asks for, `@sandbox("…")`. */
+  readonly sandboxMode?: string;
   /** @param argumentsJson the model's own text; malformed input is an outcome with `failed`, never a throw */
   run(place: ToolPlace, argumentsJson: string, signal: AbortSignal): Promise<ToolOutcome>;
 };

@@ -1,3 +1,5 @@
+import { resolveSandboxPolicy } from "../control-plane/sandbox-policy.ts";
+import { limitsOfPolicy } from "../sandbox/policy-run.ts";
 import { DefaultLogger, Runtime } from "@temporalio/worker";
 import { randomBytes } from "node:crypto";
 import { chmodSync, mkdtempSync, rmSync } from "node:fs";
@@ -157,7 +159,10 @@ export async function startTurnStack({
       tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
       overlayOf,
       promptFilesOf: () => [],
-      placeOf: async () => ({ workDirectory: "/nonexistent", uid: undefined }),
+      placeOf: async (_tenantId, wish) => {
+        const policy = resolveSandboxPolicy({ ...wish, admin: {} });
+        return { policy, refused: undefined, place: { workDirectory: "/nonexistent", uid: undefined, limits: limitsOfPolicy(policy) } };
+      },
       modelOf,
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
       rateCardAt: async () => testRateCard,

@@ -11,5 +11,5 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   throw error;
 });
 
-const terminal = createTerminal({ stdout: process.stdout, stderr: process.stderr, variables: process.env });
+const terminal = createTerminal({ stdout: process.stdout, stderr: process.stderr, stdin: () => process.stdin, variables: process.env });
 process.exitCode = await runProgram({ variables: process.env, terminal, packageRoot }, version, process.argv.slice(2));

@@ -6,10 +6,11 @@ import { addBillingCommands } from "./billing-commands.ts";
 import type { CliContext } from "./cli-context.ts";
 import { addCompletionCommand } from "./completion-command.ts";
 import { addDoctorCommand } from "./doctor-command.ts";
-import { CliError, exitCodes, type ExitCode } from "./exit-code.ts";
+import { CliError, exitCodes, type ExitCode, PassedExit } from "./exit-code.ts";
 import { addKeyCommands } from "./key-commands.ts";
 import { addProcessCommands } from "./process-commands.ts";
 import { addRateCommands } from "./rate-commands.ts";
+import { addSandboxCommands } from "./sandbox-commands.ts";
 import { addTenantCommands } from "./tenant-commands.ts";
 
 const help = `
@@ -42,18 +43,20 @@ export function createProgram(context: CliContext, version: string): Command {
   addBillingCommands(program, context);
   addRateCommands(program, context);
   addAgentCommand(program, context);
+  addSandboxCommands(program, context);
   addDoctorCommand(program, context);
   addCompletionCommand(program, context);
   return program;
 }
 
-/** Runs one command line. Errors end as one line on stderr. */
-export async function runProgram(context: CliContext, version: string, words: readonly string[]): Promise<ExitCode> {
+/** Runs one command line. Errors end as one line on stderr. @returns an exit code of ours, or of the program that was run */
+export async function runProgram(context: CliContext, version: string, words: readonly string[]): Promise<number> {
   try {
     await createProgram(context, version).parseAsync(words, { from: "user" });
     return exitCodes.done;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 || error.code === "commander.help" ? helpCode(error) : exitCodes.usage;
+    if (error instanceof PassedExit) return error.status;
     const known =
       error instanceof CliError
         ? error

@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import type { Writable } from "node:stream";
+import type { Readable, Writable } from "node:stream";
 
 /** Where a command writes, and what it may assume about the reader. */
 export type Terminal = {
@@ -9,6 +9,10 @@ export type Terminal = {
   note(line: string): void;
   /** The present state of long work, on stderr: one line that is rewritten where a person watches. Undefined ends it. */
   progress(line: string | undefined): void;
+  /** A program's own bytes, as they are. */
+  pass(stream: "stdout" | "stderr", bytes: Uint8Array): Promise<void>;
+  /** What was put into the command, to its end; nothing where a person would have to type it. @throws when it is more than `maxBytes` */
+  input(maxBytes: number): Promise<Uint8Array>;
   /** Whether a person reads the answer: then tables and colour, else plain text. */
   readonly interactive: boolean;
   readonly colour: boolean;
@@ -17,16 +21,34 @@ export type Terminal = {
 type TerminalStreams = {
   readonly stdout: Writable & { readonly isTTY?: boolean };
   readonly stderr: Writable & { readonly isTTY?: boolean };
+  /** Opened only by a command that reads it. Default: none. */
+  readonly stdin?: () => Readable & { readonly isTTY?: boolean };
   readonly variables: Readonly<Record<string, string | undefined>>;
 };
 
-export function createTerminal({ stdout, stderr, variables }: TerminalStreams): Terminal {
+export function createTerminal({ stdout, stderr, stdin, variables }: TerminalStreams): Terminal {
   const interactive = stdout.isTTY === true;
   return {
     interactive,
     colour: interactive && !variables["NO_COLOR"] && variables["TERM"] !== "dumb",
     async write(text) {
       if (!stdout.write(interactive ? withoutControls(text) : text)) await once(stdout, "drain");
+    },
+    async pass(stream, bytes) {
+      const into = stream === "stdout" ? stdout : stderr;
+      if (!into.write(bytes)) await once(into, "drain");
+    },
+    async input(maxBytes) {
+      const from = stdin?.();
+      if (from === undefined || from.isTTY === true) return new Uint8Array();
+      const chunks: Uint8Array[] = [];
+      let size = 0;
+      for await (const chunk of from as AsyncIterable<Uint8Array>) {
+        size += chunk.length;
+        if (size > maxBytes) throw new Error(`stdin has more than ${maxBytes} bytes`);
+        chunks.push(chunk);
+      }
+      return Buffer.concat(chunks);
     },
     progress(line) {
       const text = line === undefined ? undefined : withoutControls(line);

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { SandboxResult } from "../sandbox-driver.ts";
+import type { SandboxLimits, SandboxResult } from "../sandbox-driver.ts";
 import type { Tool, ToolOutcome, ToolPlace } from "../tool.ts";
 
 type ToolParts<Schema extends z.ZodObject> = {
@@ -41,22 +41,46 @@ function parseArguments<Schema extends z.ZodObject>(schema: Schema, argumentsJso
 const refusal = (content: string): ToolOutcome => ({ content, failed: true, facts: { reason: "refused" } });
 
 /** What a tool run's row keeps of the sandbox's result. */
-export function factsOf({ exitCode, signal, reason, wallMs, truncated, enforcement, stderr }: SandboxResult): ToolOutcome["facts"] {
+export function factsOf({
+  exitCode,
+  signal,
+  reason,
+  wallMs,
+  peakMemoryBytes,
+  cpuMs,
+  truncated,
+  enforcement,
+  stderr,
+}: SandboxResult): ToolOutcome["facts"] {
   const detail = reason === "failed_to_start" ? { detail: Buffer.from(stderr).toString("utf8").slice(0, 1000) } : {};
-  return { exitCode: exitCode ?? null, signal: signal ?? null, reason, wallMs, truncated, enforcement, ...detail };
+  return {
+    exitCode: exitCode ?? null,
+    signal: signal ?? null,
+    reason,
+    wallMs,
+    peakMemoryBytes: peakMemoryBytes ?? null,
+    cpuMs: cpuMs ?? null,
+    truncated,
+    enforcement,
+    ...detail,
+  };
 }
 
 /** Why a run was ended by us, as a sentence for the model; undefined when it ended by itself. The host's own troubles stay in the facts. */
 export function explainReason(
   reason: SandboxResult["reason"],
-  { wallMs, memoryBytes, processes }: { wallMs: number; memoryBytes: number; processes: number },
+  { wallMs, memoryBytes, processes, diskBytes, inodes }: SandboxLimits,
 ): string | undefined {
   const sentences: Readonly<Record<SandboxResult["reason"], string | undefined>> = {
     ok: undefined,
     wall: `It was ended after ${wallMs / 1000} s, the time it was given.`,
     memory: `It ran out of memory: all of its processes together may use ${Math.floor(memoryBytes / 1024 / 1024)} MiB.`,
-    processes: `It tried to run more than ${processes} processes and threads at once, the limit.`,
+    pids: `It tried to run more than ${processes} processes and threads at once, the limit.`,
     output: "It was ended because it wrote far too much output.",
+    disk: `It was ended because the work directory may hold ${[
+      ...(diskBytes === undefined ? [] : [`${Math.floor(diskBytes / 1024 / 1024)} MiB`]),
+      ...(inodes === undefined ? [] : [`${inodes} files and directories`]),
+    ].join(" and ")}. Remove what is not needed.`,
     cancelled: "It was cancelled.",
     failed_to_start: "The sandbox could not be started. This is not the command's fault.",
   };

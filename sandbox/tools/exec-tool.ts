@@ -21,15 +21,14 @@ const signalNames: Readonly<Record<number, string>> = {
 };
 
 /** `exec`: a command line in the tenant's work directory. A program that fails is an outcome with `failed`; its exit code is in the text. */
-export function createExecTool({ driver, limits }: { readonly driver: SandboxDriver; readonly limits: SandboxLimits }): Tool {
-  const maxSeconds = Math.max(1, Math.floor(limits.wallMs / 1000));
+export function createExecTool({ driver }: { readonly driver: SandboxDriver }): Tool {
   const shell = existsSync("/bin/bash") ? "/bin/bash" : "/bin/sh";
   return defineTool({
     name: "exec",
     description:
       `Runs a command line with ${shell} in your work directory /work and returns its output and exit code. ` +
       "Files in /work stay for later calls; everything else, /tmp, environment and background processes included, is gone when the command ends. " +
-      `There is no network and no terminal: pass -y and the like, never wait for input. Time limit ${maxSeconds} s.`,
+      `There is no network and no terminal: pass -y and the like, never wait for input. Time, memory, processes and output are limited.`,
     idempotent: false,
     schema: z.strictObject({
       command: z
@@ -45,10 +44,10 @@ export function createExecTool({ driver, limits }: { readonly driver: SandboxDri
         .number()
         .positive()
         .optional()
-        .describe(`Ends the command after this many seconds; ${maxSeconds} at most, which is also the default.`),
+        .describe("Ends the command after this many seconds; default and maximum are the sandbox's time limit, usually 30."),
     }),
-    async run(place, { command, timeout_seconds: seconds = maxSeconds }, signal) {
-      const held = { ...limits, wallMs: Math.min(limits.wallMs, Math.ceil(seconds * 1000)) };
+    async run(place, { command, timeout_seconds: seconds = Infinity }, signal) {
+      const held = { ...place.limits, wallMs: Math.min(place.limits.wallMs, Math.ceil(seconds * 1000)) };
       const result = await driver.run({ ...place, argv: [shell, "-c", command], stdin: "", limits: held }, signal);
       return { content: describeRun(result, held), failed: result.reason !== "ok" || result.exitCode !== 0, facts: factsOf(result) };
     },

@@ -1,11 +1,11 @@
 import { readFileSync } from "node:fs";
 import { join, posix } from "node:path";
 import { z } from "zod";
-import type { SandboxDriver, SandboxLimits } from "../sandbox-driver.ts";
+import type { SandboxDriver } from "../sandbox-driver.ts";
 import type { ToolOutcome, ToolPlace } from "../tool.ts";
 import { explainReason, factsOf } from "./define-tool.ts";
 
-export type FileHelperDeps = { readonly driver: SandboxDriver; readonly limits: SandboxLimits };
+export type FileHelperDeps = { readonly driver: SandboxDriver };
 
 /** The script is constant; what a model wrote reaches it as arguments and stdin only. */
 const script = readFileSync(join(import.meta.dirname, "file-helper.pl"), "utf8");
@@ -31,12 +31,12 @@ export type HelperAnswer = { readonly output: Uint8Array; readonly facts: ToolOu
 
 /** Runs one action of the helper in the sandbox; whatever goes wrong is an outcome that names the path. */
 export async function runFileHelper(
-  { driver, limits }: FileHelperDeps,
+  { driver }: FileHelperDeps,
   place: ToolPlace,
   call: { readonly path: string; readonly args: readonly string[]; readonly stdin?: Uint8Array },
   signal: AbortSignal,
 ): Promise<HelperAnswer> {
-  const held = { ...limits, wallMs: Math.min(limits.wallMs, MAX_WALL_MS) };
+  const held = { ...place.limits, wallMs: Math.min(place.limits.wallMs, MAX_WALL_MS) };
   const job = { ...place, argv: ["/usr/bin/perl", "-e", script, ...call.args], stdin: call.stdin ?? "", limits: held };
   const result = await driver.run(job, signal);
   const facts = factsOf(result);

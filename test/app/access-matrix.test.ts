@@ -137,6 +137,7 @@ const bodies: Record<string, () => string> = {
   "post /v1/admin-keys": () => JSON.stringify({ id: "stolen", scopes: ["all"] }),
   "post /v1/billing/invoices": () => JSON.stringify({ tenant: bravo.id, period: "today" }),
   "post /v1/billing/invoices/resolve": () => JSON.stringify({ tenant: bravo.id, event: "usage.2026-11-22.1", as: "dropped" }),
+  "post /v1/tenants/{tenant}/sandbox/exec": () => JSON.stringify({ command: ["touch", "taken-over"] }),
   "post /rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
   "post /v1/tenants/{tenant}/rpc": () => JSON.stringify({ jsonrpc: "2.0", id: 1, method: "sessions.list", params: {} }),
   "post /admin/login": () => JSON.stringify({ key: "ak_none_00000000000000000000000000000000" }),
@@ -371,6 +372,8 @@ const commandWords: Record<string, (() => readonly string[]) | undefined> = {
   "billing invoice run": () => ["--tenant", bravo.id, "--period", "today"],
   "billing invoice status": () => ["--tenant", bravo.id],
   "billing invoice resolve": () => ["usage.2026-11-22.1", "--tenant", bravo.id, "--as", "dropped"],
+  "sandbox exec": () => ["--tenant", bravo.id, "--", "touch", "taken-over"],
+  "sandbox explain": () => ["--tenant", bravo.id, "--tool", "exec"],
   agent: () => ["--tenant", bravo.id, "--message", "hello"],
 };
 

@@ -7,10 +7,15 @@ import type { Tool, ToolOutcome } from "../../sandbox/tool.ts";
 import { isRoot, limits, missing, type Stage, setStage, variants } from "./sandbox-stage.ts";
 
 const never = new AbortController().signal;
-const unreachable: SandboxDriver = { name: "none", probe: async () => undefined, run: async () => expect.fail("the sandbox was reached") };
+const unreachable: SandboxDriver = {
+  name: "none",
+  enforcement: () => undefined,
+  probe: async () => undefined,
+  run: async () => expect.fail("the sandbox was reached"),
+};
 
 describe("arguments of a model", () => {
-  const tools = createBuiltinTools({ driver: unreachable, limits });
+  const tools = createBuiltinTools({ driver: unreachable });
 
   test.each([
     ["exec", "{nope", "not JSON"],
@@ -33,7 +38,7 @@ describe("arguments of a model", () => {
     ["list", '{"path":"../.."}', "outside the work directory"],
     ["list", '{"constructor":1,"__proto__":{}}', "nrecognized key"],
   ])("%s refuses %.60s with a sentence", async (name, json, sentence) => {
-    const outcome = await (tools.get(name) as Tool).run({ workDirectory: "/nowhere", uid: 1 }, json, never);
+    const outcome = await (tools.get(name) as Tool).run({ workDirectory: "/nowhere", uid: 1, limits }, json, never);
 
     expect(outcome.failed).toBe(true);
     expect(outcome.content).toContain(sentence);
@@ -62,14 +67,14 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
   beforeAll(async () => {
     stage = await setStage(variant);
     work = stage.acme.workDirectory;
-    tools = createBuiltinTools({ driver: stage.driver, limits });
+    tools = createBuiltinTools({ driver: stage.driver });
     await writeFile(join(stage.base, "host.txt"), "host text");
     await chmod(stage.base, 0o777);
   });
   afterAll(() => stage.tearDown());
 
   const call = (name: string, args: Record<string, unknown>, signal = never): Promise<ToolOutcome> =>
-    (tools.get(name) as Tool).run(stage.acme, JSON.stringify(args), signal);
+    (tools.get(name) as Tool).run({ ...stage.acme, limits }, JSON.stringify(args), signal);
   /** A file as the tenant's own program would have left it. */
   const put = async (path: string, text: string | Uint8Array): Promise<void> => {
     await writeFile(join(work, path), text);
@@ -274,14 +279,18 @@ describe.skipIf(missing !== undefined).each(variants)("tools, $name", (variant) 
 
   test("a sandbox that cannot start is no sentence about the command", async () => {
     const outcome = await (tools.get("exec") as Tool).run(
-      { ...stage.acme, workDirectory: join(stage.base, "absent") },
+      { ...stage.acme, limits, workDirectory: join(stage.base, "absent") },
       '{"command":"true"}',
       never,
     );
     expect(outcome).toMatchObject({ failed: true, facts: { reason: "failed_to_start" } });
     expect(outcome.content).toContain("could not be started");
     expect(outcome.content).not.toContain(stage.base);
-    const read = await (tools.get("read") as Tool).run({ ...stage.acme, workDirectory: join(stage.base, "absent") }, '{"path":"x"}', never);
+    const read = await (tools.get("read") as Tool).run(
+      { ...stage.acme, limits, workDirectory: join(stage.base, "absent") },
+      '{"path":"x"}',
+      never,
+    );
     expect(read.content).not.toContain(stage.base);
   });
 });

@@ -16,7 +16,7 @@ describe.skipIf(missing !== undefined).each(variants.slice(0, 1))("the file tool
   let outside: string;
   beforeAll(async () => {
     stage = await setStage(variant);
-    tools = createBuiltinTools({ driver: stage.driver, limits });
+    tools = createBuiltinTools({ driver: stage.driver });
     outside = join(stage.base, "outside");
     mkdirSync(outside);
     for (const directory of [stage.base, outside]) writeFileSync(join(directory, "secret.txt"), canary);
@@ -45,7 +45,8 @@ describe.skipIf(missing !== undefined).each(variants.slice(0, 1))("the file tool
 
   const tryAll = async (path: string): Promise<readonly ToolOutcome[]> => {
     const outcomes: ToolOutcome[] = [];
-    for (const [name, args] of attempts(path)) outcomes.push(await (tools.get(name) as Tool).run(stage.acme, JSON.stringify(args), never));
+    for (const [name, args] of attempts(path))
+      outcomes.push(await (tools.get(name) as Tool).run({ ...stage.acme, limits }, JSON.stringify(args), never));
     return outcomes;
   };
 

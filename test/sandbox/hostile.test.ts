@@ -283,7 +283,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     });
     test("a fork bomb", async () => {
       const result = await run("perl -e 'fork while 1'", { wallMs: 1200, processes: 32 });
-      expect(result.reason).toBe("processes");
+      expect(result.reason).toBe("pids");
       expect(result.wallMs).toBeLessThan(4000);
     });
     test("processes are bounded", async () => {
@@ -295,7 +295,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       expect(Number(out)).toBeLessThanOrEqual(20);
       expect(exitCode).toBe(9);
       // An rlimit does not tell that it was met; the poll sees it only while it lasts.
-      if (enforcement.processes === "group") expect(reason).toBe("processes");
+      if (enforcement.processes === "group") expect(reason).toBe("pids");
     });
     test("memory of one process", async () => {
       const result = await run(`perl -e '$x = "x" x (1 << 29); print "BROKEN"'`, { memoryBytes: 64 * MiB });

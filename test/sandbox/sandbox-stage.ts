@@ -78,6 +78,7 @@ export function startDriverProcess(
   return {
     name: "bwrap",
     process: child,
+    enforcement: () => undefined,
     probe: async () => ((await ask({ probe: true })) as string | null) ?? undefined,
     async run(job, signal) {
       const value = await ask({ job: { ...job, stdin: Buffer.from(job.stdin as string).toString("base64") } }, signal);

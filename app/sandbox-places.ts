@@ -1,0 +1,40 @@
+import type { AdminConfig } from "../control-plane/admin-config.ts";
+import { resolveSandboxPolicy, type SandboxWish } from "../control-plane/sandbox-policy.ts";
+import type { Tenant } from "../control-plane/tenants.ts";
+import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
+import type { TenantId } from "../domain/tenant.ts";
+import { limitsOfPolicy, refusePolicy } from "../sandbox/policy-run.ts";
+import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
+import type { ToolPlace } from "../sandbox/tool.ts";
+import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
+
+export type SandboxPlacesDeps = {
+  readonly config: Pick<AdminConfig, "sandbox">;
+  readonly home: string;
+  readonly driver: Pick<SandboxDriver, "enforcement">;
+  readonly tenantOf: (tenantId: TenantId) => Promise<Pick<Tenant, "osUidIndex">>;
+};
+
+export type SandboxPlace = {
+  readonly policy: SandboxPolicy;
+  /** Why nothing may run under this policy here. */
+  readonly refused: string | undefined;
+  readonly place: ToolPlace;
+};
+
+/** Where and within which limits a tenant's program runs. */
+export const createSandboxPlaces =
+  ({ config, home, driver, tenantOf }: SandboxPlacesDeps) =>
+  async (tenantId: TenantId, wish: Omit<SandboxWish, "admin">): Promise<SandboxPlace> => {
+    const policy = resolveSandboxPolicy({ ...wish, admin: config.sandbox });
+    const { osUidIndex } = await tenantOf(tenantId);
+    return {
+      policy,
+      refused: refusePolicy(policy, driver),
+      place: {
+        workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox,
+        uid: tenantUidOf(osUidIndex),
+        limits: limitsOfPolicy(policy),
+      },
+    };
+  };

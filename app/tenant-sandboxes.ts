@@ -1,0 +1,40 @@
+import { isToolAllowed } from "../control-plane/overlay.ts";
+import type { OverlayReader } from "../control-plane/overlays.ts";
+import type { CommandEnd, TenantSandboxes } from "../gateway/sandbox-routes.ts";
+import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
+import type { SandboxDriver, SandboxResult } from "../sandbox/sandbox-driver.ts";
+import { createSandboxPlaces, type SandboxPlacesDeps } from "./sandbox-places.ts";
+
+export type TenantSandboxDeps = Omit<SandboxPlacesDeps, "driver"> & {
+  readonly driver: SandboxDriver;
+  readonly overlays: Pick<OverlayReader, "of">;
+};
+
+/** What the gateway reaches of the sandboxes; the tenant's overlay holds for an administrator's command too. */
+export function createTenantSandboxes({ driver, overlays, ...rest }: TenantSandboxDeps): TenantSandboxes {
+  const placeOf = createSandboxPlaces({ ...rest, driver });
+  const tools = createBuiltinTools({ driver });
+  return {
+    async explain(tenantId, tool) {
+      const { overlay } = await overlays.of(tenantId);
+      const installed = tools.get(tool);
+      const { policy, refused } = await placeOf(tenantId, { overlay: overlay.sandbox, tool, annotation: installed?.sandboxMode });
+      return {
+        policy,
+        refused,
+        allowed: isToolAllowed(overlay, tool),
+        installed: installed !== undefined,
+        enforcement: driver.enforcement(),
+      };
+    },
+    async open(tenantId, mode) {
+      const { overlay } = await overlays.of(tenantId);
+      const { policy, refused, place } = await placeOf(tenantId, { overlay: overlay.sandbox, mode });
+      return { policy, refused, run: async (command, signal) => endOf(await driver.run({ ...place, ...command }, signal)) };
+    },
+  };
+}
+
+function endOf({ stdout: _stdout, stderr, ...result }: SandboxResult): CommandEnd {
+  return { ...result, detail: result.reason === "failed_to_start" ? Buffer.from(stderr).toString("utf8").slice(0, 1_000) : undefined };
+}

@@ -1,0 +1,45 @@
+import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
+import type { SandboxDriver, SandboxLimits } from "./sandbox-driver.ts";
+
+const KiB = 1_024;
+const MiB = 1_024 * KiB;
+/** The largest file, where the administrator gives the work directory no size of its own. */
+const DEFAULT_FILE_BYTES = 128 * MiB;
+
+/** The policy's limits as a driver takes them. */
+export function limitsOfPolicy({ limits, asked }: SandboxPolicy): SandboxLimits {
+  const diskBytes = limits.disk_mb.value * MiB;
+  return {
+    wallMs: limits.wall_seconds.value * 1_000,
+    memoryBytes: limits.memory_limit_mb.value * MiB,
+    processes: limits.pids.value,
+    outputBytes: limits.output_kb.value * KiB,
+    fileBytes: asked.has("disk_mb") ? diskBytes : Math.min(diskBytes, DEFAULT_FILE_BYTES),
+    openFiles: limits.open_files.value,
+    tmpBytes: limits.tmp_mb.value * MiB,
+    cpus: limits.cpu_quota.value,
+    // Of each process, and the only bound where no cgroup holds the share.
+    cpuSeconds: Math.ceil(limits.wall_seconds.value * Math.max(1, limits.cpu_quota.value)),
+    diskBytes,
+    inodes: limits.inodes.value,
+  };
+}
+
+/** Why a policy cannot be held on this host, as a clause; undefined when it can. Nothing is weakened to make it fit. */
+export function refusePolicy(policy: SandboxPolicy, driver: Pick<SandboxDriver, "enforcement">): string | undefined {
+  const { fault, runtime, runtimeClass, image, seccomp, require, asked } = policy;
+  if (fault !== undefined) return fault;
+  if (runtime.value !== "bwrap") return `runtime ${runtime.value} is not available here (${runtime.because})`;
+  if (runtimeClass.value !== undefined)
+    return `runtime_class ${runtimeClass.value} needs the runtime docker, which is not available here (${runtimeClass.because})`;
+  if (image.value !== undefined) return `image ${image.value} needs the runtime docker, which is not available here (${image.because})`;
+  if (seccomp.value !== "default") return `there is no seccomp profile ${JSON.stringify(seccomp.value)} (${seccomp.because})`;
+  const held = driver.enforcement();
+  if (held === undefined) return "no sandbox can be started on this host";
+  if (require !== "cgroup") return undefined;
+  if (held.memory !== "group" || held.processes !== "group")
+    return "sandbox.require is cgroup, and memory and processes cannot be held by one here";
+  if (asked.has("cpu_quota") && held.cpu !== "group")
+    return "sandbox.require is cgroup, and the mode's cpu_quota cannot be held by one here: the cpu controller is not delegated";
+  return undefined;
+}

@@ -1,0 +1,148 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import OpenAI from "openai";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { binPath, openclaw, run } from "../control-plane/cli-stage.ts";
+import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { missing, processesWith } from "../sandbox/sandbox-stage.ts";
+import { runSql } from "../storage/fresh-database.ts";
+import { type ModelServer, startModelServer } from "./model-server.ts";
+
+const modes = `
+sandbox:
+  default_mode: normal
+  modes:
+    normal: { memory_limit_mb: 256, wall_seconds: 60 }
+    short: { wall_seconds: 1 }
+    container: { runtime: docker }
+`;
+
+describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
+  let model: ModelServer;
+  let product: RunningProduct;
+  let token: string;
+  beforeAll(async () => {
+    model = await startModelServer();
+    product = await startProduct({ config: configWithProvider(model.url, modes) });
+    token = await product.createTenant("acme");
+    await product.createTenant("globex");
+  });
+  afterAll(async () => {
+    await product?.stop();
+    await model?.close();
+  });
+
+  const variables = () => ({ OPENCLAW_URL: product.url, OPENCLAW_ADMIN_KEY: product.adminKey });
+  const exec = async (...words: string[]) => await openclaw(["sandbox", "exec", "--tenant", "acme", ...words], variables());
+  const post = async (body: object, { signal, headers = {} }: { signal?: AbortSignal; headers?: Record<string, string> } = {}) =>
+    await fetch(`${product.url}/v1/tenants/acme/sandbox/exec`, {
+      method: "POST",
+      headers: { authorization: `Bearer ${product.adminKey}`, "content-type": "application/json", ...headers },
+      body: JSON.stringify(body),
+      ...(signal === undefined ? {} : { signal }),
+    });
+  const rows = async (sql: string): Promise<Record<string, unknown>[]> => {
+    const state = JSON.parse(readFileSync(join(product.home, "postgres/state.json"), "utf8")) as { port: number; password: string };
+    const url = new URL(
+      (JSON.parse(readFileSync(join(product.home, "gateway.json"), "utf8")) as { database: { url: string } }).database.url,
+    );
+    [url.password, url.port] = [state.password, String(state.port)];
+    return (await runSql(url.href, sql)).rows as Record<string, unknown>[];
+  };
+
+  test("exec keeps stdout, stderr and the exit status apart, and other tenants' files away", async () => {
+    expect(await exec("--", "sh", "-c", "echo out; echo err >&2; echo mine > kept; exit 42")).toEqual({
+      code: 42,
+      stdout: "out\n",
+      stderr: "err\n",
+    });
+    expect(await exec("--", "cat", "kept")).toMatchObject({ code: 0, stdout: "mine\n" });
+    expect((await openclaw(["sandbox", "exec", "--tenant", "globex", "--", "ls"], variables())).stdout).toBe("");
+  });
+
+  test("stdin goes in as it is, NULs and all, through the real command", async () => {
+    const child = spawn(binPath, ["sandbox", "exec", "--tenant", "acme", "--", "sha256sum"], {
+      env: { PATH: process.env["PATH"], ...variables() },
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    let stdout = "";
+    child.stdout.on("data", (chunk) => (stdout += String(chunk)));
+    child.stdin.end(Buffer.from([0, 255, 10, 0]));
+    const [code] = (await once(child, "close")) as [number];
+    const { stdout: expected } = await run("sh", ["-c", "printf '\\000\\377\\n\\000' | sha256sum"], {});
+    expect([code, stdout]).toEqual([0, expected]);
+  });
+
+  test("a command that meets a limit of its mode is told so and does not look done", async () => {
+    const { code, stderr } = await exec("--mode", "short", "--", "sleep", "50");
+    expect(code).toBe(137);
+    expect(stderr).toContain("a limit of the mode short: wall");
+  });
+
+  test("a mode that this host cannot hold is refused, and so are an unknown one and a repeat; nothing is audited", async () => {
+    const before = await rows("select count(*)::int as n from control.audit_entry where action = 'sandbox.exec'");
+    expect((await exec("--mode", "container", "--", "true")).stderr).toContain("runtime docker is not available");
+    expect((await exec("--mode", "container", "--", "true")).code).toBe(4);
+    expect((await post({ command: ["true"], mode: "absent" })).status).toBe(400);
+    expect((await post({ command: [] })).status).toBe(400);
+    expect((await post({ command: ["a\0b"] })).status).toBe(400);
+    expect((await post({ command: ["true"] }, { headers: { "idempotency-key": "once" } })).status).toBe(400);
+    expect(await rows("select count(*)::int as n from control.audit_entry where action = 'sandbox.exec'")).toEqual(before);
+  });
+
+  test("each command is audited by mode and digest, never by its words, and uses no quota", async () => {
+    await exec("--", "echo", "a-secret-word");
+    const [entry] = await rows(
+      "select to_jsonb(e)::text as text from control.audit_entry e where action = 'sandbox.exec' order by seq desc limit 1",
+    );
+    expect(entry?.["text"]).toMatch(/normal:[0-9a-f]{8}/);
+    expect(entry?.["text"]).not.toContain("a-secret-word");
+    expect(await rows("select count(*)::int as n from control.usage_ledger")).toEqual([{ n: 0 }]);
+  });
+
+  test("explain names every value, where it comes from and how it is held", async () => {
+    const { code, stdout } = await openclaw(["sandbox", "explain", "--tenant", "acme", "--tool", "exec", "--json"], variables());
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({
+      tool: "exec",
+      installed: true,
+      allowed: true,
+      mode: { value: "normal" },
+      limits: { memory_limit_mb: { value: 256, because: "the administrator's mode normal" }, pids: { value: 128, because: "built in" } },
+      enforcement: { wall: "group", disk: "polled" },
+      refused: null,
+    });
+  });
+
+  test("whoever hangs up ends the command", async () => {
+    const hangUp = new AbortController();
+    const answer = await post({ command: ["sh", "-c", "echo begun; sleep 7717"] }, { signal: hangUp.signal });
+    await answer.body?.getReader().read();
+    expect((await processesWith("7717")).length).toBeGreaterThan(0);
+
+    hangUp.abort();
+
+    await expect.poll(async () => await processesWith("7717"), { timeout: 20_000 }).toEqual([]);
+  });
+
+  test("kill -9 during a tool's exec: nothing runs on, and the command is not run twice but reported as interrupted", async () => {
+    const client = new OpenAI({ baseURL: `${product.url}/v1`, apiKey: token, maxRetries: 0, timeout: 60_000 });
+    const ask = (content: string) => ({ model: "default", messages: [{ role: "user" as const, content }] });
+    const session = { headers: { "X-OpenClaw-Session": "api:jane:default" } };
+    const cut = client.chat.completions.create(ask('CALL exec {"command":"echo ran >> runs; sleep 7718"}'), session).catch(() => "cut off");
+    await expect.poll(async () => (await processesWith("sleep\u00007718")).length, { timeout: 30_000 }).toBeGreaterThan(0);
+
+    await product.kill();
+    expect(await cut).toBe("cut off");
+    await expect.poll(async () => await processesWith("7718"), { timeout: 20_000 }).toEqual([]);
+    await product.restart();
+    await client.chat.completions.create(ask("and on"), session);
+
+    const runs = await rows("select state, attempt from tenant_acme.tool_run where name = 'exec'");
+    expect(runs).toEqual([{ state: "failed", attempt: 2 }]);
+    expect(JSON.stringify(await rows("select content from tenant_acme.message"))).toContain("not known whether it took effect");
+    expect((await exec("--", "cat", "runs")).stdout).toBe("ran\n");
+  }, 120_000);
+});

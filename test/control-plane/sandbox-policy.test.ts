@@ -1,0 +1,157 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { coversHost } from "../../control-plane/network-allowance.ts";
+import { resolveSandboxPolicy, type SandboxWish } from "../../control-plane/sandbox-policy.ts";
+import { builtInSandboxLimits, sandboxLimitNames } from "../../domain/sandbox-policy.ts";
+import { refusePolicy } from "../../sandbox/policy-run.ts";
+import type { Enforcement, SandboxResult } from "../../sandbox/sandbox-driver.ts";
+
+type Admin = SandboxWish["admin"];
+type Tenant = SandboxWish["overlay"];
+
+const modeNames = ["default", "small", "large", "__proto__", "constructor"];
+const tools = ["exec", "read", "toString"];
+const hosts = ["*", "*.example.org", "example.org:443", "a.example.org", "api.test:8080", "*.test", "evil-example.org"];
+
+const limitValues = fc.record(Object.fromEntries(sandboxLimitNames.map((name) => [name, fc.integer({ min: 1, max: 100_000 })])), {
+  requiredKeys: [],
+});
+const adminMode = fc
+  .tuple(
+    limitValues,
+    fc.record(
+      {
+        runtime: fc.constantFrom("bwrap" as const, "docker" as const),
+        runtime_class: fc.constantFrom("runc", "runsc"),
+        seccomp: fc.constantFrom("default", "log"),
+        network: fc.constantFrom("none", "allow-list"),
+      },
+      { requiredKeys: [] },
+    ),
+  )
+  .map(([limits, rest]) => {
+    const { cpu_quota: cpuQuota, ...others } = limits as Record<string, number>;
+    return { ...others, ...(cpuQuota === undefined ? {} : { cpu_quota: String(cpuQuota) }), ...rest };
+  });
+const modesOf = <Mode>(mode: fc.Arbitrary<Mode>) => fc.dictionary(fc.constantFrom(...modeNames), mode);
+const admins = fc.record(
+  {
+    default_mode: fc.constantFrom(...modeNames),
+    modes: modesOf(adminMode),
+    network: fc.record({ allow: fc.subarray(hosts) }),
+    tenant_may_allow: fc.subarray(hosts),
+  },
+  { requiredKeys: [] },
+) as fc.Arbitrary<Admin>;
+const overlays = fc.record(
+  {
+    default_mode: fc.constantFrom(...modeNames),
+    modes: modesOf(limitValues),
+    tools: fc.dictionary(fc.constantFrom(...tools), fc.constantFrom(...modeNames)),
+    network: fc.record({ allow: fc.subarray(hosts) }),
+  },
+  { requiredKeys: [] },
+) as fc.Arbitrary<NonNullable<Tenant>>;
+
+const strength = ({ runtime, runtimeClass }: ReturnType<typeof resolveSandboxPolicy>): number =>
+  runtime.value === "bwrap" ? 0 : runtimeClass.value === "runsc" ? 2 : 1;
+
+describe("whatever an overlay says", () => {
+  test("no limit, runtime, filter or destination goes beyond the administrator's", () => {
+    fc.assert(
+      fc.property(
+        admins,
+        overlays,
+        fc.constantFrom(...tools),
+        fc.option(fc.constantFrom(...modeNames), { nil: undefined }),
+        (admin, overlay, tool, annotation) => {
+          const alone = resolveSandboxPolicy({ admin, overlay: undefined, tool, annotation });
+          const both = resolveSandboxPolicy({ admin, overlay, tool, annotation });
+
+          for (const name of sandboxLimitNames) expect(both.limits[name].value, name).toBeLessThanOrEqual(alone.limits[name].value);
+          expect(strength(both)).toBeGreaterThanOrEqual(strength(alone));
+          if (alone.seccomp.value !== "log") expect(both.seccomp.value).not.toBe("log");
+          if (alone.fault !== undefined) expect(both.fault).toBeDefined();
+          const bounds = [...(admin.network?.allow ?? []), ...(admin.tenant_may_allow ?? [])];
+          for (const host of both.network.value) expect(bounds.some((bound) => coversHost(bound, host))).toBe(true);
+        },
+      ),
+      { numRuns: 2_000 },
+    );
+  });
+});
+
+const admin: Admin = {
+  default_mode: "default",
+  modes: {
+    default: { memory_limit_mb: 256, cpu_quota: "0.5", wall_seconds: 20 },
+    strict: { memory_limit_mb: 64, network: "none" },
+    large: { memory_limit_mb: 4_096, wall_seconds: 600 },
+  },
+  network: { allow: ["pypi.org:443"] },
+  tenant_may_allow: ["*.example.org"],
+};
+
+test("every value says where it comes from", () => {
+  const policy = resolveSandboxPolicy({
+    admin,
+    overlay: { tools: { exec: "strict" }, modes: { strict: { memory_limit_mb: 32 } } },
+    tool: "exec",
+  });
+
+  expect(policy.mode).toEqual({ value: "strict", because: "the overlay's tools.exec" });
+  expect(policy.limits.memory_limit_mb).toEqual({ value: 32, because: "the overlay's modes.strict" });
+  expect(policy.limits.cpu_quota).toEqual({ value: 0.5, because: "the administrator's mode default" });
+  expect(policy.limits.pids).toEqual({ value: builtInSandboxLimits.pids, because: "built in" });
+  expect(policy.network).toEqual({ value: [], because: "the mode's network: none" });
+});
+
+test("a tenant that picks a larger mode keeps the smaller limits; the tool's own mode is the administrator's word", () => {
+  const picked = resolveSandboxPolicy({ admin, overlay: { default_mode: "large" }, tool: "exec" });
+  const annotated = resolveSandboxPolicy({ admin, overlay: undefined, tool: "build", annotation: "large" });
+
+  expect([picked.mode.value, picked.limits.memory_limit_mb.value, picked.limits.wall_seconds.value]).toEqual(["large", 256, 20]);
+  expect([annotated.limits.memory_limit_mb.value, annotated.limits.wall_seconds.value]).toEqual([4_096, 600]);
+});
+
+test("a tenant's list replaces the administrator's, within what it may allow", () => {
+  const allowed = (...allow: string[]) => resolveSandboxPolicy({ admin, overlay: { network: { allow } }, tool: "exec" }).network.value;
+
+  expect(allowed()).toEqual([]);
+  expect(allowed("api.example.org:443", "example.com")).toEqual(["api.example.org:443"]);
+  expect(resolveSandboxPolicy({ admin, overlay: undefined }).network.value).toEqual(["pypi.org:443"]);
+});
+
+describe("a mode that cannot be held here is refused with the reason", () => {
+  const host = (memory: Enforcement, cpu: Enforcement): { enforcement(): SandboxResult["enforcement"] | undefined } => ({
+    enforcement: () => ({ wall: "group", output: "group", memory, processes: memory, cpu, disk: "polled", inodes: "polled" }),
+  });
+  const reasonFor = (sandbox: Admin, on = host("group", "group")) =>
+    refusePolicy(resolveSandboxPolicy({ admin: sandbox, overlay: undefined }), on);
+  const only = (mode: NonNullable<Admin["modes"]>[string], more: Admin = {}): Admin => ({ default_mode: "m", modes: { m: mode }, ...more });
+
+  test.each([
+    ["a runtime that is not there", only({ runtime: "docker" }), "runtime docker is not available"],
+    ["a runtime class", only({ runtime_class: "runsc" }), "runtime_class runsc"],
+    ["an image", only({ image: "sha256:0" }), "image sha256:0"],
+    ["an unknown filter", only({ seccomp: "mine" }), 'no seccomp profile "mine"'],
+    ["a mode that is not configured", { default_mode: "absent" }, '"absent" is not configured'],
+    ["a mode named like a property of every object", { default_mode: "toString", modes: {} }, '"toString" is not configured'],
+  ] as const)("%s", (_name, sandbox, sentence) => {
+    expect(reasonFor(sandbox)).toContain(sentence);
+  });
+
+  test("limits by process, where a cgroup is required", () => {
+    const rlimits = host("per-process", "per-process");
+    expect(reasonFor(only({}, { require: "cgroup" }), rlimits)).toContain("require is cgroup");
+    expect(reasonFor(only({}), rlimits)).toBeUndefined();
+    expect(reasonFor(only({ cpu_quota: "2" }, { require: "cgroup" }), host("group", "per-process"))).toContain("cpu_quota");
+    expect(reasonFor(only({}, { require: "cgroup" }), host("group", "per-process"))).toBeUndefined();
+    expect(reasonFor(only({}), { enforcement: () => undefined })).toContain("no sandbox can be started");
+  });
+
+  test("nothing else is", () => {
+    expect(reasonFor({})).toBeUndefined();
+    expect(reasonFor(admin)).toBeUndefined();
+  });
+});
