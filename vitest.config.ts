@@ -6,6 +6,7 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     globalSetup: ["test/global-setup.ts"],
+    setupFiles: ["test/running-products.ts"],
     pool: "forks",
     experimental: { viteModuleRunner: false },
     maxWorkers: 2,

@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type AddressInfo } from "node:net";
@@ -6,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { inject } from "vitest";
+import { homes } from "./running-products.ts";
 import { sharedKek } from "./storage/fresh-database.ts";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
@@ -64,6 +66,7 @@ export async function startProduct({
   chmodSync(home, 0o711);
   if (config !== undefined) writeFileSync(join(home, "config.yaml"), config, { mode: 0o600 });
   shareBundle(home);
+  homes.add(home);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const given = env["DATABASE_URL"] === undefined ? env : { OPENCLAW_KEK: sharedKek(env["DATABASE_URL"]), ...env };
@@ -81,13 +84,17 @@ export async function startProduct({
     },
     output: () => child.output(),
     async createTenant(id) {
-      const answer = await fetch(`${url}/v1/tenants`, {
-        method: "POST",
-        headers: { authorization: `Bearer ${adminKey}`, "content-type": "application/json" },
-        body: JSON.stringify({ id }),
-      });
-      if (answer.status !== 201) throw new Error(`creating ${id} answered ${answer.status}: ${await answer.text()}`);
-      return ((await answer.json()) as { token: string }).token;
+      const key = randomUUID();
+      for (;;) {
+        const answer = await fetch(`${url}/v1/tenants`, {
+          method: "POST",
+          headers: { authorization: `Bearer ${adminKey}`, "content-type": "application/json", "idempotency-key": key },
+          body: JSON.stringify({ id }),
+        });
+        if (answer.status === 201) return ((await answer.json()) as { token: string }).token;
+        // A busy machine may not record it in time; the answer says to come again with the same key.
+        if (answer.status !== 503) throw new Error(`creating ${id} answered ${answer.status}: ${await answer.text()}`);
+      }
     },
     async kill() {
       const exited = once(child.process, "exit");

@@ -58,10 +58,9 @@ const stateOf = async (workflowId: string, at = product): Promise<unknown> =>
 const untilDone = async (workflowId: string, at = product): Promise<void> =>
   await expect.poll(async () => await stateOf(workflowId, at), { timeout: 120_000 }).toBe("done");
 /** As a caller does who is told to come again: with the same Idempotency-Key. */
-async function untilMade(method: string, path: string): Promise<Answer> {
-  const key = someId("k");
+async function untilMade(method: string, path: string, body?: unknown, key = someId("k")): Promise<Answer> {
   for (;;) {
-    const answer = await admin(method, path, undefined, key);
+    const answer = await admin(method, path, body, key);
     if (answer.status !== 503) return answer;
   }
 }
@@ -95,12 +94,12 @@ const nowhere = { postgres: [], temporal: [], logs: [] };
 test("a tenant that is deleted while it streams, keeps a socket, and keys are rotated leaves none of its text on any disk", async () => {
   const id = someId("gone");
   const [createKey, rotateKey] = [someId("k"), someId("k")];
-  const created = await admin("POST", "/v1/tenants", { id }, createKey);
-  const rotated = await admin("POST", `/v1/tenants/${id}/token/rotate`, undefined, rotateKey);
+  const created = await untilMade("POST", "/v1/tenants", { id }, createKey);
+  const rotated = await untilMade("POST", `/v1/tenants/${id}/token/rotate`, undefined, rotateKey);
   const token = String(rotated.body["token"]);
   const overlaySecret = planted("overlay");
   const overlay = `system_prompt: "${planted("prompt-of-overlay")}"\nskills: { mail: { enabled: true, env: { MAIL_KEY: "${overlaySecret}" } } }\n`;
-  expect(await admin("PUT", `/v1/tenants/${id}/overlay`, overlay)).toMatchObject({ status: 200 });
+  expect(await untilMade("PUT", `/v1/tenants/${id}/overlay`, overlay)).toMatchObject({ status: 200 });
   const question = planted("question");
   const answered = await call(token, "POST", "/v1/chat/completions", chatBody(`SAY ${question}`), {
     "x-openclaw-session": "api:jane:default",
