@@ -5,7 +5,8 @@ import { mkdir, realpath, rename } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { claimDataDir, type DataDirClaim } from "./data-dir-claim.ts";
-import { choosePort } from "./free-port.ts";
+import { type ClaimedPort, claimPort } from "./free-port.ts";
+import { listensOn } from "./listening-process.ts";
 import { connectWhenServing, ensureNamespace } from "./namespace-setup.ts";
 import { identifyProcess } from "./process-identity.mjs";
 import { type SearchAttributeType, serverArguments } from "./server-settings.ts";
@@ -79,8 +80,7 @@ export async function startTemporalServer(options: TemporalServerOptions): Promi
 }
 
 class Supervisor {
-  port = 0;
-  uiPort = 0;
+  #ports: readonly ClaimedPort[] = [];
   readonly #options: TemporalServerOptions;
   readonly #claim: DataDirClaim;
   readonly #dbFile: string;
@@ -100,6 +100,14 @@ class Supervisor {
     return this.#child?.pid ?? 0;
   }
 
+  get port(): number {
+    return this.#ports[0]?.port ?? 0;
+  }
+
+  get uiPort(): number {
+    return this.#ports[1]?.port ?? 0;
+  }
+
   async start(): Promise<void> {
     process.once("exit", this.#endWithUs);
     await this.#startFirst();
@@ -115,6 +123,7 @@ class Supervisor {
     await this.#watch;
     if (this.#child) await end(this.#child);
     process.off("exit", this.#endWithUs);
+    this.#releasePorts();
     this.#claim.release();
   }
 
@@ -129,9 +138,9 @@ class Supervisor {
       try {
         return await this.#untilReady();
       } catch (error) {
-        const hasEnded = this.#child === undefined || hasExited(this.#child);
+        const mayHelp = error instanceof PortTaken || this.#child === undefined || hasExited(this.#child);
         if (this.#child) await end(this.#child);
-        if (attempt === firstStartAttempts || !hasEnded || this.#stopping.signal.aborted) throw error;
+        if (attempt === firstStartAttempts || !mayHelp || this.#stopping.signal.aborted) throw error;
         this.#options.log("The Temporal server did not start; trying again.", { error: String(error) });
         const isHalfMade = /no such table|table .* already exists|file is not a database/i.test(this.#errorLines.join("\n"));
         if (isExisting && isHalfMade) await this.#setDatabaseAside();
@@ -142,10 +151,16 @@ class Supervisor {
   async #choosePorts(): Promise<void> {
     const { earlier } = this.#claim;
     const { port = 7233, uiPort = 8233, log } = this.#options;
-    this.port = await choosePort(earlier ? [earlier.port, port] : [port]);
-    this.uiPort = await choosePort(earlier ? [earlier.uiPort, uiPort] : [uiPort], [this.port]);
+    this.#releasePorts();
+    this.#ports = [await claimPort(earlier ? [earlier.port, port] : [port])];
+    this.#ports = [...this.#ports, await claimPort(earlier ? [earlier.uiPort, uiPort] : [uiPort])];
     if (this.port !== port) log(`Port ${port} is taken: Temporal listens on ${this.port}.`, { port: this.port });
     if (this.uiPort !== uiPort) log(`Port ${uiPort} is taken: Temporal's Web UI is on ${this.uiPort}.`, { uiPort: this.uiPort });
+  }
+
+  #releasePorts(): void {
+    for (const claimed of this.#ports) claimed.release();
+    this.#ports = [];
   }
 
   /** Nothing is deleted: the operator may look at it. */
@@ -187,6 +202,7 @@ class Supervisor {
     try {
       const connection = await connectWhenServing(`127.0.0.1:${this.port}`, this.#options.namespace, signal);
       try {
+        if (child.pid !== undefined && listensOn(child.pid, this.port) === false) throw new PortTaken(this.port);
         await ensureNamespace(connection, this.#options);
       } finally {
         await connection.close();
@@ -233,6 +249,13 @@ class Supervisor {
         await end(this.#child); // one that hangs before it is ready would hold the ports for ever
       }
     }
+  }
+}
+
+/** Somebody else's server answers where ours should be; our workflows must not get there. */
+class PortTaken extends Error {
+  constructor(port: number) {
+    super(`Another program's server listens on port ${port}.`);
   }
 }
 

@@ -7,7 +7,8 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Client, Connection, type ConnectionOptions } from "@temporalio/client";
 import { afterEach, expect, onTestFinished, test } from "vitest";
-import { choosePort } from "../../temporal-dev/free-port.ts";
+import { claimPort } from "../../temporal-dev/free-port.ts";
+import { listensOn } from "../../temporal-dev/listening-process.ts";
 import { identifyProcess } from "../../temporal-dev/process-identity.mjs";
 import { findTemporalBinary } from "../../temporal-dev/temporal-binary.mjs";
 import { startTemporalServer, type TemporalServer, type TemporalServerOptions } from "../../temporal-dev/temporal-server.ts";
@@ -20,16 +21,23 @@ afterEach(async () => {
   for (const cleanUp of cleanUps.splice(0).toReversed()) await cleanUp();
 });
 
-async function newOptions(): Promise<TemporalServerOptions & { readonly logged: string[] }> {
+async function newOptions(): Promise<
+  TemporalServerOptions & { readonly logged: string[]; readonly port: number; readonly uiPort: number }
+> {
   const binary = findTemporalBinary({ env: process.env });
   if (!binary) throw new Error("No Temporal CLI: run `node scripts/setup.mjs --dev`.");
   const dataDir = await realpath(await mkdtemp(join(tmpdir(), "openclaw-temporal-")));
   cleanUps.push(() => rm(dataDir, { recursive: true, force: true }));
   const logged: string[] = [];
-  const port = await choosePort([]);
-  const uiPort = await choosePort([], [port]);
+  const [port, uiPort] = [await freePort(), await freePort()];
   const log = (message: string): void => void logged.push(message);
   return { binaryPath: binary.path, dataDir, namespace, port, uiPort, searchAttributes, log, logged };
+}
+
+async function freePort(): Promise<number> {
+  const { port, release } = await claimPort([]);
+  release();
+  return port;
 }
 
 async function start(options: TemporalServerOptions): Promise<TemporalServer> {
@@ -155,6 +163,40 @@ test("ports that are taken are replaced by free ones, and the log says which", a
   expect(options.logged).toContain(`Port ${options.port} is taken: Temporal listens on ${chosen}.`);
   expect(options.logged.join()).toContain(`Port ${options.uiPort} is taken`);
   expect((await describeNamespace(server.address)).attributes).toHaveLength(2);
+});
+
+test("two servers that want the same ports at once get different ones, also while the first is down, and each serves its own", async () => {
+  const [options, others] = [await newOptions(), await newOptions()];
+  const wanted = { port: options.port, uiPort: options.uiPort };
+  const server = await start(options);
+  const ownWorkflows = await startWorkflow(server.address, "turn:acme:own");
+
+  process.kill(server.pid, "SIGKILL");
+  const [second, third] = await Promise.all([start({ ...others, ...wanted }), start({ ...(await newOptions()), ...wanted })]);
+
+  expect(new Set([server, second, third].map(({ address }) => address)).size).toBe(3);
+  await until(
+    async () =>
+      await countOf(ownWorkflows, `TenantId = "acme"`).then(
+        (count) => count === 1,
+        () => false,
+      ),
+    30_000,
+  );
+  for (const { address } of [second, third])
+    expect(await countOf(new Client({ connection: await connect(address), namespace }), `TenantId = "acme"`)).toBe(0);
+});
+
+test("a server of somebody else's that comes first to the port is not taken for ours", async () => {
+  const [options, strangers] = [await newOptions(), await newOptions()];
+  const stranger = await start(strangers);
+  const port = Number(stranger.address.split(":")[1]);
+
+  expect(listensOn(stranger.pid, port)).toBe(true);
+  expect(listensOn(process.pid, port)).toBe(false);
+  const server = await start({ ...options, port });
+  expect(server.address).not.toBe(stranger.address);
+  expect(listensOn(server.pid, Number(server.address.split(":")[1]))).toBe(true);
 });
 
 test("a killed server is back on the same address with everything it knew", async () => {
