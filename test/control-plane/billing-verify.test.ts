@@ -1,14 +1,15 @@
 import { expect, test } from "vitest";
-import { verifyBilling } from "../../control-plane/billing-verify.ts";
+import { type BillingDays, verifyBilling } from "../../control-plane/billing-verify.ts";
 import { createRateCard, storeRateCard } from "../../control-plane/rate-cards.ts";
 import type { MarkupPpm } from "../../domain/money.ts";
 import { priceOf } from "../../domain/rate-card.ts";
+import type { QuotaBooks } from "../../domain/quota-wire.ts";
 import type { TenantId } from "../../domain/tenant.ts";
 import { callIdOf } from "../../domain/turn-id.ts";
 import { noUsage } from "../../domain/usage.ts";
 import { closeCall, insertTurn, openCall, recordUsage } from "../../storage/turn-repository.ts";
 import { runSql } from "../storage/fresh-database.ts";
-import { someTurn } from "../turn-stack.ts";
+import { quiet, someTurn } from "../turn-stack.ts";
 import { controlStage, someTenantId } from "./control-stage.ts";
 
 const card = createRateCard({ "test-model": { input: "1.25", output: "10", cache_read: "0.125" } });
@@ -51,15 +52,16 @@ async function billedStage() {
   for (let n = 0; n < 3; n++) await settle(globex);
   /** By the owner of the database, past the triggers, as a careless hand would. */
   const tamper = async (sql: string) => await runSql(ownerUrl, `set session_replication_role = replica; ${sql}`);
-  const verify = async (tenantId?: TenantId) =>
-    await verifyBilling({ database, tenants, pageRows: 2 }, { tenantId, requestId: "req_test" });
-  return { acme, globex, calls, tamper, verify, schema: `tenant_${acme.replaceAll("-", "_")}` };
+  const books = new Map<string, QuotaBooks>();
+  const deps = { database, tenants, booksOf: async (id: TenantId) => books.get(id), pageRows: 2, againMs: 1, log: quiet };
+  const verify = async (tenantId?: TenantId, days?: BillingDays) => await verifyBilling(deps, { tenantId, days, requestId: "req_test" });
+  return { acme, globex, calls, books, tamper, verify, schema: `tenant_${acme.replaceAll("-", "_")}` };
 }
 
 test("rows as the settlement writes them agree with their calls, sums and prices", async () => {
   const { acme, verify } = await billedStage();
 
-  expect(await verify()).toEqual({ ok: true, tenants: 2, rows: 6, findings: [], has_more: false });
+  expect(await verify()).toEqual({ ok: true, tenants: 2, rows: 6, findings: [], has_more: false, unread: [] });
   expect(await verify(acme)).toMatchObject({ ok: true, tenants: 1, rows: 3 });
   await expect(verify(someTenantId("nobody"))).rejects.toMatchObject({ code: "not_found" });
 });
@@ -77,10 +79,19 @@ test("each kind of difference is found and named, and only there", async () => {
     {
       tenant: acme,
       check: "rollup",
+      kind: "sum_differs",
       subject: `${day} test-model`,
+      day,
       what: expect.stringMatching(/^cost_nano_usd is \d+, the rows come to \d+$/),
     },
-    { tenant: acme, check: "price", subject: first, what: expect.stringMatching(/^cost_nano_usd is \d+, its tokens come to \d+$/) },
+    {
+      tenant: acme,
+      check: "price",
+      kind: "price_differs",
+      subject: first,
+      day,
+      what: expect.stringMatching(/^cost_nano_usd is \d+, its tokens come to \d+$/),
+    },
   ]);
   await tamper(`update control.usage_ledger set cost_nano_usd = cost_nano_usd - 1 where id = '${first}'`);
   expect(await found()).toEqual([]);
