@@ -58,7 +58,7 @@ export type BillingCompareDeps = {
   readonly booksOf: (tenantId: TenantId) => Promise<QuotaBooks | undefined>;
   /** Rows that are read at once; default 5,000. */
   readonly pageRows?: number;
-  /** Pause before counters that differ are looked at again; default 2 s. */
+  /** Pause before counters that differ are looked at again; default half a second. */
   readonly againMs?: number;
 };
 
@@ -185,6 +185,7 @@ export async function compareBilling(
 }
 
 const tokenColumns = ["input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"] as const;
+const rowColumns = ["model", ...tokenColumns] as const;
 
 async function compareJournal(
   database: BillingCompareDeps["database"],
@@ -227,17 +228,20 @@ async function compareJournal(
     subject: id,
     day,
     ...(row === null
-      ? { kind: "row_missing", what: `the call ended and has no billing row: ${columnsText(call)}` }
+      ? { kind: "row_missing", what: `the call ended and has no billing row: ${columnsText(rowColumns, call)}` }
       : state === "done"
-        ? { kind: "row_differs", what: differingText(["model", ...tokenColumns], row, call, "the call has") }
-        : { kind: "row_unexpected", what: `there is a billing row of a call that did not end (${state}): ${columnsText(row)}` }),
+        ? { kind: "row_differs", what: differingText(rowColumns, row, call, "the call has") }
+        : {
+            kind: "row_unexpected",
+            what: `there is a billing row of a call that did not end (${state}): ${columnsText(rowColumns, row)}`,
+          }),
   }));
 }
 
-const columnsText = (side: Readonly<Record<string, string>>): string =>
-  Object.entries(side)
-    .filter(([, value]) => value !== "0")
-    .map(([column, value]) => `${column} ${value}`)
+const columnsText = <Column extends string>(columns: readonly Column[], side: Readonly<Record<Column, string>>): string =>
+  columns
+    .filter((column) => side[column] !== "0")
+    .map((column) => `${column} ${side[column]}`)
     .join(", ");
 
 const differingText = <Column extends string>(
@@ -255,7 +259,7 @@ const sumColumns = ["tokens_in", "tokens_out", "tokens_cached", "reasoning_token
 
 async function compareSums(tx: ControlTx, tenantId: TenantId, { firstDay, lastDay }: BillingDays): Promise<BillingFinding[]> {
   type Sums = Readonly<Record<(typeof sumColumns)[number], string>>;
-  type Difference = { day: string; model: string; summed: Sums | null; kept: Sums | null };
+  type Difference = { day: string; model: string } & ({ summed: Sums; kept: Sums | null } | { summed: null; kept: Sums });
   const columns = sumColumns.join(", ");
   // jsonb keeps a numeric's digits, and as text they survive JSON.parse.
   const asTexts = (name: string): string =>
@@ -279,11 +283,11 @@ async function compareSums(tx: ControlTx, tenantId: TenantId, { firstDay, lastDa
     check: "rollup",
     subject: `${day} ${model}`,
     day,
-    ...(kept !== null && summed !== null
-      ? { kind: "sum_differs", what: differingText(sumColumns, kept, summed, "the rows come to") }
-      : kept === null
-        ? { kind: "sum_missing", what: `there are rows and no sum: ${columnsText(summed ?? {})}` }
-        : { kind: "sum_unexpected", what: `there is a sum and no row: ${columnsText(kept)}` }),
+    ...(summed !== null
+      ? kept === null
+        ? { kind: "sum_missing", what: `there are rows and no sum: ${columnsText(sumColumns, summed)}` }
+        : { kind: "sum_differs", what: differingText(sumColumns, kept, summed, "the rows come to") }
+      : { kind: "sum_unexpected", what: `there is a sum and no row: ${columnsText(sumColumns, kept)}` }),
   }));
 }
 

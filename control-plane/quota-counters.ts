@@ -13,7 +13,7 @@ export type QuotaCountersDeps = {
   readonly database: Pick<Database, "withControl" | "withTenant">;
   /** Undefined when the workflow counts nothing. @throws when it cannot be asked */
   readonly booksOf: () => Promise<QuotaBooks | undefined>;
-  /** Pause before a difference is looked at again; default 2 s. */
+  /** Pause before a difference is looked at again; default half a second. */
   readonly againMs?: number;
 };
 
@@ -29,7 +29,7 @@ const comparing = { readOnly: true, statementTimeoutMs: 120_000 } as const;
  * @throws when the workflow cannot be asked
  */
 export async function compareCounters(
-  { database, booksOf, againMs = 2_000 }: QuotaCountersDeps,
+  { database, booksOf, againMs = 500 }: QuotaCountersDeps,
   context: TenantContext,
 ): Promise<{ readonly compared: readonly UtcDay[]; readonly differences: readonly CounterDifference[] }> {
   const look = async () => {

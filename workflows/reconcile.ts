@@ -8,7 +8,7 @@ import { operationProgress } from "./operation-messages.ts";
 const { countTenants, reconcileTenants, finishReconciliation } = proxyActivities<ReconcileActivities>({
   startToCloseTimeout: "2 hours",
   scheduleToCloseTimeout: "20 hours",
-  heartbeatTimeout: "10s",
+  heartbeatTimeout: "5s",
   retry: { initialInterval: "1s", maximumInterval: "1 minute" },
 });
 
@@ -18,7 +18,7 @@ type ReconcileInput = ReconcileProgress & { readonly startedAtMs?: number };
 const begin: ReconcileInput = { after: "", compared: 0, rows: 0, unread: [] };
 const tenantsAgain = 20;
 /** Pauses before tenants that could not be read are tried again. */
-const againAfter = ["5s", "10s"] as const;
+const againAfter = ["1s", "2s"] as const;
 
 /**
  * Compares journal, rows, sums, prices and counters of all tenants, some at a time. A tenant that cannot be read is tried again at the
