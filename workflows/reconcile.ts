@@ -13,7 +13,11 @@ const { countTenants, reconcileTenants, finishReconciliation } = proxyActivities
 });
 
 /** What a run goes on with; absent in its first one. */
-type ReconcileInput = ReconcileProgress & { readonly startedAtMs?: number };
+type ReconcileInput = ReconcileProgress & {
+  readonly startedAtMs?: number;
+  /** Default: as many as the server suggests. */
+  readonly batchesPerRun?: number;
+};
 
 const begin: ReconcileInput = { after: "", compared: 0, rows: 0, unread: [] };
 const tenantsAgain = 20;
@@ -63,11 +67,11 @@ export async function reconcile(input: ReconcileInput = begin): Promise<Reconcil
 
   total = await countTenants();
   describe();
-  while (after !== undefined) {
+  for (let batches = 1; after !== undefined; batches++) {
     after = await run({ after });
-    if (after !== undefined && workflowInfo().continueAsNewSuggested) {
-      await continueAsNew<typeof reconcile>({ after, compared, rows, unread, startedAtMs });
-    }
+    const isFull = workflowInfo().continueAsNewSuggested || batches >= (input.batchesPerRun ?? Number.POSITIVE_INFINITY);
+    if (after !== undefined && isFull)
+      return await continueAsNew<typeof reconcile>({ ...input, after, compared, rows, unread, startedAtMs });
   }
   for (const pause of againAfter) {
     if (unread.length === 0) break;
