@@ -141,8 +141,9 @@ test("two processes make one schedule, and a product with turns under way raises
   let isOver = false;
   const callers = [counted, paid, free, counted, paid].map(async (tenant, index) => {
     const statuses: number[] = [];
-    for (let n = 0; !isOver; n++)
-      statuses.push(await ask(tenant, `USAGE ${10 + n} ${5 + index} 3 2\nSLOW 20`, index % 2 === 0 ? product : second));
+    const ways = [`USAGE 10 ${5 + index} 3 2\nSLOW 20`, "NOUSAGE", "CUT 2", "FAIL 400"];
+    for (let n = 0; !isOver || n < ways.length; n++)
+      statuses.push(await ask(tenant, ways[n % ways.length] ?? "", index % 2 === 0 ? product : second));
     return statuses;
   });
   const runs = [await reconcile(), await reconcile()];
@@ -151,7 +152,7 @@ test("two processes make one schedule, and a product with turns under way raises
   const statuses = (await Promise.all(callers)).flat();
   await second.stop();
 
-  expect(new Set(statuses)).toEqual(new Set([200]));
+  expect(new Set(statuses)).toEqual(new Set([200, 502, 400]));
   expect(runs).toMatchObject([{ kind: "reconcile", state: "done" }, { state: "done" }]);
   for (const { progress } of runs) expect(progress.done).toBe(progress.total);
   expect(JSON.parse(verified.stdout)).toMatchObject({ ok: true, findings: [], unread: [] });
@@ -241,6 +242,11 @@ test("kill -9 in the middle: the run goes on, and each difference has one alarm"
   const rows: Tenant[] = [];
   for (let n = 0; n < 6; n++) rows.push(await newTenant());
   for (const { id } of rows) await billCall(database, id, dayOf(-1), 5n); // by a rate card that is not stored
+  const busy = await newTenant({ tokens_per_day: 1_000_000 });
+  const held = model.hold("a call that outlives its process");
+  const cut = ask(busy, "a call that outlives its process").catch(() => 0);
+  expect(await ask(busy, "USAGE 10 5 0 0")).toBe(200);
+  await held.arrived;
   // Whoever writes an alarm waits here, and has its difference in the rows already.
   const holder = new pg.Client({ connectionString: databaseUrl });
   await holder.connect();
@@ -257,9 +263,13 @@ test("kill -9 in the middle: the run goes on, and each difference has one alarm"
   await holder.query("rollback");
   await holder.end();
   await product.restart();
+  held.release();
+  await cut;
   const { progress } = await endOf(run);
+  await reconcile();
 
   expect(progress.done).toBe(progress.total);
+  expect(await alarms(busy)).toEqual([]);
   for (const tenant of rows)
     expect(await alarms(tenant)).toEqual([
       expect.stringMatching(/^price_differs trn_\w+\.0: its rate card is not stored, or was changed$/),
