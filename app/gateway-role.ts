@@ -10,10 +10,12 @@ import { openSigningKey } from "../control-plane/audit-signing-key.ts";
 import { verifyAudit } from "../control-plane/audit-verify.ts";
 import { createAuthentication } from "../control-plane/authentication.ts";
 import { createBillingReports } from "../control-plane/billing-reports.ts";
+import { type VerifyBilling, verifyBilling } from "../control-plane/billing-verify.ts";
 import { createAdminSessions } from "../control-plane/admin-sessions.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { defaultPort } from "../control-plane/environment.ts";
 import { createInvoices } from "../control-plane/invoices.ts";
+import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { startOverlayFiles } from "../control-plane/overlay-files.ts";
 import { modelsOfTenant, resolveTenantModel } from "../control-plane/overlay.ts";
 import { type Overlays, createOverlayWriter } from "../control-plane/overlays.ts";
@@ -126,6 +128,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     await wake(owner);
     return await chainOf(owner).state(AbortSignal.timeout(stateQueryMs));
   };
+  const booksOf = createQuotaBooks({ database, tenants, clientOf, wake });
+  const verifyBills: VerifyBilling = async (options) => await verifyBilling({ database, tenants, booksOf, log }, options);
   const driver = resources.add(createBwrapDriver(config.sandbox.require === "cgroup" ? { enforcer: "cgroup" } : {}), (made) =>
     made.dispose(),
   );
@@ -170,7 +174,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         models: async (tenantId) => modelsOfTenant(live.current(), (await overlays.of(tenantId)).overlay),
         startedAtMs: Date.now(),
       }),
-      createAdminRoutes({ tenants, reports, database }),
+      createAdminRoutes({ tenants, reports, database, verifyBilling: verifyBills }),
       createUsageRoutes({ reports }),
       createTenantStateRoutes({ tenants, changes, operations, defaultQuota: defaultQuota(config) }),
       createOperationRoutes({ operations }),

@@ -5,6 +5,7 @@ import type { TurnService } from "../gateway/turn-service.ts";
 import type { TurnSlots } from "../gateway/turn-slots.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
 import { type UsageDoubt, usageDoubts } from "../domain/usage.ts";
+import { readReconciliationTotals } from "../storage/reconcile-repository.ts";
 import { readUsageTotals, tenantsInUsage } from "../storage/usage-totals.ts";
 import type { Database } from "../storage/database.ts";
 
@@ -72,13 +73,23 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     ...named("tenant_turns_open", `Turns that have not ended, of the ${tenantsInUsage} tenants that have most; the rest is "_other".`),
     labelNames: ["tenant"],
   });
+  const differences = new Gauge({
+    ...named("billing_differences_open", "Differences that the nightly comparison of the billing found and that are not gone."),
+    labelNames: ["check"],
+  });
+  const reconciledAt = new Gauge(named("reconciliation_finished_timestamp_seconds", "When the last nightly comparison ended."));
+  const unreadTenants = new Gauge(named("reconciliation_unread_tenants", "Tenants that the last nightly comparison could not read."));
   const scrapes = new Counter(named("metrics_database_failures_total", "Times that the figures of the database could not be read."));
 
   let readAtMs = -Infinity;
   const readDatabase = async (): Promise<void> => {
     if (performance.now() - readAtMs < databaseMs) return;
     const totals = await database.withControl(readUsageTotals, { readOnly: true });
+    const reconciled = await database.withControl(readReconciliationTotals, { readOnly: true });
     readAtMs = performance.now();
+    for (const [check, count] of Object.entries(reconciled.open)) differences.set({ check }, count);
+    reconciledAt.set((reconciled.last?.finishedAtMs ?? 0) / 1_000);
+    unreadTenants.set(reconciled.last?.unread ?? 0);
     openTurns.set(totals.openTurns);
     for (const counter of [tokens, cost, calls]) counter.reset();
     for (const [tokenClass, amount] of Object.entries(totals.tokens)) tokens.inc({ class: tokenClass }, amount);

@@ -3,10 +3,13 @@ import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createInvoiceActivities } from "../activities/invoice-activities.ts";
+import { createReconcileActivities } from "../activities/reconcile-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
 import { type InvoiceSenderDeps, createInvoiceSender } from "../control-plane/invoices.ts";
+import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { loadRateCard } from "../control-plane/rate-cards.ts";
+import { createReconciler } from "../control-plane/reconciler.ts";
 import { requireStripeKey } from "../control-plane/stripe-key.ts";
 import { type StripeMeters, openStripeMeters } from "../control-plane/stripe-meters.ts";
 import { createTenants, grantableLimitsOf } from "../control-plane/tenants.ts";
@@ -21,10 +24,12 @@ import { readPromptFiles } from "../storage/prompt-files.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
+import { ensureReconcileSchedule } from "../temporal/reconcile-client.ts";
 import { rekeyStarter } from "../temporal/rekey-client.ts";
 import { startInvoiceSchedules } from "../workers/invoice-schedules.ts";
 import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
+import { startReconcileSchedule } from "../workers/reconcile-schedule.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { forgetChannel } from "./erased-files.ts";
@@ -93,6 +98,14 @@ export async function startWorkers(
       sender: createInvoiceSender({ database, settings: invoiceSettings, metersOf: stripeMeters(variables), log }),
     }),
     ...createKeyActivities({ database, ...keys }),
+    ...createReconcileActivities({
+      reconciler: createReconciler({
+        database,
+        booksOf: createQuotaBooks({ database, tenants: createTenants({ database }), clientOf, wake }),
+        chain: forSystem(temporal),
+        log,
+      }),
+    }),
     ...createQuotaActivities({
       database,
       limitsOf: async (tenantId) => grantableLimitsOf(await createTenants({ database }).get(tenantId)),
@@ -114,6 +127,8 @@ export async function startWorkers(
     startInvoiceSchedules({ database, settings: invoiceSettings, client: createInvoiceClient(temporal), wake: pool.wake, log }),
     (schedules) => schedules.stop(),
   );
+  const ensureSchedule = async (): Promise<void> => await ensureReconcileSchedule(temporal);
+  resources.add(startReconcileSchedule({ ensure: ensureSchedule, wake: pool.wake, log }), (schedule) => schedule.stop());
   return pool;
 }
 

@@ -7,6 +7,7 @@ import { type QuotaChange, noQuota } from "../domain/tenant-quota.ts";
 import { parseTenantId, systemOwner, type Owner, type TenantId } from "../domain/tenant.ts";
 import { closeChain } from "../storage/audit-repository.ts";
 import type { ControlTx, Database } from "../storage/database.ts";
+import { noteAlarm } from "../storage/reconcile-repository.ts";
 import { resolveEvent } from "../storage/invoice-repository.ts";
 import { acceptOverlay } from "../storage/overlay-repository.ts";
 import { requestRotation } from "../storage/key-rotation.ts";
@@ -50,6 +51,8 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
       return await createAuditKey(tx, command);
     case "invoice.run":
       return; // what it starts is told by its events
+    case "billing.alarm":
+      return await noteAlarm(tx, command.findingId);
     case "invoice.resolve":
       return await resolveInvoiceEvent(tx, command);
     case "tenant.suspend":

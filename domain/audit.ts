@@ -92,6 +92,15 @@ export type SystemCommand =
   | { readonly type: "invoice.run"; readonly tenantId: string; readonly period: string }
   /** What Stripe holds of an event is said by an administrator. */
   | ({ readonly type: "invoice.resolve"; readonly as: InvoiceResolution } & InvoiceEventKey)
+  /** Journal, rows, sums, prices and counters differ: once for each difference (docs/adr/015). */
+  | {
+      readonly type: "billing.alarm";
+      readonly findingId: string;
+      readonly tenantId: string;
+      readonly kind: string;
+      readonly subject: string;
+      readonly what: string;
+    }
   /** `publicKey`: base64 of the key's SubjectPublicKeyInfo; its SHA-256 is the key's id. */
   | { readonly type: "audit-key.create"; readonly keyId: string; readonly publicKey: string };
 
@@ -110,6 +119,7 @@ const systemActions: readonly string[] = [
   "temporal.operate",
   "invoice.run",
   "invoice.resolve",
+  "billing.alarm",
 ] satisfies SystemCommand["type"][];
 const tenantActions: readonly string[] = [
   "tenant.suspend",
@@ -164,6 +174,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `rekey:${command.rotationId}` };
     case "rate-card.update":
       return { tenant, target: `rate-card:${command.hash}${command.markupPpm === undefined ? "" : ` markup_ppm:${command.markupPpm}`}` };
+    case "billing.alarm":
+      return { tenant: command.tenantId, target: `${command.kind} ${command.subject}: ${command.what}` };
     case "invoice.run":
       return { tenant: command.tenantId, target: `invoice:${command.period}` };
     case "invoice.resolve":

@@ -1,5 +1,5 @@
 /** Long work that is followed by its workflow id: `GET /v1/operations/{workflow_id}`. */
-export const operationKinds = ["provision", "erase", "rekey", "backup", "restore", "export", "import", "invoice"] as const;
+export const operationKinds = ["provision", "erase", "rekey", "backup", "restore", "export", "import", "invoice", "reconcile"] as const;
 export type OperationKind = (typeof operationKinds)[number];
 
 /** `failing`: it is tried again. */

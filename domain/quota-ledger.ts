@@ -96,12 +96,25 @@ export type SecondOfReports = { readonly second: number; readonly firstSeq: numb
 
 export type HeldCall = ReservationId & { readonly reserved: Amount; readonly checkedAtMs: number };
 
+/**
+ * What a ledger has counted of a day, and of which of its rows it cannot have: those that are `open`, and those of `leases` whose
+ * batch is above the last that arrived. Every other row of the day that a lease reserved is in `used`, to the digit.
+ */
+export type DayBooks = {
+  readonly day: UtcDay;
+  readonly used: Amount;
+  readonly open: readonly ReservationId[];
+  readonly leases: readonly { readonly holder: HolderId; readonly seq: number }[];
+};
+
 export type QuotaLedger = {
   limits: QuotaLimits;
   day: UtcDay;
   used: Amount;
   /** What providers counted above the reservations of the day. */
   overshoot: Amount;
+  /** The day before, as it ended. */
+  last: DayBooks | undefined;
   readonly holders: Map<HolderId, Holder>;
   /** By `keyOf`. */
   readonly calls: Map<string, HeldCall>;
@@ -141,6 +154,7 @@ export const openLedger = (limits: QuotaLimits, day: UtcDay, used: Amount = noAm
   day,
   used,
   overshoot: noAmount,
+  last: undefined,
   holders: new Map(),
   calls: new Map(),
   requests: new Map(),
@@ -150,12 +164,20 @@ export const openLedger = (limits: QuotaLimits, day: UtcDay, used: Amount = noAm
 export function rollDay(ledger: QuotaLedger, nowMs: number): void {
   const today = utcDayOf(nowMs);
   if (today <= ledger.day) return;
+  ledger.last = booksOf(ledger);
   ledger.day = today;
   ledger.used = noAmount;
   ledger.overshoot = noAmount;
   ledger.calls.clear();
   for (const [id, holder] of ledger.holders) ledger.holders.set(id, { ...holder, granted: noAmount });
 }
+
+export const booksOf = ({ day, used, calls, holders }: QuotaLedger): DayBooks => ({
+  day,
+  used,
+  open: [...calls.values()].map(({ callId, holder, batch }) => ({ callId, holder, batch })),
+  leases: [...holders].map(([holder, { seq }]) => ({ holder, seq })),
+});
 
 /** The answer is a function of holder and seq: a repeat is answered as the first was. */
 export function takeOrder(ledger: QuotaLedger, order: LeaseOrder, nowMs: number): LeaseAnswer {

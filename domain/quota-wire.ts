@@ -1,6 +1,7 @@
 import type { NanoUsd } from "./money.ts";
 import {
   type Amount,
+  type DayBooks,
   type HolderId,
   type LeaseAnswer,
   type LeaseOrder,
@@ -163,12 +164,21 @@ export type CallRowWire = ReservationId & { readonly day: UtcDay; readonly fate:
 
 export const callRowFromWire = ({ fate, ...row }: CallRowWire): CallRow => ({ ...row, ...fateFromWire(fate) });
 
+export type DayBooksWire = Omit<DayBooks, "used"> & { readonly used: AmountWire };
+export const booksToWire = (books: DayBooks): DayBooksWire => ({ ...books, used: amountToWire(books.used) });
+export const booksFromWire = (books: DayBooksWire): DayBooks => ({ ...books, used: amountFromWire(books.used) });
+
+/** The books of the day that a tenant's workflow is in, and of the one before it where it remembers one. */
+export type QuotaBooks = { readonly today: DayBooksWire; readonly last?: DayBooksWire };
+
 /** A ledger as its workflow carries it to the next run. */
 export type LedgerWire = {
   readonly limits: LimitsWire;
   readonly day: UtcDay;
   readonly used: AmountWire;
   readonly overshoot: AmountWire;
+  /** Absent before the first midnight, and in ledgers of earlier versions. */
+  readonly last?: DayBooksWire;
   readonly holders: readonly {
     readonly id: HolderId;
     readonly seq: number;
@@ -190,6 +200,7 @@ export const ledgerToWire = (ledger: QuotaLedger): LedgerWire => ({
   day: ledger.day,
   used: amountToWire(ledger.used),
   overshoot: amountToWire(ledger.overshoot),
+  ...(ledger.last === undefined ? {} : { last: booksToWire(ledger.last) }),
   holders: [...ledger.holders].map(([id, { seq, answer, granted, requests, untilMs, isRecovering, reports }]) => ({
     id,
     seq,
@@ -210,6 +221,7 @@ export const ledgerFromWire = (wire: LedgerWire): QuotaLedger => ({
   day: wire.day,
   used: amountFromWire(wire.used),
   overshoot: amountFromWire(wire.overshoot),
+  last: wire.last === undefined ? undefined : booksFromWire(wire.last),
   holders: new Map(
     wire.holders.map(({ id, isRecovering = false, ...holder }) => [
       id,

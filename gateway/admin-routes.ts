@@ -4,13 +4,18 @@ import { z } from "zod";
 import { explainCall } from "../control-plane/billing-explanation.ts";
 import { parsePeriod } from "../control-plane/billing-period.ts";
 import type { BillingReports } from "../control-plane/billing-reports.ts";
-import { verifyBilling } from "../control-plane/billing-verify.ts";
+import type { VerifyBilling } from "../control-plane/billing-verify.ts";
 import type { Tenant, Tenants } from "../control-plane/tenants.ts";
 import { quotaFieldsOf } from "../domain/tenant-quota.ts";
 import type { Database } from "../storage/database.ts";
 import { tenantNamedByAdmin, tenantOfPath } from "./admin-path.ts";
 
-export type AdminDeps = { readonly tenants: Tenants; readonly reports: BillingReports; readonly database: Database };
+export type AdminDeps = {
+  readonly tenants: Tenants;
+  readonly reports: BillingReports;
+  readonly database: Database;
+  readonly verifyBilling: VerifyBilling;
+};
 
 const rowParams = z.object({ id: z.string() });
 const reportQuery = z.strictObject({
@@ -20,7 +25,7 @@ const reportQuery = z.strictObject({
   detail: z.enum(["true", "false", "1", "0", ""]).optional(),
 });
 
-const verifyQuery = z.strictObject({ tenant: z.string().optional() });
+const verifyQuery = z.strictObject({ tenant: z.string().optional(), period: z.string().optional() });
 
 /** A tenant as the admin API shows it. */
 export const tenantJson = ({ id, displayName, state, markupPpm, quota, createdAtMs }: Tenant) => ({
@@ -34,7 +39,7 @@ export const tenantJson = ({ id, displayName, state, markupPpm, quota, createdAt
 
 /** What administrators read: tenants and bills. */
 export const createAdminRoutes =
-  ({ tenants, reports, database }: AdminDeps): FastifyPluginAsync =>
+  ({ tenants, reports, database, verifyBilling }: AdminDeps): FastifyPluginAsync =>
   async (app) => {
     app.get("/v1/tenants", { config: { access: "admin:read", describes: { summary: "All tenants" } } }, async () => ({
       object: "list",
@@ -76,13 +81,14 @@ export const createAdminRoutes =
       {
         config: {
           access: "admin:billing",
-          describes: { summary: "Compares calls, billing rows, daily sums and prices to the digit", query: verifyQuery },
+          describes: { summary: "Compares calls, billing rows, daily sums, prices and counters to the digit", query: verifyQuery },
         },
       },
       async (request) => {
-        const { tenant } = verifyQuery.parse(request.query);
+        const { tenant, period } = verifyQuery.parse(request.query);
         const tenantId = tenant === undefined ? undefined : tenantNamedByAdmin(request, tenant);
-        return await verifyBilling({ database, tenants }, { tenantId, requestId: request.id });
+        const days = period === undefined ? undefined : parsePeriod(period, Date.now());
+        return await verifyBilling({ tenantId, days, requestId: request.id });
       },
     );
   };

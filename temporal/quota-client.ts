@@ -1,8 +1,9 @@
 import { type Client, WithStartWorkflowOperation, WorkflowNotFoundError } from "@temporalio/client";
+import type { QueryDefinition } from "@temporalio/common";
 import type { HolderId } from "../domain/quota-ledger.ts";
-import type { AnswerWire, OrderWire } from "../domain/quota-wire.ts";
+import type { AnswerWire, OrderWire, QuotaBooks } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
-import { type QuotaCount, endLease, leaseQuota, quotaCount } from "../workflows/quota-messages.ts";
+import { type QuotaCount, endLease, leaseQuota, quotaBooks, quotaCount } from "../workflows/quota-messages.ts";
 import { type ChainWorkflow, chainStart } from "./chain-client.ts";
 
 /** The quota of one tenant, which its workflow keeps. */
@@ -13,12 +14,27 @@ export interface QuotaClient {
   endLease(holder: HolderId): Promise<void>;
   /** What the workflow has counted today; undefined when it counts nothing. */
   count(): Promise<QuotaCount | undefined>;
+  /** The same by day, with what it cannot have counted yet. @throws when the workflow cannot be asked in time */
+  books(): Promise<QuotaBooks | undefined>;
 }
 
 /** A worker answers in milliseconds; a caller waits longer and sends the order again. */
 const answerMs = 5_000;
 
 export function quotaClient(tenantId: TenantId, client: Client): QuotaClient {
+  const ask = async <T>(query: QueryDefinition<T | null>): Promise<T | undefined> => {
+    try {
+      return (
+        (await client.withDeadline(
+          Date.now() + answerMs,
+          async () => await client.workflow.getHandle(`tenant:${tenantId}`).query(query),
+        )) ?? undefined
+      );
+    } catch (error) {
+      if (error instanceof WorkflowNotFoundError) return undefined;
+      throw error;
+    }
+  };
   return {
     async lease(order) {
       for (;;) {
@@ -44,18 +60,7 @@ export function quotaClient(tenantId: TenantId, client: Client): QuotaClient {
         if (!(error instanceof WorkflowNotFoundError)) throw error;
       }
     },
-    async count() {
-      try {
-        return (
-          (await client.withDeadline(
-            Date.now() + answerMs,
-            async () => await client.workflow.getHandle(`tenant:${tenantId}`).query(quotaCount),
-          )) ?? undefined
-        );
-      } catch (error) {
-        if (error instanceof WorkflowNotFoundError) return undefined;
-        throw error;
-      }
-    },
+    count: async () => await ask(quotaCount),
+    books: async () => await ask(quotaBooks),
   };
 }

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createInvoiceActivities } from "../activities/invoice-activities.ts";
+import { createReconcileActivities } from "../activities/reconcile-activities.ts";
 import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
 import type { ServedModel } from "../activities/model-attempts.ts";
@@ -15,7 +16,9 @@ import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import type { InvoiceSender } from "../control-plane/invoices.ts";
+import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import { createReconciler } from "../control-plane/reconciler.ts";
 import { createTenants, grantableLimitsOf, spendableLimitsOf } from "../control-plane/tenants.ts";
 import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { noMarkup } from "../domain/money.ts";
@@ -153,6 +156,14 @@ export async function startTurnStack({
       forget: async (tenantId) => void pool.forget(tenantId),
     }),
     ...createKeyActivities({ database, ...keys, spreadMs: 3_000 }),
+    ...createReconcileActivities({
+      reconciler: createReconciler({
+        database,
+        booksOf: createQuotaBooks({ database, tenants, clientOf, wake }),
+        chain: forSystem(connection),
+        log: quiet,
+      }),
+    }),
     ...createTurnActivities({
       database,
       bus,

@@ -5,6 +5,7 @@ import {
   type QuotaLedger,
   applyRows,
   beginRecovery,
+  booksOf,
   callsToCheck,
   changeLimits,
   countRequests,
@@ -21,9 +22,11 @@ import {
 } from "../domain/quota-ledger.ts";
 import {
   type LedgerWire,
+  type QuotaBooks,
   amountFromWire,
   amountToWire,
   answerToWire,
+  booksToWire,
   callRowFromWire,
   isWellFormedOrder,
   ledgerFromWire,
@@ -32,7 +35,7 @@ import {
   orderFromWire,
 } from "../domain/quota-wire.ts";
 import type { TenantQuota } from "../domain/tenant-quota.ts";
-import { type LeaseResult, endLease, leaseQuota, quotaCount } from "./quota-messages.ts";
+import { type LeaseResult, endLease, leaseQuota, quotaBooks, quotaCount } from "./quota-messages.ts";
 
 const effects = {
   startToCloseTimeout: "15s",
@@ -185,6 +188,10 @@ export function openQuotaDesk(carried: LedgerWire | undefined, onChange: () => v
     const { day, used, overshoot, holders, calls } = ledger;
     const held = amountToWire(heldOf(ledger));
     return { day, used: amountToWire(used), overshoot: amountToWire(overshoot), held, leases: holders.size, calls: calls.size };
+  });
+  setHandler(quotaBooks, (): QuotaBooks | null => {
+    if (ledger === undefined || isUnlimited(ledger.limits)) return null;
+    return { today: booksToWire(booksOf(ledger)), ...(ledger.last === undefined ? {} : { last: booksToWire(ledger.last) }) };
   });
   follow();
 

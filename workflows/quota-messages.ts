@@ -1,6 +1,6 @@
 import { defineQuery, defineSignal, defineUpdate } from "@temporalio/workflow";
 import type { HolderId, UtcDay } from "../domain/quota-ledger.ts";
-import type { AmountWire, AnswerWire, OrderWire } from "../domain/quota-wire.ts";
+import type { AmountWire, AnswerWire, OrderWire, QuotaBooks } from "../domain/quota-wire.ts";
 
 /** `moved`: the run moves to a new one and nothing was done: send it again. */
 export type LeaseResult = AnswerWire | { readonly state: "moved" };
@@ -24,3 +24,6 @@ export type QuotaCount = {
 
 /** Null before the first order, and while the tenant has no ceiling: then only the rows count. */
 export const quotaCount = defineQuery<QuotaCount | null>("quota-count");
+
+/** Null as for `quotaCount`. */
+export const quotaBooks = defineQuery<QuotaBooks | null>("quota-books");

@@ -23,8 +23,9 @@ const verificationSchema = z.looseObject({
   ok: z.boolean(),
   tenants: z.number(),
   rows: z.number(),
-  findings: z.array(z.object({ tenant: z.string(), check: z.string(), subject: z.string(), what: z.string() })),
+  findings: z.array(z.looseObject({ tenant: z.string(), check: z.string(), kind: z.string(), subject: z.string(), what: z.string() })),
   has_more: z.boolean(),
+  unread: z.array(z.string()),
 });
 const explanationSchema = z.looseObject({ sentence: z.string() });
 
@@ -93,23 +94,26 @@ export function addBillingCommands(program: Command, context: CliContext): void 
 
   billing
     .command("verify")
-    .description("compare calls, billing rows, daily sums and prices to the digit; exit code 1 when something differs")
+    .description("compare calls, billing rows, daily sums, prices and counters to the digit; exit code 1 when something differs")
     .option("--tenant <tenant>", "only this one")
+    .option("--period <period>", "only these days of admission, as for a report; default: all")
     .option("--json", "print JSON")
-    .action(async ({ tenant, json }: { readonly tenant?: string; readonly json?: boolean }) => {
+    .action(async ({ tenant, period, json }: { readonly tenant?: string; readonly period?: string; readonly json?: boolean }) => {
+      if (period !== undefined) checkPeriod(period);
       const found = await connectGateway(variables).json(verificationSchema, {
         path: "/v1/billing/verify",
-        query: { tenant: tenant === undefined ? undefined : tenantArgument(tenant) },
+        query: { tenant: tenant === undefined ? undefined : tenantArgument(tenant), period },
         timeoutMs: 0,
       });
       if (json) await terminal.write(jsonText(found));
       else
         for (const { tenant: of, check, subject, what } of found.findings) await terminal.write(`${of}  ${check}  ${subject}: ${what}\n`);
+      if (found.unread.length > 0) terminal.note(`Something of these tenants could not be read: ${found.unread.join(", ")}.`);
       if (!found.ok) {
         const count = `${found.has_more ? "more than " : ""}${found.findings.length}`;
         throw new CliError(exitCodes.failed, `${count} differences in ${found.rows} rows.`);
       }
-      if (!json) terminal.note(`${found.rows} rows of ${found.tenants} tenants agree with their calls, sums and prices.`);
+      if (!json) terminal.note(`${found.rows} rows of ${found.tenants} tenants agree with their calls, sums, prices and counters.`);
     });
 }
 

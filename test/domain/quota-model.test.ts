@@ -10,15 +10,18 @@ import {
   type LeaseOrder,
   type QuotaLedger,
   type CallRow,
+  type DayBooks,
   type Recovery,
   type Want,
   applyRows,
   beginRecovery,
+  booksOf,
   callsToCheck,
   covers,
   freeOf,
   heldOf,
   hold,
+  keyOf,
   minus,
   noAmount,
   openLedger,
@@ -246,8 +249,24 @@ class World {
     const above = sum(today.filter(({ state }) => state === "done").map(({ actual, reserved }) => positive(minus(actual, reserved))));
     assert(covers(plus({ tokens: limits.tokensPerDay, nanoUsd: limits.nanoUsdPerDay }, above), spent), "more was spent than the limit");
 
+    for (const books of [booksOf(this.ledger), this.ledger.last]) if (books !== undefined) this.checkBooks(books);
+
     const minute = this.admissions.filter(({ atMs, refused }) => !refused && atMs > this.nowMs - 60_000);
     assert(minute.length <= limits.requestsPerMinute, "more was let in than a minute may hold");
+  }
+
+  /** At any moment, and for the day before, the workflow can say which rows it has counted (docs/adr/015). */
+  checkBooks({ day, used, open, leases }: DayBooks): void {
+    const isOpen = new Set(open.map(keyOf));
+    const reported = new Map(leases.map(({ holder, seq }) => [holder, seq]));
+    const counted = [...this.rows].filter(
+      ([callId, row]) =>
+        row.state === "done" &&
+        row.day === day &&
+        !isOpen.has(keyOf({ ...row, callId })) &&
+        row.batch <= (reported.get(row.holder) ?? row.batch),
+    );
+    assert.deepEqual(used, sum(counted.map(([, { actual }]) => actual)), "the counter is not what its rows come to");
   }
 
   /** Nobody asks for anything: the workflow's own timer. */

@@ -189,6 +189,10 @@ test("a workflow that comes from yesterday begins today with nothing, by its one
     .poll(counted, { timeout: 60_000 })
     .toEqual({ day: utcDayOf(Date.now()), used: wire(0), overshoot: wire(0), held: wire(0), leases: 0, calls: 0 });
 
+  expect(await stage.stack.clientOf(acme.tenantId).quota.books()).toEqual({
+    today: { day: utcDayOf(Date.now()), used: wire(0), open: [], leases: [] },
+    last: { day: yesterday, used: wire(400), open: [call], leases: [] },
+  });
   const { events } = await run.fetchHistory();
   expect(events?.filter(({ timerFiredEventAttributes: fired }) => fired !== null && fired !== undefined)).toHaveLength(1);
   here.settle(acme.tenantId, { ...call, actual: tokens(500) });

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { DeterminismViolationError } from "@temporalio/workflow";
 import { Worker } from "@temporalio/worker";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { reconcileScheduleId } from "../../domain/reconciliation.ts";
 import { type TenantContext, ownerOfWorkflowId, systemOwner, taskQueueOf } from "../../domain/tenant.ts";
 import type { NanoUsd } from "../../domain/money.ts";
 import { callIdOf } from "../../domain/turn-id.ts";
@@ -120,6 +121,14 @@ const kinds = {
     return workflowId;
   },
   erase: async () => `erase:${await lifeOf()}`,
+  reconcile: async () => {
+    const { tenantId } = await stage.createTenant("replay");
+    await billCall(stage.stack.database, tenantId, dayOf(-1), 5n);
+    await stage.stack.pool.wake(systemOwner);
+    const workflowId = `${reconcileScheduleId}:${tenantId}`;
+    await stage.stack.connection.client.workflow.execute("reconcile", { workflowId, taskQueue: taskQueueOf(systemOwner) });
+    return workflowId;
+  },
 };
 
 /** A tenant whose quota is leased, and lowered below what was granted. @returns its id */
