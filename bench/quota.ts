@@ -19,7 +19,7 @@ import { openDatabase } from "../storage/database.ts";
 import { openDataKeys } from "../storage/open-data-keys.ts";
 import { connectTemporal } from "../temporal/temporal-connection.ts";
 import { forTenant } from "../temporal/tenant-client.ts";
-import { startProduct } from "./turn-product.ts";
+import { databaseUrlOf, startProduct } from "./turn-product.ts";
 
 const { values: options } = parseArgs({
   options: { seconds: { type: "string", default: "4" }, json: { type: "boolean", default: false } },
@@ -189,16 +189,6 @@ async function measure(home: string): Promise<void> {
     await database.close();
     await product.stop();
   }
-}
-
-/** The product's own Postgres. */
-function databaseUrlOf(home: string): string {
-  const state = JSON.parse(readFileSync(join(home, "postgres/state.json"), "utf8")) as { port: number; password: string };
-  const record = JSON.parse(readFileSync(join(home, "gateway.json"), "utf8")) as { database: { url: string } };
-  const url = new URL(record.database.url);
-  url.password = state.password;
-  url.port = String(state.port);
-  return url.href;
 }
 
 const load = (): string =>

@@ -108,6 +108,16 @@ export async function startProduct(options: {
   };
 }
 
+/** The product's own Postgres. */
+export function databaseUrlOf(home: string): string {
+  const state = JSON.parse(readFileSync(join(home, "postgres/state.json"), "utf8")) as { port: number; password: string };
+  const record = JSON.parse(readFileSync(join(home, "gateway.json"), "utf8")) as { database: { url: string } };
+  const url = new URL(record.database.url);
+  url.password = state.password;
+  url.port = String(state.port);
+  return url.href;
+}
+
 async function untilReady(child: ChildProcess): Promise<number> {
   let output = "";
   return await new Promise<number>((resolve, reject) => {

@@ -134,7 +134,7 @@ const sandboxModeSchema = z.strictObject({
   open_files: whole(1).optional(),
   runtime_class: text.optional(),
   seccomp: text.optional(),
-  network: text.optional(),
+  network: z.enum(["none", "allow-list"], "must be none or allow-list").optional(),
 });
 
 const sandboxSchema = z.strictObject({

@@ -12,6 +12,7 @@ import {
   noAmount,
   plus,
   utcDayOf,
+  type UtcDay,
 } from "../domain/quota-ledger.ts";
 import { answerFromWire, orderToWire } from "../domain/quota-wire.ts";
 import type { TenantId } from "../domain/tenant.ts";
@@ -194,7 +195,7 @@ class TenantLease {
       tokens: {
         limit: limits.tokensPerDay,
         remaining: left.tokens === undefined ? undefined : left.tokens + this.#lease.granted.tokens,
-        resetSeconds: secondsToMidnight(),
+        resetSeconds: secondsToEndOf(answer.day),
       },
     };
   }
@@ -320,8 +321,8 @@ class TenantLease {
     if (answer === undefined || this.#lease === undefined) return undefined;
     const { left } = answer;
     const { granted } = this.#lease;
-    if (left.tokens !== undefined && left.tokens + granted.tokens < least.tokens) return tokensPerDay();
-    if (left.nanoUsd !== undefined && left.nanoUsd + granted.nanoUsd < least.nanoUsd) return costPerDay();
+    if (left.tokens !== undefined && left.tokens + granted.tokens < least.tokens) return ceiling("tokens_per_day", answer.day);
+    if (left.nanoUsd !== undefined && left.nanoUsd + granted.nanoUsd < least.nanoUsd) return ceiling("cost_per_day_usd", answer.day);
     return undefined;
   }
 
@@ -367,6 +368,7 @@ const biggest = (a: Amount["nanoUsd"], b: Amount["nanoUsd"]): Amount["nanoUsd"] 
 const smallest = (a: Amount["nanoUsd"], b: Amount["nanoUsd"]): Amount["nanoUsd"] => (a < b ? a : b);
 
 const dayMs = 86_400_000;
-const secondsToMidnight = (): number => Math.max(1, Math.ceil((dayMs - (Date.now() % dayMs)) / 1_000));
-const tokensPerDay = (): AppError => new AppError("tokens_per_day", { client: { retryAfterSeconds: secondsToMidnight() } });
-const costPerDay = (): AppError => new AppError("cost_per_day_usd", { client: { retryAfterSeconds: secondsToMidnight() } });
+/** Of the workflow's day, which is the one that the counters are of: this process's clock may be a little ahead of it, or behind. */
+const secondsToEndOf = (day: UtcDay): number => Math.max(1, Math.ceil((Date.parse(day) + dayMs - Date.now()) / 1_000));
+const ceiling = (code: "tokens_per_day" | "cost_per_day_usd", day: UtcDay): AppError =>
+  new AppError(code, { client: { retryAfterSeconds: secondsToEndOf(day) } });

@@ -63,7 +63,7 @@ export const createAdminRoutes =
         const chunks = format === "csv" ? await reports.csv(report) : await reports.json(report);
         return await reply
           .type(format === "csv" ? "text/csv; charset=utf-8" : "application/json; charset=utf-8")
-          .send(Readable.from(chunks));
+          .send(Readable.from(chunks, { highWaterMark: 2 })); // the next page is read while one is sent, and no more
       },
     );
 

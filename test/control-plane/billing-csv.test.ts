@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { csvLine } from "../../control-plane/billing-csv.ts";
+import { csvLine, csvLineSql } from "../../control-plane/billing-csv.ts";
+import { freshDatabase, runSql } from "../storage/fresh-database.ts";
 
 test.each([
   ["=1+1", "'=1+1"],
@@ -33,6 +34,24 @@ test("what is read back is what was written, but for the neutral prefix", () => 
       expect(readCsv(csvLine(cells))).toEqual([cells.map((cell) => (/^[=+\-@\t\r]/.test(cell) ? `'${cell}` : cell))]);
     }),
   );
+});
+
+test("Postgres writes the same bytes, whatever the text", async () => {
+  const awkward = fc.string({
+    unit: fc.constantFrom('"', ",", "\n", "\r", "\t", "=", "+", "-", "@", "'", "a", "é", "\\", "\u001f"),
+    maxLength: 6,
+  });
+  const rows = fc.sample(fc.tuple(fc.option(awkward), fc.integer(), awkward), { numRuns: 2_000, seed: 7 });
+  const url = await freshDatabase();
+
+  const { rows: written } = await runSql(
+    url,
+    `select ${csvLineSql(["a", "n", "b"], ["a", "b"])} as line
+     from jsonb_array_elements($json$${JSON.stringify(rows)}$json$::jsonb) with ordinality as given (cells, place),
+       lateral (select cells ->> 0 as a, (cells ->> 1)::bigint as n, cells ->> 2 as b) as row order by place`,
+  );
+
+  expect(written.map(({ line }) => line)).toEqual(rows.map((cells) => csvLine(cells)));
 });
 
 /** RFC 4180, written apart from the writer. */
