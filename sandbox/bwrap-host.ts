@@ -1,6 +1,6 @@
 import { accessSync, constants, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { goScript, groupFile, parseHardLimits, passwdFile, runFds } from "./bwrap-arguments.ts";
+import { goScript, groupFile, lastRunFd, parseHardLimits, passwdFile } from "./bwrap-arguments.ts";
 import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
 import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
 import { inheritedDescriptors } from "./inherited-descriptors.ts";
@@ -41,7 +41,7 @@ export function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptio
   const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
   if (places) reapOrphanedGroups(places);
   sweepOrphanedProcesses(goScript);
-  const inherited = inheritedDescriptors(runFds.group);
+  const inherited = inheritedDescriptors(lastRunFd);
   if (inherited.length > 0 && !isExecutable("/bin/bash"))
     return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
   if (!places && enforcer === "cgroup")

@@ -107,6 +107,7 @@ function holdOf({ directories, kill, exceeded, usage }: Group): ResourceHold {
       // Not by a synchronous call: moving a process waits for an RCU grace period.
       for (const pid of pids) await Promise.all(directories.map(async (directory) => await moveProcess(pid, directory)));
     },
+    born: () => undefined,
     watch: () => undefined,
     kill,
     async release() {

@@ -31,10 +31,13 @@ export function createRlimitEnforcer(): ResourceEnforcer {
       };
       return {
         takeIn: async () => undefined,
-        watch(initPid, exceeded) {
+        born(initPid) {
           init = identify(initPid);
+        },
+        watch(exceeded) {
           const look = (): void => {
-            const pids = processTree(initPid);
+            if (init === undefined) return;
+            const pids = processTree(init.pid);
             const tasks = taskCount(pids);
             const memoryBytesNow = memoryOf(pids, memoryBytes);
             peakMemoryBytes = Math.max(peakMemoryBytes ?? 0, memoryBytesNow);
