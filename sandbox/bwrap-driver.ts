@@ -3,17 +3,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { performance } from "node:perf_hooks";
 import { type BwrapDriverOptions, type BwrapHost, prepareHost } from "./bwrap-host.ts";
-import { enforcementOf, notStarted, runProgram } from "./bwrap-run.ts";
-import { startSandbox } from "./bwrap-start.ts";
-import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "./sandbox-driver.ts";
+import { runProgram } from "./bwrap-run.ts";
+import { type StartedSandbox, startSandbox } from "./bwrap-start.ts";
+import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult, SandboxSpec } from "./sandbox-driver.ts";
+import { enforcementOf, notStarted } from "./sandbox-result.ts";
+import { WarmSlots } from "./warm-slots.ts";
 import { refuseWorkDirectory } from "./work-directory.ts";
 
 export type { BwrapDriverOptions } from "./bwrap-host.ts";
-
-export type BwrapDriver = SandboxDriver & {
-  /** Closes the descriptors that are kept ready for the next run. */
-  dispose(): void;
-};
 
 /** A uid for the trial run of the probe, the host's nobody; it owns nothing. */
 const PROBE_UID = 65534;
@@ -29,25 +26,48 @@ const probeLimits: SandboxLimits = {
 };
 
 /** Runs programs in bubblewrap: all namespaces new, our seccomp filter, no network, and nothing writable but /work and /tmp. */
-export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver {
+export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriver {
   let host: BwrapHost | string | undefined;
   const prepared = (): BwrapHost | string => (host ??= prepareHost(options));
+
+  const slots = options.warm === undefined ? undefined : new WarmSlots<StartedSandbox>(options.warm);
+  const prepare = (spec: SandboxSpec): void => {
+    if (slots === undefined || slots.isClosed) return;
+    const ready = prepared();
+    if (typeof ready === "string" || refuseOwner(spec) !== undefined) return;
+    slots.refill({ key: slotKeyOf(spec), workDirectory: spec.workDirectory }, async () => {
+      const refusal = await refuseWorkDirectory(spec.workDirectory);
+      if (refusal !== undefined) throw new Error(refusal);
+      return await startSandbox(ready, spec);
+    });
+  };
 
   async function run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
     const ready = prepared();
     if (typeof ready === "string") return notStarted(ready);
-    const refusal = refuseJob(job) ?? (await refuseWorkDirectory(job.workDirectory));
+    const refusal = refuseOwner(job) ?? refuseProgram(job) ?? (await refuseWorkDirectory(job.workDirectory));
     if (refusal !== undefined) return notStarted(refusal);
     if (signal.aborted) return { ...notStarted(""), reason: "cancelled" };
-    const startedAtMs = performance.now();
-    const sandbox = await startSandbox(ready, job).catch((error: Error) => error);
-    if (sandbox instanceof Error) return notStarted(`The sandbox could not be made: ${sandbox.message}`);
-    return await runProgram(sandbox, job, { enforcer: ready.enforcer, startedAtMs, signal });
+    const call = { enforcer: ready.enforcer, startedAtMs: performance.now(), signal };
+    const spec = specOf(job);
+    const warm = await slots?.take(slotKeyOf(spec));
+    try {
+      const result = warm === undefined ? undefined : await runProgram(warm, job, call);
+      if (result !== undefined && (warm?.began() || result.reason === "cancelled" || result.reason === "wall")) return result;
+      const sandbox = await startSandbox(ready, spec).catch((error: Error) => error);
+      if (sandbox instanceof Error) return notStarted(`The sandbox could not be made: ${sandbox.message}`);
+      return await runProgram(sandbox, job, call);
+    } finally {
+      // Not before the caller has its result.
+      setImmediate(prepare, spec);
+    }
   }
 
   return {
     name: "bwrap",
+    prepare,
     run,
+    drop: async (workDirectory) => await slots?.drop(workDirectory),
     enforcement() {
       const ready = prepared();
       return typeof ready === "string" ? undefined : enforcementOf(ready.enforcer);
@@ -68,7 +88,8 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver
         await rm(workDirectory, { recursive: true, force: true });
       }
     },
-    dispose() {
+    async dispose() {
+      await slots?.close();
       if (host === undefined || typeof host === "string") return;
       for (const kept of [host.seccomp, host.passwd, host.group, host.pipes]) kept.dispose();
       host = undefined;
@@ -79,8 +100,29 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): BwrapDriver
 const isRoot = (): boolean => process.getuid?.() === 0;
 const textOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString("utf8");
 
-function refuseJob({ uid, argv }: SandboxJob): string | undefined {
+const specOf = ({ argv: _argv, stdin: _stdin, onOutput: _onOutput, ...spec }: SandboxJob): SandboxSpec => spec;
+
+/** Runs with the same key may have each other's sandboxes: all that a sandbox is made from, but not what we hold from outside during the run. */
+function slotKeyOf({ limits, ...rest }: SandboxSpec): string {
+  const { wallMs: _wallMs, outputBytes: _outputBytes, diskBytes: _diskBytes, inodes: _inodes, ...held } = limits;
+  return JSON.stringify({ ...rest, held });
+}
+
+/** The kernel's limit of one argument, its closing NUL included. */
+const MAX_ARGUMENT_BYTES = 128 * 1024;
+/** Of all together; the kernel takes a quarter of the stack's limit, which is 2 MiB nearly everywhere. */
+const MAX_ARGUMENTS_BYTES = 1024 * 1024;
+
+function refuseProgram({ argv }: SandboxJob): string | undefined {
   if (argv.length === 0 || argv.some((argument) => argument.includes("\0"))) return "The program's arguments are empty or hold a NUL.";
+  const sizes = argv.map((argument) => Buffer.byteLength(argument) + 1);
+  const POINTER_BYTES = 8;
+  const isTooLong =
+    Math.max(...sizes) > MAX_ARGUMENT_BYTES || sizes.reduce((sum, size) => sum + size + POINTER_BYTES, 0) > MAX_ARGUMENTS_BYTES;
+  return isTooLong ? "The program's arguments are too long for the system." : undefined;
+}
+
+function refuseOwner({ uid }: SandboxSpec): string | undefined {
   if (isRoot())
     return Number.isInteger(uid) && Number(uid) > 0
       ? undefined

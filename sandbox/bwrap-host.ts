@@ -10,12 +10,15 @@ import type { ResourceEnforcer } from "./resource-enforcer.ts";
 import { createRlimitEnforcer } from "./rlimit-enforcer.ts";
 import { sweepOrphanedProcesses } from "./run-owner.ts";
 import { machineOf, seccompFilterBytes } from "./seccomp-filter.ts";
+import type { WarmLimits } from "./warm-slots.ts";
 
 export type BwrapDriverOptions = {
   /** `cgroup` refuses a host without a group that we may make; `any` (default) takes rlimits and a polled sum there; `rlimit` takes those always. */
   readonly enforcer?: "any" | "cgroup" | "rlimit";
   /** A delegated cgroup v2 directory to make the groups in; default: the group of this process. */
   readonly cgroupParent?: string;
+  /** Sandboxes that are started ahead of their runs; default: none. */
+  readonly warm?: WarmLimits;
 };
 
 /** What is found out and made once for all runs. */

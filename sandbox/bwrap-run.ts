@@ -4,31 +4,9 @@ import type { StartedSandbox } from "./bwrap-start.ts";
 import { type DiskWatch, watchDisk } from "./disk-watch.ts";
 import type { Exceeded, ResourceEnforcer } from "./resource-enforcer.ts";
 import type { SandboxJob, SandboxResult } from "./sandbox-driver.ts";
+import { enforcementOf } from "./sandbox-result.ts";
 
 type Reason = SandboxResult["reason"];
-
-export const notStarted = (why: string): SandboxResult => ({
-  exitCode: undefined,
-  signal: undefined,
-  reason: "failed_to_start",
-  stdout: new Uint8Array(),
-  stderr: Buffer.from(why),
-  truncated: false,
-  wallMs: 0,
-  peakMemoryBytes: undefined,
-  cpuMs: undefined,
-  enforcement: { wall: "none", memory: "none", processes: "none", output: "none", cpu: "none", disk: "none", inodes: "none" },
-});
-
-export const enforcementOf = ({ memory, processes, cpu }: ResourceEnforcer): SandboxResult["enforcement"] => ({
-  wall: "group",
-  memory,
-  processes,
-  output: "group",
-  cpu,
-  disk: "polled",
-  inodes: "polled",
-});
 
 export type ProgramRun = { readonly enforcer: ResourceEnforcer; readonly startedAtMs: number; readonly signal: AbortSignal };
 
@@ -56,6 +34,7 @@ export async function runProgram(
   const letGo = async (): Promise<void> => {
     const [isReady] = await Promise.all([sandbox.ready, disk?.ready]);
     if (!isReady || killedFor !== undefined) return;
+    if (!sandbox.isCurrent()) throw new Error("The work directory was replaced while the sandbox waited.");
     sandbox.watch((what) => kill(what === "processes" ? "pids" : what));
     sandbox.handOver(job);
   };

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync } from "node:fs";
+import { closeSync, lstatSync } from "node:fs";
 import type { Socket } from "node:net";
 import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds } from "./bwrap-arguments.ts";
 import type { BwrapHost } from "./bwrap-host.ts";
@@ -19,6 +19,8 @@ export type StartedSandbox = {
   readonly ready: Promise<boolean>;
   /** bubblewrap has ended, or could not be started at all. */
   readonly ended: Promise<unknown>;
+  /** True while the directory that the sandbox has as /work still is the one of that name. */
+  isCurrent(): boolean;
   /** The system's refusal to start it. */
   startError(): Error | undefined;
   status(): BwrapStatus;
@@ -51,6 +53,7 @@ const statusArguments = ["--json-status-fd", String(runFds.status)];
 
 /** Starts bubblewrap for a program that is told to it later. @throws when the host cannot make what it needs */
 export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<StartedSandbox> {
+  const directory = identityOf(spec.workDirectory);
   const [stdout, stderr, statusPipe] = [await host.pipes.take(), await host.pipes.take(), await host.pipes.take({ lasting: true })];
   const [stdin, job] = [createLaterFile(), createLaterFile()];
   const fds = [stdout, stderr, statusPipe, stdin, job].map(({ programFd }) => programFd);
@@ -81,11 +84,29 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
   } finally {
     for (const fd of fds) closeSync(fd);
   }
-  return tend({ spec, child, hold, stdout: stdout.reader, stderr: stderr.reader, statusReader: statusPipe.reader, stdin, job, dispose });
+  return tend({
+    spec,
+    directory,
+    child,
+    hold,
+    stdout: stdout.reader,
+    stderr: stderr.reader,
+    statusReader: statusPipe.reader,
+    stdin,
+    job,
+    dispose,
+  });
+}
+
+/** A directory that is mounted keeps its inode, so nothing else can have these numbers while a sandbox has it. */
+function identityOf(directory: string): string | undefined {
+  const found = lstatSync(directory, { bigint: true, throwIfNoEntry: false });
+  return found?.isDirectory() ? `${found.dev}:${found.ino}` : undefined;
 }
 
 type Parts = {
   readonly spec: SandboxSpec;
+  readonly directory: string | undefined;
   readonly child: ChildProcess;
   readonly hold: ResourceHold;
   readonly stdout: Socket;
@@ -96,7 +117,7 @@ type Parts = {
   readonly dispose: () => void;
 };
 
-function tend({ spec, child, hold, stdout, stderr, statusReader, stdin, job, dispose }: Parts): StartedSandbox {
+function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdin, job, dispose }: Parts): StartedSandbox {
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]).catch(() => undefined);
@@ -135,6 +156,7 @@ function tend({ spec, child, hold, stdout, stderr, statusReader, stdin, job, dis
     stderr,
     ready,
     ended,
+    isCurrent: () => directory !== undefined && identityOf(spec.workDirectory) === directory,
     startError: () => startError,
     status: bwrap.status,
     began: inner.began,

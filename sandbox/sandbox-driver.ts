@@ -68,6 +68,12 @@ export interface SandboxDriver {
   enforcement(): SandboxResult["enforcement"] | undefined;
   /** Undefined when this host can run the driver, else one sentence that says what is missing. */
   probe(): Promise<string | undefined>;
+  /** Starts a sandbox ahead of a run that is expected, where the driver keeps any ready. */
+  prepare(spec: SandboxSpec): void;
   /** Runs one program to its end; nothing that it started outlives the call. */
   run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult>;
+  /** Ends what waits for a run in this directory: its tenant is suspended or gone. */
+  drop(workDirectory: string): Promise<void>;
+  /** Ends what waits for a run and gives back what was made for all of them. */
+  dispose(): Promise<void>;
 }
