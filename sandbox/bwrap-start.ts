@@ -5,7 +5,8 @@ import type { Socket } from "node:net";
 import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds } from "./bwrap-arguments.ts";
 import type { BwrapHost } from "./bwrap-host.ts";
 import { type BwrapStatus, readBwrapStatus } from "./bwrap-status.ts";
-import { createLaterFile } from "./nameless-file.ts";
+import { createLaterFile, type LaterFile } from "./nameless-file.ts";
+import type { OutputPipe } from "./pipe-pool.ts";
 import { processTree } from "./process-tree.ts";
 import type { Exceeded, ResourceHold, Usage } from "./resource-enforcer.ts";
 import { ownerName } from "./run-owner.ts";
@@ -54,48 +55,52 @@ const statusArguments = ["--json-status-fd", String(runFds.status)];
 /** Starts bubblewrap for a program that is told to it later. @throws when the host cannot make what it needs */
 export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<StartedSandbox> {
   const directory = identityOf(spec.workDirectory);
-  const [stdout, stderr, statusPipe] = [await host.pipes.take(), await host.pipes.take(), await host.pipes.take({ lasting: true })];
-  const [stdin, job] = [createLaterFile(), createLaterFile()];
-  const fds = [stdout, stderr, statusPipe, stdin, job].map(({ programFd }) => programFd);
-  const dispose = (): void => [stdin, job].forEach((file) => file.dispose());
-  let hold: ResourceHold | undefined;
-  let child: ChildProcess;
+  /** What is to be undone when the start fails. */
+  const undo: (() => unknown)[] = [];
+  /** The program's ends, ours until it is started. */
+  const programFds: number[] = [];
+  const passOn = (fd: number): number => (programFds.push(fd), fd);
   try {
-    hold = host.enforcer.hold(spec.limits);
-    const keep = (fd: number): number => (fds.push(fd), fd);
-    const [seccompFd, passwdFd, groupFd] = [keep(host.seccomp.open()), keep(host.passwd.open()), keep(host.group.open())];
+    // First, for what it begins to wait for.
+    const hold = host.enforcer.hold(spec.limits);
+    undo.push(() => hold.release());
+    const openPipe = async (options?: { lasting: true }): Promise<OutputPipe> => {
+      const pipe = await host.pipes.take(options);
+      undo.push(() => pipe.reader.destroy());
+      passOn(pipe.programFd);
+      return pipe;
+    };
+    const [stdout, stderr, status] = [await openPipe(), await openPipe(), await openPipe({ lasting: true })];
+    const openFile = (): LaterFile => {
+      const file = createLaterFile();
+      undo.push(file.dispose);
+      passOn(file.programFd);
+      return file;
+    };
+    const [stdin, job] = [openFile(), openFile()];
+    const constants = [host.seccomp, host.passwd, host.group].map((file) => passOn(file.open()));
     const [command = "", ...args] = commandLine(host, spec);
-    const outputs = [stdout.programFd, stderr.programFd];
-    child = spawn(command, args, {
+    const child = spawn(command, args, {
       cwd: "/",
       env: {},
       // A process group of its own: until bubblewrap has tied its processes to each other, killing the group reaches all of them.
       detached: true,
       // In the order of runFds.
-      stdio: [stdin.programFd, ...outputs, "pipe", "pipe", statusPipe.programFd, seccompFd, passwdFd, groupFd, job.programFd],
+      stdio: [
+        ...([stdin.programFd, stdout.programFd, stderr.programFd, "pipe", "pipe", status.programFd] as const),
+        ...constants,
+        job.programFd,
+      ],
       // Before bubblewrap, so that what it makes is the tenant's; Node clears the supplementary groups as well.
       ...(process.getuid?.() === 0 && spec.uid !== undefined ? { uid: spec.uid, gid: spec.uid } : {}),
     });
+    return tend({ spec, directory, child, hold, stdout: stdout.reader, stderr: stderr.reader, statusReader: status.reader, stdin, job });
   } catch (error) {
-    for (const { reader } of [stdout, stderr, statusPipe]) reader.destroy();
-    dispose();
-    await hold?.release();
+    for (const step of undo) await step();
     throw error;
   } finally {
-    for (const fd of fds) closeSync(fd);
+    for (const fd of programFds) closeSync(fd);
   }
-  return tend({
-    spec,
-    directory,
-    child,
-    hold,
-    stdout: stdout.reader,
-    stderr: stderr.reader,
-    statusReader: statusPipe.reader,
-    stdin,
-    job,
-    dispose,
-  });
 }
 
 /** A directory that is mounted keeps its inode, so nothing else can have these numbers while a sandbox has it. */
@@ -112,12 +117,11 @@ type Parts = {
   readonly stdout: Socket;
   readonly stderr: Socket;
   readonly statusReader: Socket;
-  readonly stdin: { write(bytes: Uint8Array | string): void };
-  readonly job: { write(bytes: Uint8Array | string): void };
-  readonly dispose: () => void;
+  readonly stdin: LaterFile;
+  readonly job: LaterFile;
 };
 
-function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdin, job, dispose }: Parts): StartedSandbox {
+function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdin, job }: Parts): StartedSandbox {
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]).catch(() => undefined);
@@ -176,7 +180,7 @@ function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdi
       for (const stream of [stdout, stderr, go]) stream.resume();
       const closed = [stdout, stderr, go].map(async (stream) => stream.closed || (await once(stream, "close")));
       await Promise.all([...closed, bwrap.ended]);
-      dispose();
+      for (const file of [stdin, job]) file.dispose();
       return used;
     },
   };
