@@ -3,12 +3,13 @@ import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError, type ErrorCode, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply, ToolDefinition } from "../domain/conversation.ts";
 import type { MarkupPpm } from "../domain/money.ts";
-import { type RateCard, type RateCardHash, priceOf } from "../domain/rate-card.ts";
+import { type RateCard, type RateCardHash, canBeBilled, priceOf } from "../domain/rate-card.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
 import type { FinishedTurn, TurnVerdict } from "../domain/turn.ts";
 import { type CountedUsage, addUsage, noUsage } from "../domain/usage.ts";
 import type { UsageRow } from "../domain/usage-row.ts";
+import { mostBelievableTokens } from "../providers/model-limits.ts";
 import type { ModelCallError, ModelDelta, ModelResult } from "../providers/model-provider.ts";
 import { estimatePromptTokens, estimateTokens } from "../providers/token-estimate.ts";
 import type { Tool } from "../sandbox/tool.ts";
@@ -131,6 +132,7 @@ export const createModelCall = (deps: CallDeps) => {
     const { rates: prices } = rateCardHash === rateCard.hash ? rateCard : await rateCardAt(rateCardHash);
     const rates = prices.get(call.model.id);
     if (rates === undefined) throw new AppError("model_not_priced", { model: call.model.id });
+    if (!canBeBilled(rates, call.markupPpm, mostBelievableTokens(call.model))) throw tooDear(call.model.id);
     return { ...call, prices, price: { rates, rateCardHash, markupPpm: call.markupPpm } };
   }
 
@@ -178,7 +180,7 @@ export const createModelCall = (deps: CallDeps) => {
       const rates = call.prices.get(id);
       if (id === call.model.id || rates === undefined || overlay.api.models?.has(id) === false) continue;
       const model = knownModel(id);
-      if (model === undefined) continue;
+      if (model === undefined || !canBeBilled(rates, call.price.markupPpm, mostBelievableTokens(model))) continue;
       const price = { ...call.price, rates };
       const input = inputOf(call, overlay, model);
       const { maxTokens } = input.settings;
@@ -360,6 +362,12 @@ export const createModelCall = (deps: CallDeps) => {
     },
   };
 };
+
+const tooDear = (model: string): AppError =>
+  new AppError("model_not_priced", {
+    model,
+    client: { message: "The model's rates with the markup come to more than a call's billing row can hold.", param: "model" },
+  });
 
 /** Errors that end a turn as they are, for its caller to read. */
 const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd", "tenant_suspended"]);

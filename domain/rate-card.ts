@@ -52,3 +52,17 @@ export function priceOf(rates: Rates, usage: Usage, markupPpm: MarkupPpm): Price
     providerCostNanoUsd: roundToNanoUsd(picoUsd * 1_000_000n),
   };
 }
+
+/** A billing row's cost is a signed 64-bit integer, and so is the sum of a day. */
+const mostNanoUsdOfCall = 2n ** 63n / 8n;
+const tokenClasses = 5n;
+
+/**
+ * Whether the dearest call that is believed of a provider fits a billing row with room for a day's sum. Rates and markup may each be a
+ * million; both at once would make some thousand tokens cost more, which is to be known before they are paid for.
+ * @param mostTokens of each class
+ */
+export function canBeBilled(rates: Rates, markupPpm: MarkupPpm, mostTokens: number): boolean {
+  const dearest = Object.values(rates).reduce<bigint>((most, rate) => (rate > most ? rate : most), 0n);
+  return roundToNanoUsd(tokenClasses * BigInt(mostTokens) * dearest * (1_000_000n + BigInt(markupPpm))) <= mostNanoUsdOfCall;
+}

@@ -101,6 +101,7 @@ const testRateCard: RateCard = {
   rates: new Map([
     ["test-model", parseRates("test-model", { input: "1", output: "2" })],
     ["other-model", parseRates("other-model", { input: "3", output: "5" })],
+    ["dearest-model", parseRates("dearest-model", { input: "1000000", output: "1000000" })],
     ["last-model", parseRates("last-model", { input: "7", output: "11" })],
   ]),
 };
@@ -110,7 +111,7 @@ export async function startTurnStack({
   tools = [],
   lane,
   limits,
-  modelOf = (id) => ({ id, provider, contextWindow: 100_000, maxOutputTokens: 4_000, fallbacks: [] }),
+  modelOf = (id) => ({ id, provider, contextWindow: id === "dearest-model" ? 10_000_000 : 100_000, maxOutputTokens: 4_000, fallbacks: [] }),
   alarms = { raise: quiet },
   overlayOf = async () => someOverlay(""),
   ...place

@@ -151,9 +151,9 @@ test.each([
   expect(ledger).toEqual([]);
 });
 
-test("a model without a price is not called", async () => {
+test.each(["free", "dearest-model"])("a model without a price that a row can hold is not called: %s", async (model) => {
   const { turn, finished } = await run(answering("never"), {
-    request: { model: "free", messages: [{ role: "user", content: "hi" }], tools: [], settings: {} },
+    request: { model, messages: [{ role: "user", content: "hi" }], tools: [], settings: {} },
   });
 
   expect(finished).toMatchObject({ state: "failed", error: { code: "model_not_priced" } });

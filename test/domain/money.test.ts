@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { formatUsd, noMarkup, parseMarkup, parseNanoUsd, parseRate, roundToNanoUsd } from "../../domain/money.ts";
-import { parseRates, priceOf } from "../../domain/rate-card.ts";
+import { canBeBilled, parseRates, priceOf } from "../../domain/rate-card.ts";
 import { type Usage, noUsage } from "../../domain/usage.ts";
 
 const checkRates = parseRates("check", { input: "15", output: "75", cache_read: "1.50", reasoning: "75" });
@@ -110,6 +110,23 @@ describe("a price", () => {
     const oneOfEach: Usage = { ...noUsage, inputTokens: 1, outputTokens: 1 };
 
     expect(priceOf(rates, oneOfEach, noMarkup).costNanoUsd).toBe(1n); // half and half a nano-dollar; each alone would be 0
+  });
+
+  test("of rates and markup that are both near their bounds can be told to be too much before a call is made", () => {
+    const most = parseRates("dear", { input: "1000000", output: "1000000" });
+    const window = 100 * 1_000_000; // the counts of a provider that are believed
+    const millionfold = parseMarkup("1000000", "markup");
+    expect(canBeBilled(most, parseMarkup("1", "markup"), window)).toBe(true);
+    expect(canBeBilled(most, millionfold, window)).toBe(false);
+    expect(canBeBilled(parseRates("usual", { input: "15", output: "75" }), parseMarkup("1000", "markup"), window)).toBe(true);
+    fc.assert(
+      fc.property(fc.nat(1_000_000), fc.nat(1_000_000), fc.integer({ min: 1, max: 1_000_000_000 }), (rate, markup, mostTokens) => {
+        const [rates, ppm] = [parseRates("m", { input: String(rate), output: "1" }), parseMarkup(String(markup), "markup")];
+        const classes = ["inputTokens", "cacheReadTokens", "cacheWriteTokens", "outputTokens", "reasoningTokens"] as const;
+        const usage = { ...noUsage, ...Object.fromEntries(classes.map((name) => [name, mostTokens])) };
+        if (canBeBilled(rates, ppm, mostTokens)) expect(8n * priceOf(rates, usage, ppm).costNanoUsd).toBeLessThan(2n ** 63n + 8n);
+      }),
+    );
   });
 
   const tokens = fc.nat(2_000_000_000);
