@@ -63,24 +63,16 @@ async function seed(pool: pg.Pool, tenant: string, month: string, count: number)
       [tenant, month, count, count],
     );
     await client.query(
-      `insert into control.usage_daily (tenant_id, day, model, tokens_in, tokens_out, tokens_cached, reasoning_tokens, tool_calls, cost_nano_usd, calls,
-         cache_write_tokens)
+      `insert into control.usage_daily (tenant_id, day, model, tokens_in, tokens_out, tokens_cached, reasoning_tokens, tool_calls, cost_nano_usd, calls)
        select tenant_id, ("timestamp" at time zone 'UTC')::date, model, sum(input_tokens + cache_write_tokens), sum(output_tokens), sum(cache_read_tokens),
-         sum(reasoning_tokens), sum(tool_calls), sum(cost_nano_usd), count(*), sum(cache_write_tokens)
-       from control.usage_ledger where id like 'trn_bench-' || $1 || '-%' group by 1, 2, 3`,
-      [month],
-    );
-    await client.query(
-      `insert into control.usage_session
-       select tenant_id, span, date_trunc(span, "timestamp" at time zone 'UTC')::date, session_id, count(*), sum(cost_nano_usd)
-       from control.usage_ledger, (values ('day'), ('month')) spans (span) where id like 'trn_bench-' || $1 || '-%' group by 1, 2, 3, 4`,
+         sum(reasoning_tokens), sum(tool_calls), sum(cost_nano_usd), count(*) from control.usage_ledger where id like 'trn_bench-' || $1 || '-%' group by 1, 2, 3`,
       [month],
     );
     await client.query("commit");
   } finally {
     client.release();
   }
-  await pool.query("vacuum (analyze) control.usage_ledger, control.usage_daily, control.usage_session");
+  await pool.query("vacuum (analyze) control.usage_ledger, control.usage_daily");
 }
 
 const residentMiB = (pid: number): number => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) / 1_024;

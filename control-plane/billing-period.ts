@@ -38,20 +38,6 @@ export function parsePeriod(text: string, nowMs: number): Period {
   }
 }
 
-/** The whole months of a period, by their first days, and the days that are left. */
-export function bucketsOf({ fromMs, untilMs }: Period): { readonly days: readonly string[]; readonly months: readonly string[] } {
-  const days: string[] = [];
-  const months: string[] = [];
-  for (let atMs = fromMs; atMs < untilMs;) {
-    const start = new Date(atMs);
-    const nextMonthMs = monthStart(start, 1);
-    const isMonth = start.getUTCDate() === 1 && nextMonthMs <= untilMs;
-    (isMonth ? months : days).push(dayText(atMs));
-    atMs = isMonth ? nextMonthMs : atMs + dayMs;
-  }
-  return { days, months };
-}
-
 function parseDates(text: string): Period {
   if (text.length > 32) throw invalidPeriod(text);
   const [, year, month] = /^(\d{4})-(0[1-9]|1[0-2])$/.exec(text) ?? [];

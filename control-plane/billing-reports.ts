@@ -4,7 +4,7 @@ import type { TenantId } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import { type DueFee, readDueFees } from "../storage/platform-fee-repository.ts";
 import { csvLine, csvLineSql, type CsvCell } from "./billing-csv.ts";
-import { bucketsOf, type Period } from "./billing-period.ts";
+import type { Period } from "./billing-period.ts";
 
 export type ReportRequest = {
   /** Undefined: all tenants, deleted ones too. */
@@ -232,24 +232,6 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
     if (rows.length === 0) throw new AppError("not_found", { client: { message: `There is no tenant "${tenantId}".`, param: "tenant" } });
   };
 
-  /** A day's or a month's stand in an index by cost; those of another period are added up, whole months from the months' sums. */
-  async function dearestSessions(tenantId: TenantId, period: Period) {
-    const { days, months } = bucketsOf(period);
-    const [bucket] = [...days, ...months];
-    if (bucket !== undefined && days.length + months.length === 1)
-      return await read<{ session_id: string; calls: bigint; cost: string }>(
-        `select session_id, calls, cost_nano_usd::text as cost from control.usage_session
-         where tenant_id = $1 and span = $2 and starts = $3::date order by cost_nano_usd desc, session_id limit 10`,
-        [tenantId, days.length === 1 ? "day" : "month", bucket],
-      );
-    return await read<{ session_id: string; calls: bigint; cost: string }>(
-      `select session_id, sum(calls)::bigint as calls, sum(cost_nano_usd)::text as cost from control.usage_session
-       where tenant_id = $1 and (span = 'day' and starts = any ($2::date[]) or span = 'month' and starts = any ($3::date[]))
-       group by session_id order by sum(cost_nano_usd) desc, session_id limit 10`,
-      [tenantId, days, months],
-    );
-  }
-
   async function quotaProgress(tenantId: TenantId): Promise<QuotaProgress> {
     const [ceilings] = await read<{ tokens: bigint | null; cost: bigint | null; requests: number | null }>(
       `select tokens_per_day as tokens, cost_per_day_nano_usd as cost, requests_per_minute as requests
@@ -261,9 +243,9 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
       tokens === null && cost === null
         ? []
         : await read<{ tokens: bigint; cost: bigint }>(
-            `select coalesce(sum(tokens_in - cache_write_tokens + tokens_out + reasoning_tokens), 0)::bigint as tokens,
+            `select coalesce(sum(input_tokens + output_tokens + reasoning_tokens), 0)::bigint as tokens,
                coalesce(sum(cost_nano_usd), 0)::bigint as cost
-             from control.usage_daily where tenant_id = $1 and day >= (now() at time zone 'UTC')::date`,
+             from control.usage_ledger where tenant_id = $1 and "timestamp" >= date_trunc('day', now(), 'UTC')`,
             [tenantId],
           );
     return {
@@ -289,7 +271,12 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
       await requireKnown(tenantId);
       const days: DailyRow[] = [];
       for await (const page of dailyPages({ tenantId, period })) days.push(...page);
-      const sessions = await dearestSessions(tenantId, period);
+      const sessions = await read<{ session_id: string; calls: bigint; cost: string }>(
+        `select session_id, count(*) as calls, sum(cost_nano_usd)::text as cost from control.usage_ledger
+         where tenant_id = $1 and "timestamp" >= $2::timestamptz and "timestamp" < $3::timestamptz
+         group by session_id order by sum(cost_nano_usd) desc, session_id collate "C" limit 10`,
+        [tenantId, new Date(period.fromMs), new Date(period.untilMs)],
+      );
       return {
         ...headOf({ tenantId, period }),
         tenant: tenantId,

@@ -153,10 +153,7 @@ export async function compareBilling(
   const { tenantId } = context;
   const findings: BillingFinding[] = isPresent ? await compareJournal(database, context, days) : [];
   const isFull = (): boolean => findings.length > mostFindings;
-  const sums = await database.withControl(async (tx) => await compareSums(tx, tenantId, days), comparing);
-  findings.push(...sums);
-  // A row that was changed is told once.
-  if (sums.length === 0) findings.push(...(await database.withControl(async (tx) => await compareSessions(tx, tenantId, days), comparing)));
+  findings.push(...(await database.withControl(async (tx) => await compareSums(tx, tenantId, days), comparing)));
   const prices = pricesOf(database);
   let rows = 0;
   for (let after: RowPlace = firstPlace; !isFull();) {
@@ -258,16 +255,7 @@ const differingText = <Column extends string>(
     .map((column) => `${column} is ${found[column]}, ${says} ${expected[column]}`)
     .join("; ");
 
-const sumColumns = [
-  "tokens_in",
-  "tokens_out",
-  "tokens_cached",
-  "reasoning_tokens",
-  "tool_calls",
-  "cost_nano_usd",
-  "calls",
-  "cache_write_tokens",
-] as const;
+const sumColumns = ["tokens_in", "tokens_out", "tokens_cached", "reasoning_tokens", "tool_calls", "cost_nano_usd", "calls"] as const;
 
 async function compareSums(tx: ControlTx, tenantId: TenantId, { firstDay, lastDay }: BillingDays): Promise<BillingFinding[]> {
   type Sums = Readonly<Record<(typeof sumColumns)[number], string>>;
@@ -280,8 +268,7 @@ async function compareSums(tx: ControlTx, tenantId: TenantId, { firstDay, lastDa
     `with summed as (
        select ("timestamp" at time zone 'UTC')::date as day, model, sum(input_tokens + cache_write_tokens)::bigint as tokens_in,
          sum(output_tokens)::bigint as tokens_out, sum(cache_read_tokens)::bigint as tokens_cached, sum(reasoning_tokens)::bigint as reasoning_tokens,
-         sum(tool_calls)::bigint as tool_calls, sum(cost_nano_usd)::bigint as cost_nano_usd, count(*) as calls,
-         sum(cache_write_tokens)::bigint as cache_write_tokens
+         sum(tool_calls)::bigint as tool_calls, sum(cost_nano_usd)::bigint as cost_nano_usd, count(*) as calls
        from control.usage_ledger where tenant_id = $1 and ${inDays} group by 1, 2),
      kept as (select day, model, ${columns} from control.usage_daily where tenant_id = $1 and day between $2::date and $3::date)
      select day::text as day, model, case when summed.calls is not null then ${asTexts("summed")} end as summed,
@@ -301,36 +288,6 @@ async function compareSums(tx: ControlTx, tenantId: TenantId, { firstDay, lastDa
         ? { kind: "sum_missing", what: `there are rows and no sum: ${columnsText(sumColumns, summed)}` }
         : { kind: "sum_differs", what: differingText(sumColumns, kept, summed, "the rows come to") }
       : { kind: "sum_unexpected", what: `there is a sum and no row: ${columnsText(sumColumns, kept)}` }),
-  }));
-}
-
-/** Compares the days' sums by session with the rows, and the months' with the days'. */
-async function compareSessions(tx: ControlTx, tenantId: TenantId, { firstDay, lastDay }: BillingDays): Promise<BillingFinding[]> {
-  const differences = await tx.query<{ starts: string; session_id: string; kept: string; summed: string }>(
-    `with days as (select starts, session_id, calls, cost_nano_usd from control.usage_session where tenant_id = $1 and span = 'day'),
-     summed as (
-       select 'day' as span, ("timestamp" at time zone 'UTC')::date as starts, session_id collate "C" as session_id, count(*) as calls,
-         sum(cost_nano_usd)::bigint as cost from control.usage_ledger where tenant_id = $1 and ${inDays} group by 2, 3
-       union all
-       select 'month', date_trunc('month', starts::timestamp)::date, session_id, sum(calls)::bigint, sum(cost_nano_usd)::bigint from days
-         where starts >= date_trunc('month', $2::date::timestamp) and starts < date_trunc('month', $3::date::timestamp) + interval '1 month' group by 2, 3),
-     kept as (
-       select span, starts, session_id, calls, cost_nano_usd as cost from control.usage_session where tenant_id = $1 and starts <= $3::date
-         and (span = 'day' and starts >= $2::date or span = 'month' and starts >= date_trunc('month', $2::date::timestamp)))
-     select starts::text as starts, session_id, coalesce(kept.calls, 0) || ' calls and ' || coalesce(kept.cost, 0) || ' nano-USD' as kept,
-       coalesce(summed.calls, 0) || ' calls and ' || coalesce(summed.cost, 0) || ' nano-USD' as summed
-     from summed full join kept using (span, starts, session_id)
-     where (summed.calls, summed.cost) is distinct from (kept.calls, kept.cost)
-     order by starts, session_id limit $4`,
-    [tenantId, firstDay, lastDay, mostFindings + 1],
-  );
-  return differences.map(({ starts, session_id, kept, summed }) => ({
-    tenant: tenantId,
-    check: "rollup",
-    kind: "sum_differs",
-    subject: `${starts} ${session_id}`,
-    day: starts,
-    what: `the sum of the session is ${kept}, the rows come to ${summed}`,
   }));
 }
 

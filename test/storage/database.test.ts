@@ -329,7 +329,6 @@ describe("the ledger", () => {
       tool_calls: 1n,
       cost_nano_usd: 9_007_199_254_740_993n,
       calls: 1n,
-      cache_write_tokens: 5n,
     };
     const two = {
       tokens_in: 210n,
@@ -339,7 +338,6 @@ describe("the ledger", () => {
       tool_calls: 2n,
       cost_nano_usd: 18_014_398_509_481_986n,
       calls: 2n,
-      cache_write_tokens: 10n,
     };
     expect(daily).toEqual([
       { tenant_id: tenantId, day: "2026-06-03", model: "demo", ...two },
@@ -406,8 +404,6 @@ describe("the ledger", () => {
       "truncate control.usage_ledger",
       "update control.usage_daily set cost_nano_usd = 0",
       "delete from control.usage_daily",
-      "update control.usage_session set cost_nano_usd = 0",
-      "delete from control.usage_session",
       "insert into control.usage_daily select * from control.usage_daily",
       "alter table control.usage_ledger disable row level security",
     ]) {
