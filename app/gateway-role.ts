@@ -54,7 +54,6 @@ import { createOperationClient } from "../temporal/operation-client.ts";
 import { createPayloadDecoder } from "../temporal/payload-codec.ts";
 import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
-import { gateRuns } from "../sandbox/fair-gate.ts";
 import { createTenantSandboxes } from "./tenant-sandboxes.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
@@ -134,13 +133,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const driver = resources.add(createBwrapDriver(config.sandbox.require === "cgroup" ? { enforcer: "cgroup" } : {}), (made) =>
     made.dispose(),
   );
-  const sandboxes = createTenantSandboxes({
-    config,
-    home,
-    driver: metrics.observeSandbox(gateRuns(driver)),
-    overlays,
-    tenantOf: parts.tenantOf,
-  });
+  const sandboxes = createTenantSandboxes({ config, home, driver: metrics.observeSandbox(driver), overlays, tenantOf: parts.tenantOf });
   const checks = {
     config: async () => {
       const fault = live.fault();

@@ -21,7 +21,7 @@ export async function checkBubblewrap(): Promise<Checked> {
             },
     };
   } finally {
-    await driver.dispose();
+    driver.dispose();
   }
 }
 

@@ -10,7 +10,6 @@ import { type InvoiceSenderDeps, createInvoiceSender } from "../control-plane/in
 import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { loadRateCard } from "../control-plane/rate-cards.ts";
 import { createReconciler } from "../control-plane/reconciler.ts";
-import { tokenChannel } from "../control-plane/commands.ts";
 import { requireStripeKey } from "../control-plane/stripe-key.ts";
 import { type StripeMeters, openStripeMeters } from "../control-plane/stripe-meters.ts";
 import { createTenants, grantableLimitsOf } from "../control-plane/tenants.ts";
@@ -21,10 +20,7 @@ import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
-import { gateRuns } from "../sandbox/fair-gate.ts";
-import { warmDefaults } from "../sandbox/warm-slots.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
-import { sandboxDirectory } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
@@ -48,8 +44,7 @@ export async function startWorkers(
   resources: Resources,
 ): Promise<TenantWorkerPool> {
   const mustLimit = config.sandbox.require === "cgroup";
-  const bwrap = createBwrapDriver({ enforcer: mustLimit ? "cgroup" : "any", warm: warmDefaults });
-  const driver = resources.add(metrics.observeSandbox(gateRuns(bwrap)), (made) => made.dispose());
+  const driver = metrics.observeSandbox(createBwrapDriver({ enforcer: mustLimit ? "cgroup" : "any" }));
   const missing = await driver.probe();
   if (missing !== undefined && mustLimit) {
     throw new AppError("invalid_configuration", {
@@ -57,13 +52,6 @@ export async function startWorkers(
     });
   }
   if (missing !== undefined) log("tools cannot run on this host", { missing });
-
-  // Told of every change of a tenant's row: what waits for a suspended or deleted one ends at once, another one's starts anew.
-  const stopDropping = await database.listen(tokenChannel, (payload) => {
-    const workDirectory = sandboxDirectory(home, parseTenantId(payload));
-    if (workDirectory !== undefined) void driver.drop(workDirectory);
-  });
-  resources.add(stopDropping, (stop) => stop());
 
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const alarms = createUsageAlarms({

@@ -1,4 +1,4 @@
-import { growingPause } from "./growing-pause.ts";
+import { setTimeout as sleep } from "node:timers/promises";
 import { cpuMsOf, hasEnded, identify, memoryOf, type ProcessIdentity, processTree, taskCount } from "./process-tree.ts";
 import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer } from "./resource-enforcer.ts";
 
@@ -31,13 +31,10 @@ export function createRlimitEnforcer(): ResourceEnforcer {
       };
       return {
         takeIn: async () => undefined,
-        born(initPid) {
+        watch(initPid, exceeded) {
           init = identify(initPid);
-        },
-        watch(exceeded) {
           const look = (): void => {
-            if (init === undefined) return;
-            const pids = processTree(init.pid);
+            const pids = processTree(initPid);
             const tasks = taskCount(pids);
             const memoryBytesNow = memoryOf(pids, memoryBytes);
             peakMemoryBytes = Math.max(peakMemoryBytes ?? 0, memoryBytesNow);
@@ -56,9 +53,10 @@ export function createRlimitEnforcer(): ResourceEnforcer {
         async release() {
           clearInterval(timer);
           const deadline = Date.now() + RELEASE_WITHIN_MS;
-          for (const pause = growingPause(); init !== undefined && !hasEnded(init); await pause()) {
+          for (let pauseMs = 1; init !== undefined && !hasEnded(init); pauseMs = Math.min(50, pauseMs * 2)) {
             if (Date.now() > deadline) throw new Error(`The sandbox's first process ${init.pid} does not end.`);
             kill();
+            await sleep(pauseMs);
           }
           return { ...over, peakMemoryBytes, cpuMs };
         },
