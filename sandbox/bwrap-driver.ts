@@ -204,6 +204,8 @@ async function watchRun({ host, job, signal, child, hold, startedAt, ...pipes }:
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]);
   const bwrap = readBwrapStatus(pipes.statusPipe.reader, (pid) => hold.watch(pid, (what) => kill(what === "processes" ? "pids" : what)));
   const letGo = async (): Promise<void> => {
+    // It was said before the sandbox was ready, but on another descriptor, which a busy process may read later.
+    await bwrap.begun;
     const processes = processTree(bwrap.status().initPid ?? 0);
     if (processes.length < 2) throw new Error("The sandbox's processes cannot be found.");
     await Promise.all([hold.takeIn(processes), disk?.ready]);

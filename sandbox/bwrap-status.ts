@@ -8,12 +8,19 @@ export type BwrapStatus = {
   readonly exitCode: number | undefined;
 };
 
-export type StatusReader = { readonly status: () => BwrapStatus; readonly ended: Promise<void> };
+export type StatusReader = {
+  readonly status: () => BwrapStatus;
+  /** The first process is known, or nothing more will be said. */
+  readonly begun: Promise<void>;
+  readonly ended: Promise<void>;
+};
 
 /** Reads the status as it comes. */
 export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void): StatusReader {
   let status: BwrapStatus = { initPid: undefined, exitCode: undefined };
   let text = "";
+  let begin = (): void => {};
+  const begun = new Promise<void>((resolve) => (begin = resolve));
   stream.setEncoding("utf8");
   stream.on("data", (chunk: string) => {
     text += chunk;
@@ -22,12 +29,17 @@ export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void)
     for (const line of lines) {
       const said = JSON.parse(line) as Partial<Record<"child-pid" | "exit-code", number>>;
       status = { initPid: said["child-pid"] ?? status.initPid, exitCode: said["exit-code"] ?? status.exitCode };
-      if (said["child-pid"] !== undefined) onInit(said["child-pid"]);
+      if (said["child-pid"] === undefined) continue;
+      onInit(said["child-pid"]);
+      begin();
     }
   });
   const ended = new Promise<void>((resolve) => {
-    stream.once("close", () => resolve());
+    stream.once("close", () => {
+      begin();
+      resolve();
+    });
     stream.on("error", () => stream.destroy());
   });
-  return { status: () => status, ended };
+  return { status: () => status, begun, ended };
 }
