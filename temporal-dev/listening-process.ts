@@ -3,29 +3,41 @@ import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 /** The state of a listening socket in /proc/net/tcp. */
 const listening = "0A";
 
-/** Whether `pid` itself listens on a port of 127.0.0.1, or of all addresses; undefined where the system does not tell (Linux does). */
+/** Whether `pid` itself listens on a TCP port; a process that has ended does not. Undefined where the system does not tell: Linux does. */
 export function listensOn(pid: number, port: number): boolean | undefined {
+  const table = readTable();
+  if (table === undefined) return undefined;
+  const suffix = `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  const sockets = table
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/))
+    .filter(([, local = "", , state]) => state === listening && local.endsWith(suffix))
+    .map((fields) => `socket:[${fields[9]}]`);
+  return openFilesOf(pid).some((file) => sockets.includes(file));
+}
+
+/** The server is started on an address of IPv4. */
+function readTable(): string | undefined {
   try {
-    const suffix = `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
-    const inodes = new Set(
-      ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((table) =>
-        readFileSync(table, "utf8")
-          .split("\n")
-          .map((line) => line.trim().split(/\s+/))
-          .filter(([, local = "", , state]) => state === listening && local.endsWith(suffix))
-          .map((fields) => `socket:[${fields[9]}]`),
-      ),
-    );
-    return readdirSync(`/proc/${pid}/fd`).some((fd) => inodes.has(linkOf(`/proc/${pid}/fd/${fd}`)));
+    return readFileSync("/proc/net/tcp", "utf8");
   } catch {
     return undefined;
   }
 }
 
-function linkOf(path: string): string {
+function openFilesOf(pid: number): readonly string[] {
+  const directory = `/proc/${pid}/fd`;
+  try {
+    return readdirSync(directory).flatMap((fd) => linkOf(`${directory}/${fd}`) ?? []);
+  } catch {
+    return []; // it has ended
+  }
+}
+
+function linkOf(path: string): string | undefined {
   try {
     return readlinkSync(path);
   } catch {
-    return ""; // closed meanwhile
+    return undefined; // closed meanwhile
   }
 }

@@ -202,7 +202,7 @@ class Supervisor {
     try {
       const connection = await connectWhenServing(`127.0.0.1:${this.port}`, this.#options.namespace, signal);
       try {
-        if (child.pid !== undefined && listensOn(child.pid, this.port) === false) throw new PortTaken(this.port);
+        if (hasExited(child) || listensOn(this.pid, this.port) === false) throw new PortTaken(this.port);
         await ensureNamespace(connection, this.#options);
       } finally {
         await connection.close();

@@ -187,16 +187,30 @@ test("two servers that want the same ports at once get different ones, also whil
     expect(await countOf(new Client({ connection: await connect(address), namespace }), `TenantId = "acme"`)).toBe(0);
 });
 
-test("a server of somebody else's that comes first to the port is not taken for ours", async () => {
-  const [options, strangers] = [await newOptions(), await newOptions()];
-  const stranger = await start(strangers);
-  const port = Number(stranger.address.split(":")[1]);
+test("a server of somebody else's that comes to the port before ours listens is not taken for ours", async () => {
+  const options = await newOptions();
+  const [real, stranger] = [options.binaryPath, join(options.dataDir, "stranger")];
+  // Between our choice of the port and our server's start another one begins to serve there.
+  await writeFile(
+    `${stranger}.sh`,
+    `#!/bin/bash
+if [ ! -e '${stranger}.pid' ]; then
+  '${real}' server start-dev --headless --ip 127.0.0.1 --port ${options.port} --namespace ${namespace} >/dev/null 2>&1 &
+  echo $! > '${stranger}.pid'
+  until '${real}' operator cluster health --address 127.0.0.1:${options.port} >/dev/null 2>&1; do :; done
+fi
+exec '${real}' "$@"
+`,
+    { mode: 0o755 },
+  );
+  cleanUps.push(async () => void process.kill(Number(await readFile(`${stranger}.pid`, "utf8")), "SIGKILL"));
 
-  expect(listensOn(stranger.pid, port)).toBe(true);
-  expect(listensOn(process.pid, port)).toBe(false);
-  const server = await start({ ...options, port });
-  expect(server.address).not.toBe(stranger.address);
-  expect(listensOn(server.pid, Number(server.address.split(":")[1]))).toBe(true);
+  const server = await start({ ...options, binaryPath: `${stranger}.sh` });
+
+  const ports = [options.port, Number(server.address.split(":")[1])];
+  expect(ports.map((port) => listensOn(server.pid, port))).toEqual([false, true]);
+  expect(listensOn(Number(await readFile(`${stranger}.pid`, "utf8")), options.port)).toBe(true);
+  await startWorkflow(server.address, "turn:acme:own");
 });
 
 test("a killed server is back on the same address with everything it knew", async () => {
