@@ -53,7 +53,6 @@ import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { createPayloadDecoder } from "../temporal/payload-codec.ts";
 import { createMetricsRoutes } from "../gateway/gateway-metrics.ts";
-import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { createTenantSandboxes } from "./tenant-sandboxes.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
@@ -130,10 +129,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   };
   const booksOf = createQuotaBooks({ database, tenants, clientOf, wake });
   const verifyBills: VerifyBilling = async (options) => await verifyBilling({ database, tenants, booksOf, log }, options);
-  const driver = resources.add(createBwrapDriver(config.sandbox.require === "cgroup" ? { enforcer: "cgroup" } : {}), (made) =>
-    made.dispose(),
-  );
-  const sandboxes = createTenantSandboxes({ config, home, driver: metrics.observeSandbox(driver), overlays, tenantOf: parts.tenantOf });
+  const sandboxes = createTenantSandboxes({ config, home, driver: parts.sandbox, overlays, tenantOf: parts.tenantOf });
   const checks = {
     config: async () => {
       const fault = live.fault();

@@ -84,8 +84,10 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
   let readAtMs = -Infinity;
   const readDatabase = async (): Promise<void> => {
     if (performance.now() - readAtMs < databaseMs) return;
-    const totals = await database.withControl(readUsageTotals, { readOnly: true });
-    const reconciled = await database.withControl(readReconciliationTotals, { readOnly: true });
+    const [totals, reconciled] = await database.withControl(
+      async (tx) => [await readUsageTotals(tx), await readReconciliationTotals(tx)] as const,
+      { readOnly: true },
+    );
     readAtMs = performance.now();
     for (const [check, count] of Object.entries(reconciled.open)) differences.set({ check }, count);
     reconciledAt.set((reconciled.last?.finishedAtMs ?? 0) / 1_000);

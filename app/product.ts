@@ -23,6 +23,8 @@ import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
+import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
+import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
 import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
 import { rememberTenants } from "./remembered-tenants.ts";
 import { startErasedFiles } from "./erased-files.ts";
@@ -63,6 +65,8 @@ export type ProductParts = {
   /** From memory; a change is seen at once. */
   readonly tenantOf: (tenantId: TenantId) => Promise<Tenant>;
   readonly quota: QuotaLeases;
+  /** Of tools and of administrators' commands. */
+  readonly sandbox: SandboxDriver;
   readonly log: Log;
   readonly metrics: Metrics;
 };
@@ -119,6 +123,10 @@ export async function startProduct(environment: Environment, { role, variables }
       }),
       (leases) => leases.close(),
     );
+    const metrics = createMetrics({ database });
+    const bwrap = resources.add(createBwrapDriver({ enforcer: config.sandbox.require === "cgroup" ? "cgroup" : "any" }), (driver) =>
+      driver.dispose(),
+    );
     const parts: ProductParts = {
       environment,
       variables,
@@ -134,8 +142,9 @@ export async function startProduct(environment: Environment, { role, variables }
       clientOf,
       tenantOf: remembered.of,
       quota,
+      sandbox: metrics.observeSandbox(bwrap),
       log,
-      metrics: createMetrics({ database }),
+      metrics,
     };
 
     if (role !== "gateway") {

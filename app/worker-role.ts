@@ -19,7 +19,6 @@ import type { MarkupPpm } from "../domain/money.ts";
 import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
-import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
@@ -39,14 +38,28 @@ import { createSandboxPlaces } from "./sandbox-places.ts";
 
 /** Everything that runs turns: providers, tools, activities, a worker per tenant, the relay of open turns. */
 export async function startWorkers(
-  { config, live, variables, home, database, keys, temporal, bus, overlays, clientOf, tenantOf, quota, log, metrics }: ProductParts,
+  {
+    config,
+    live,
+    variables,
+    home,
+    database,
+    keys,
+    temporal,
+    bus,
+    overlays,
+    clientOf,
+    tenantOf,
+    quota,
+    sandbox,
+    log,
+    metrics,
+  }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
 ): Promise<TenantWorkerPool> {
-  const mustLimit = config.sandbox.require === "cgroup";
-  const driver = metrics.observeSandbox(createBwrapDriver({ enforcer: mustLimit ? "cgroup" : "any" }));
-  const missing = await driver.probe();
-  if (missing !== undefined && mustLimit) {
+  const missing = await sandbox.probe();
+  if (missing !== undefined && config.sandbox.require === "cgroup") {
     throw new AppError("invalid_configuration", {
       client: { message: `sandbox.require is cgroup, and that cannot be had here: ${missing}`, param: "sandbox.require" },
     });
@@ -63,11 +76,11 @@ export async function startWorkers(
   const turnActivities = createTurnActivities({
     database,
     bus,
-    tools: missing === undefined ? createBuiltinTools({ driver }) : new Map(),
+    tools: missing === undefined ? createBuiltinTools({ driver: sandbox }) : new Map(),
     overlayOf: async (tenantId, digest) =>
       digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
     promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
-    placeOf: createSandboxPlaces({ config, home, driver, tenantOf }),
+    placeOf: createSandboxPlaces({ config, home, driver: sandbox, tenantOf }),
     modelOf: servedModels(config, variables),
     pricing: async (tenantId) => {
       const tenant = await tenantOf(tenantId);

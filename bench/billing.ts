@@ -3,8 +3,7 @@
 // The product runs as `app/main.ts start`. Rows are written by the storage layer's own statement, next to the same table without keys to
 // other sums; reports are fetched over HTTP, next to Postgres' own COPY of the same columns. Memory is the product's resident set.
 import { randomBytes } from "node:crypto";
-import { chmodSync, mkdtempSync, readFileSync, realpathSync, rmSync } from "node:fs";
-import { cpus, loadavg, tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import pg from "pg";
@@ -15,6 +14,7 @@ import { type TenantContext, parseTenantId } from "../domain/tenant.ts";
 import { callIdOf, mintTurnId } from "../domain/turn-id.ts";
 import { openDatabase } from "../storage/database.ts";
 import { recordUsage } from "../storage/turn-repository.ts";
+import { onFreshHome, quantile } from "./bench-run.ts";
 import { type RunningProduct, databaseUrlOf, startProduct } from "./turn-product.ts";
 
 const { values: options } = parseArgs({
@@ -28,10 +28,6 @@ const writers = 8;
 const [fewMonth, manyMonth] = ["2026-01", "2026-02"] as const;
 
 const print = (name: string, value: string, compared = ""): void => console.log(`${name.padEnd(44)}${value.padStart(18)}   ${compared}`);
-const quantile = (values: readonly number[], share: number): number => {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
-};
 
 async function rowsWritten(write: () => Promise<void>): Promise<number> {
   let count = 0;
@@ -175,16 +171,4 @@ async function measure(home: string): Promise<void> {
   }
 }
 
-const load = (): string =>
-  loadavg()
-    .map((value) => value.toFixed(2))
-    .join(" ");
-const home = mkdtempSync(join(realpathSync(tmpdir()), "openclaw-bench-billing-"));
-chmodSync(home, 0o711); // Postgres runs as another user and has to reach its directory
-try {
-  console.log(`${cpus().length} cores ${cpus()[0]?.model ?? "unknown"}; node ${process.version}; load ${load()}`);
-  await measure(home);
-  console.log(`load at the end ${load()}`);
-} finally {
-  rmSync(home, { recursive: true, force: true });
-}
+await onFreshHome("billing", measure);

@@ -3,8 +3,7 @@
 // The product runs as `app/main.ts start`; the leases are this process's, as if it were one more worker. Compared with an Update for
 // every call, and with a counter in Postgres that is read, compared and then written. 1, 32 and 200 callers in a closed loop.
 import { randomUUID } from "node:crypto";
-import { chmodSync, mkdtempSync, readFileSync, realpathSync, rmSync } from "node:fs";
-import { cpus, loadavg, tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import pg from "pg";
@@ -19,6 +18,7 @@ import { openDatabase } from "../storage/database.ts";
 import { openDataKeys } from "../storage/open-data-keys.ts";
 import { connectTemporal } from "../temporal/temporal-connection.ts";
 import { forTenant } from "../temporal/tenant-client.ts";
+import { onFreshHome, quantile } from "./bench-run.ts";
 import { databaseUrlOf, startProduct } from "./turn-product.ts";
 
 const { values: options } = parseArgs({
@@ -37,10 +37,6 @@ const plenty = 1_000_000_000_000;
 type Way = { readonly name: string; admit(): Promise<boolean>; close(): Promise<void> };
 type Figures = { readonly perSecond: number; readonly p50: number; readonly p95: number };
 
-const quantile = (values: readonly number[], share: number): number => {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
-};
 const someCall = () => callIdOf(mintTurnId(Date.now(), crypto.getRandomValues(new Uint8Array(10))), 0);
 
 async function throughput(way: Way, callers: number): Promise<Figures> {
@@ -191,16 +187,4 @@ async function measure(home: string): Promise<void> {
   }
 }
 
-const load = (): string =>
-  loadavg()
-    .map((value) => value.toFixed(2))
-    .join(" ");
-const home = mkdtempSync(join(realpathSync(tmpdir()), "openclaw-bench-quota-"));
-chmodSync(home, 0o711); // Postgres runs as another user and has to reach its directory
-try {
-  console.log(`${cpus().length} cores ${cpus()[0]?.model ?? "unknown"}; node ${process.version}; load ${load()}`);
-  await measure(home);
-  console.log(`load at the end ${load()}`);
-} finally {
-  rmSync(home, { recursive: true, force: true });
-}
+await onFreshHome("quota", measure);

@@ -5,12 +5,10 @@
 // both see the same machine. Then the list is read through the API and by the command line.
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { chmodSync, mkdtempSync, realpathSync, rmSync } from "node:fs";
-import { cpus, loadavg, tmpdir } from "node:os";
-import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
 import { Client, Connection } from "@temporalio/client";
+import { onFreshHome, quantile } from "./bench-run.ts";
 import { processTree } from "./process-usage.ts";
 import { startProduct } from "./turn-product.ts";
 
@@ -27,10 +25,6 @@ const listReads = 20;
 const commandRuns = 5;
 const warmUps = 5;
 
-const quantile = (values: readonly number[], share: number): number => {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
-};
 const timed = async (work: () => Promise<unknown>): Promise<number> => {
   const startedAt = performance.now();
   await work();
@@ -122,14 +116,8 @@ async function measure(home: string): Promise<readonly Target[]> {
   }
 }
 
-const load = (): string =>
-  loadavg()
-    .map((value) => value.toFixed(2))
-    .join(" ");
-const home = mkdtempSync(join(realpathSync(tmpdir()), "openclaw-bench-tenants-"));
-chmodSync(home, 0o711); // Postgres runs as another user and has to reach its directory
-try {
-  console.log(`${cpus().length} cores ${cpus()[0]?.model ?? "unknown"}; node ${process.version}; load ${load()}; ${tenants} tenants`);
+await onFreshHome("tenants", async (home) => {
+  console.log(`${tenants} tenants`);
   for (const { says, value, limit } of await measure(home)) {
     const isMet = value <= limit;
     console.log(
@@ -137,7 +125,4 @@ try {
     );
     if (options.json) console.log(JSON.stringify({ target: says, value, limit, isMet }));
   }
-  console.log(`load at the end ${load()}`);
-} finally {
-  rmSync(home, { recursive: true, force: true });
-}
+});

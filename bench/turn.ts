@@ -13,6 +13,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { Client, Connection } from "@temporalio/client";
 import { findTemporalBinary } from "../temporal-dev/temporal-binary.mjs";
+import { quantile } from "./bench-run.ts";
 import { processTree, pssMb, threadCpuMs } from "./process-usage.ts";
 import { type Caller, type Timing, chatCaller, closeConnections, runLoad } from "./turn-load.ts";
 import { fastModel, slowModel, slowModelMs } from "./turn-models.ts";
@@ -74,10 +75,6 @@ type Row = {
   readonly threads: Readonly<Record<string, number>>;
 };
 
-const quantile = (values: readonly number[], share: number): number => {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
-};
 const median = (values: readonly number[]): number => quantile(values, 0.5);
 const toJson = (line: object): void => {
   if (options.json) console.log(JSON.stringify(line));

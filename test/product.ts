@@ -23,6 +23,8 @@ export type RunningProduct = {
   /** Of the demo tenant; the empty string where the configuration makes none. */
   readonly token: string;
   createTenant(id: string): Promise<string>;
+  /** A call with the admin key; its answer is JSON. */
+  admin(method: string, path: string, body?: object): Promise<{ readonly status: number; readonly body: Record<string, unknown> }>;
   /** kill -9 of the product's process only, and waits for its end. */
   kill(): Promise<void>;
   /** Starts again on the same home and port after `kill`. */
@@ -95,6 +97,14 @@ export async function startProduct({
         // A busy machine may not record it in time; the answer says to come again with the same key.
         if (answer.status !== 503) throw new Error(`creating ${id} answered ${answer.status}: ${await answer.text()}`);
       }
+    },
+    async admin(method, path, body) {
+      const answer = await fetch(url + path, {
+        method,
+        headers: { authorization: `Bearer ${adminKey}`, ...(body === undefined ? {} : { "content-type": "application/json" }) },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      });
+      return { status: answer.status, body: (await answer.json()) as Record<string, unknown> };
     },
     async kill() {
       const exited = once(child.process, "exit");

@@ -59,16 +59,8 @@ afterAll(async () => {
 
 const invoice = async (...words: readonly string[]) =>
   await openclaw(["billing", "invoice", ...words], { OPENCLAW_URL: product.url, OPENCLAW_TOKEN: product.adminKey });
-const call = async (method: string, path: string, body?: object): Promise<{ status: number; body: Record<string, unknown> }> => {
-  const answer = await fetch(product.url + path, {
-    method,
-    headers: { authorization: `Bearer ${product.adminKey}`, ...(body === undefined ? {} : { "content-type": "application/json" }) },
-    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-  });
-  return { status: answer.status, body: (await answer.json()) as Record<string, unknown> };
-};
 const audited = async (action: string, tenant: string) =>
-  (await call("GET", `/v1/audit?tenant=${tenant}&action=${action}`)).body["data"] as readonly object[];
+  (await product.admin("GET", `/v1/audit?tenant=${tenant}&action=${action}`)).body["data"] as readonly object[];
 
 test("a dry run shows what would be told and tells nothing; a run tells it once, and both are exact", async () => {
   await billCall(database, told, yesterday, 4_780_000_001n);
@@ -107,7 +99,7 @@ test("kill -9 between Stripe's acceptance and our note of it: the event is told 
   await billCall(database, killed, yesterday, 123n);
   const held = Promise.withResolvers<void>();
   stripe.next({ hold: held.promise });
-  const { body } = await call("POST", "/v1/billing/invoices", { tenant: killed, period });
+  const { body } = await product.admin("POST", "/v1/billing/invoices", { tenant: killed, period });
   await expect.poll(() => stripe.events.some(({ customer }) => customer === customerOf(killed)), { timeout: 30_000 }).toBe(true);
 
   await product.kill();
@@ -116,7 +108,7 @@ test("kill -9 between Stripe's acceptance and our note of it: the event is told 
   expect(rows).toEqual([{ state: "open", attempts: 1 }]);
   await product.restart();
   await expect
-    .poll(async () => (await call("GET", `/v1/operations/${String(body["workflow_id"])}`)).body["state"], { timeout: 60_000 })
+    .poll(async () => (await product.admin("GET", `/v1/operations/${String(body["workflow_id"])}`)).body["state"], { timeout: 60_000 })
     .toBe("done");
 
   const ours = stripe.attempts.filter(({ customer }) => customer === customerOf(killed));
@@ -159,7 +151,7 @@ test("what Stripe refuses ends the command with 1 and says why, until an adminis
 
 test("what cannot be is refused: a tenant without a customer, one that is not there, a bad period, event or key of the body", async () => {
   const codeOf = async (path: string, body: object) => {
-    const answer = await call("POST", path, body);
+    const answer = await product.admin("POST", path, body);
     return [answer.status, (answer.body["error"] as Record<string, unknown>)["code"]];
   };
   const runs = "/v1/billing/invoices";

@@ -54,19 +54,10 @@ afterAll(async () => {
 
 type Tenant = { readonly id: string; readonly token: string };
 
-const call = async (method: string, path: string, body?: object): Promise<{ status: number; body: Record<string, unknown> }> => {
-  const answer = await fetch(product.url + path, {
-    method,
-    headers: { authorization: `Bearer ${product.adminKey}`, ...(body === undefined ? {} : { "content-type": "application/json" }) },
-    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-  });
-  return { status: answer.status, body: (await answer.json()) as Record<string, unknown> };
-};
-
 async function newTenant(quota?: object): Promise<Tenant> {
   const id = `rec-${randomBytes(4).toString("hex")}`;
   const token = await product.createTenant(id);
-  if (quota !== undefined) expect((await call("PUT", `/v1/tenants/${id}/quota`, quota)).status).toBe(200);
+  if (quota !== undefined) expect((await product.admin("PUT", `/v1/tenants/${id}/quota`, quota)).status).toBe(200);
   return { id, token };
 }
 
@@ -101,7 +92,7 @@ async function endOf(workflowId: string): Promise<Operation> {
   let operation: Record<string, unknown> = {};
   await expect
     .poll(async () => {
-      operation = (await call("GET", `/v1/operations/${workflowId}`)).body;
+      operation = (await product.admin("GET", `/v1/operations/${workflowId}`)).body;
       return operation["state"];
     }, patience)
     .toBe("done");
@@ -111,7 +102,7 @@ const reconcile = async (): Promise<Operation> => await endOf(await startRun());
 
 const alarms = async (tenant?: Tenant): Promise<readonly string[]> => {
   const query = tenant === undefined ? "" : `&tenant=${tenant.id}`;
-  const entries = (await call("GET", `/v1/audit?action=billing.alarm${query}`)).body["data"];
+  const entries = (await product.admin("GET", `/v1/audit?action=billing.alarm${query}`)).body["data"];
   return (entries as { target: string; actor: object; outcome: string; chain: string }[]).map(({ target, actor, outcome, chain }) => {
     expect({ actor, outcome, chain }).toEqual({ actor: { type: "system", id: "reconcile" }, outcome: "applied", chain: "system" });
     return target;
@@ -186,8 +177,8 @@ test("every kind of tampering raises one alarm, whoever else cannot be read, and
     opened: [{ callId: made.callId, day: today, reserved: { tokens: 0, nanoUsd: "0" } }],
     settled: [{ ...made, actual: amountToWire({ tokens: 50, nanoUsd: 7n as never }) }],
   });
-  await call("POST", `/v1/tenants/${suspended.id}/suspend`);
-  const deletion = (await call("DELETE", `/v1/tenants/${erased.id}?confirm=${erased.id}`)).body["workflow_id"];
+  await product.admin("POST", `/v1/tenants/${suspended.id}/suspend`);
+  const deletion = (await product.admin("DELETE", `/v1/tenants/${erased.id}?confirm=${erased.id}`)).body["workflow_id"];
   await endOf(String(deletion));
   await tamper(`update control.usage_daily set tokens_in = tokens_in - 3 where tenant_id = '${erased.id}'`);
   const journal = `"${tenantSchemaOf(parseTenantId(unreadable.id))}".model_call`;
@@ -274,5 +265,5 @@ test("kill -9 in the middle: the run goes on, and each difference has one alarm"
       expect.stringMatching(/^price_differs trn_\w+\.0: its rate card is not stored, or was changed$/),
     ]);
   expect(await alarms()).toHaveLength(before + rows.length);
-  expect((await call("GET", "/v1/audit/verify")).body).toMatchObject({ ok: true });
+  expect((await product.admin("GET", "/v1/audit/verify")).body).toMatchObject({ ok: true });
 }, 240_000);
