@@ -5,7 +5,7 @@ import { AppError } from "../domain/app-error.ts";
 import { checkAuditKey, checkKeyEncryption } from "./key-check.ts";
 import { checkPostgres } from "./postgres-check.ts";
 import { checkProvider } from "./provider-check.ts";
-import { checkBubblewrap, checkCgroup } from "./sandbox-check.ts";
+import { checkBubblewrap, checkCgroup, checkSandboxModes } from "./sandbox-check.ts";
 import { checkTemporalUi } from "./temporal-ui-check.ts";
 import { checkTemporal } from "./temporal-check.ts";
 
@@ -17,9 +17,10 @@ async function hostReport(variables: KeySource): Promise<HostReport> {
   const environment = readEnvironment(variables);
   const config = usableConfig(environment.home);
   const providers = [...(config?.providers.values() ?? [])].filter(({ kind }) => kind !== "demo");
-  const [{ report, ...postgres }, ui, ...checked] = await Promise.all([
+  const [{ report, ...postgres }, ui, modes, ...checked] = await Promise.all([
     checkPostgres(environment, config),
     environment.temporalUiUrl === undefined ? undefined : checkTemporalUi(environment.temporalUiUrl),
+    checkSandboxModes(config, environment.home),
     checkTemporal(environment, config, variables),
     checkBubblewrap(),
     checkCgroup(config),
@@ -28,6 +29,7 @@ async function hostReport(variables: KeySource): Promise<HostReport> {
   return {
     findings: [
       ...[postgres, ...checked].map(({ finding }) => finding),
+      ...(modes === undefined ? [] : [modes.finding]),
       ...(ui === undefined ? [] : [ui]),
       checkKeyEncryption(environment, report),
       checkAuditKey(environment, report),

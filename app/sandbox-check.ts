@@ -1,7 +1,10 @@
 import type { AdminConfig } from "../control-plane/admin-config.ts";
 import { type Checked, oneLine } from "../control-plane/doctor-finding.ts";
+import { resolveSandboxPolicy } from "../control-plane/sandbox-policy.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { findCgroupPlaces } from "../sandbox/cgroup-place.ts";
+import { refusePolicy } from "../sandbox/policy-run.ts";
+import { createSeccompProfiles } from "./seccomp-profiles.ts";
 
 /** Starts a sandbox, as the worker does at its start. */
 export async function checkBubblewrap(): Promise<Checked> {
@@ -41,4 +44,29 @@ export async function checkCgroup(config: AdminConfig | undefined): Promise<Chec
       mend: "run under systemd with Delegate=yes, or give the container a cgroup that it may write",
     },
   };
+}
+
+/** Whether this host can hold what each of the configured modes asks for; undefined where none is configured. */
+export async function checkSandboxModes(config: AdminConfig | undefined, home: string): Promise<Checked | undefined> {
+  const modes = Object.keys(config?.sandbox.modes ?? {});
+  if (config === undefined || modes.length === 0) return undefined;
+  const check = "sandbox modes";
+  const driver = createBwrapDriver();
+  const profiles = createSeccompProfiles({ home });
+  try {
+    const refusals = await Promise.all(
+      modes.map(async (mode) => {
+        const policy = resolveSandboxPolicy({ admin: config.sandbox, overlay: undefined, mode });
+        const profile = await profiles.of(policy.seccomp.value);
+        const refused = refusePolicy(policy, driver) ?? (typeof profile === "string" ? profile : undefined);
+        return refused === undefined ? [] : [`${mode}: ${refused}`];
+      }),
+    );
+    const said = refusals.flat();
+    if (said.length === 0) return { finding: { check, state: "ok", says: `this host can hold ${modes.join(", ")}` } };
+    const mend = "correct sandbox.modes in config.yaml, or what they name; until then nothing runs in these modes";
+    return { finding: { check, state: "failed", says: oneLine(said.join("; ")), mend } };
+  } finally {
+    driver.dispose();
+  }
 }

@@ -6,6 +6,7 @@ import type { TenantId } from "../domain/tenant.ts";
 import { limitsOfPolicy, refusePolicy } from "../sandbox/policy-run.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
 import type { ToolPlace } from "../sandbox/tool.ts";
+import { createSeccompProfiles } from "./seccomp-profiles.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 
 export type SandboxPlacesDeps = {
@@ -23,18 +24,20 @@ export type SandboxPlace = {
 };
 
 /** Where and within which limits a tenant's program runs. */
-export const createSandboxPlaces =
-  ({ config, home, driver, tenantOf }: SandboxPlacesDeps) =>
-  async (tenantId: TenantId, wish: Omit<SandboxWish, "admin">): Promise<SandboxPlace> => {
+export function createSandboxPlaces({ config, home, driver, tenantOf }: SandboxPlacesDeps) {
+  const profiles = createSeccompProfiles({ home });
+  return async (tenantId: TenantId, wish: Omit<SandboxWish, "admin">): Promise<SandboxPlace> => {
     const policy = resolveSandboxPolicy({ ...wish, admin: config.sandbox });
-    const { osUidIndex } = await tenantOf(tenantId);
+    const [{ osUidIndex }, seccomp] = await Promise.all([tenantOf(tenantId), profiles.of(policy.seccomp.value)]);
     return {
       policy,
-      refused: refusePolicy(policy, driver),
+      refused: refusePolicy(policy, driver) ?? (typeof seccomp === "string" ? `${seccomp} (${policy.seccomp.because})` : undefined),
       place: {
         workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox,
         uid: tenantUidOf(osUidIndex),
         limits: limitsOfPolicy(policy),
+        ...(typeof seccomp === "string" ? {} : { seccomp }),
       },
     };
   };
+}

@@ -4,6 +4,7 @@ import {
   type SandboxLimitName,
   sandboxLimitNames,
   type SandboxPolicy,
+  seccompProfileNames,
 } from "../domain/sandbox-policy.ts";
 import type { AdminConfig } from "./admin-config.ts";
 import { coversHost } from "./network-allowance.ts";
@@ -26,7 +27,6 @@ export type SandboxWish = {
 
 /** The mode of a configuration that has none. */
 const builtInMode = "built-in";
-const seccompDefault = "default";
 
 /**
  * What applies to a run and why. The administrator's part gives every value; a tenant may choose another of the administrator's modes
@@ -41,7 +41,7 @@ export function resolveSandboxPolicy({ admin, overlay, tool, annotation, mode }:
   const [outer, inner] = [adminMode ?? {}, chosenMode ?? {}];
   // Of runtimes and filters the stronger one stands.
   const from = strengthOf(inner) >= strengthOf(outer) ? { name: chosen.value, mode: inner } : { name: given.value, mode: outer };
-  const filter = outer.seccomp === inner.seccomp || inner.seccomp === undefined ? outer.seccomp : tighterFilter(outer, inner);
+  const seccomp = filtersOf({ name: given.value, mode: outer }, { name: chosen.value, mode: inner });
   const said = <Value>(value: Value | undefined, otherwise: Value, name: string): Reasoned<Value> =>
     value === undefined ? { value: otherwise, because: "built in" } : { value, because: `the administrator's mode ${name}` };
   return {
@@ -50,11 +50,14 @@ export function resolveSandboxPolicy({ admin, overlay, tool, annotation, mode }:
     runtime: said(from.mode.runtime, "bwrap", from.name),
     runtimeClass: said(from.mode.runtime_class, undefined, from.name),
     image: said(from.mode.image, undefined, from.name),
-    seccomp: said(filter, seccompDefault, filter === inner.seccomp ? chosen.value : given.value),
+    seccomp,
     network: networkOf(admin, [outer, inner], overlay),
     asked: new Set(sandboxLimitNames.filter((name) => outer[name] !== undefined || inner[name] !== undefined || own?.[name] !== undefined)),
     require: admin.require ?? "any",
-    fault: fault === undefined ? undefined : `the sandbox mode ${JSON.stringify(fault.value)} is not configured (${fault.because})`,
+    fault:
+      fault === undefined
+        ? logFault(seccomp, mode)
+        : `the sandbox mode ${JSON.stringify(fault.value)} is not configured (${fault.because})`,
   };
 }
 
@@ -101,9 +104,25 @@ function limitsOf(given: NamedMode, chosen: NamedMode, own: OwnLimits): SandboxP
 const strengthOf = ({ runtime, runtime_class: runtimeClass }: AdminMode): number =>
   runtime === "docker" ? (runtimeClass === undefined || runtimeClass === "runc" ? 1 : 2) : 0;
 
-/** Another filter is taken only in place of none that lets more through. */
-const tighterFilter = (outer: AdminMode, inner: AdminMode): string | undefined =>
-  inner.seccomp === "log" || (outer.seccomp !== undefined && outer.seccomp !== "log") ? outer.seccomp : inner.seccomp;
+/** A tenant who chooses another mode gets what both modes' filters let through; of two built-in ones that is the tighter one. */
+function filtersOf(given: NamedMode, chosen: NamedMode): SandboxPolicy["seccomp"] {
+  const of = ({ name, mode: { seccomp } }: NamedMode): Reasoned<string> =>
+    seccomp === undefined ? { value: "default", because: "built in" } : { value: seccomp, because: `the administrator's mode ${name}` };
+  const [outer, inner] = [of(given), of(chosen)];
+  const rankOf = ({ value }: Reasoned<string>): number => seccompProfileNames.findIndex((name) => name === value);
+  const [outerRank, innerRank] = [rankOf(outer), rankOf(inner)];
+  if (outer.value === inner.value || (outerRank >= 0 && innerRank >= 0)) {
+    const one = innerRank < outerRank ? inner : outer;
+    return { value: [one.value], because: one.because };
+  }
+  return { value: [outer.value, inner.value], because: `${outer.because}, and ${inner.because}` };
+}
+
+/** The filter is what keeps a program from the kernel: one that lets everything through is for the commands of whoever runs the host. */
+function logFault({ value, because }: SandboxPolicy["seccomp"], mode: string | undefined): string | undefined {
+  if (mode !== undefined || value.some((name) => name !== "log")) return undefined;
+  return `seccomp: log refuses nothing, so only an administrator's \`openclaw sandbox exec --mode\` runs with it (${because})`;
+}
 
 function networkOf(admin: AdminSandbox, modes: readonly AdminMode[], overlay: SandboxWish["overlay"]): Reasoned<readonly string[]> {
   if (modes.some(({ network }) => network === "none")) return { value: [], because: "the mode's network: none" };

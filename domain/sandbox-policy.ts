@@ -25,6 +25,10 @@ export const builtInSandboxLimits: Readonly<Record<SandboxLimitName, number>> = 
   open_files: 256,
 };
 
+/** The filters of syscalls that need no file, the tightest first; any other is a file of the administrator's. */
+export const seccompProfileNames = ["strict", "default", "log"] as const;
+export type SeccompProfileName = (typeof seccompProfileNames)[number];
+
 /** A value and, for people, where it comes from. */
 export type Reasoned<Value> = { readonly value: Value; readonly because: string };
 
@@ -35,7 +39,8 @@ export type SandboxPolicy = {
   readonly runtime: Reasoned<"bwrap" | "docker">;
   readonly runtimeClass: Reasoned<string | undefined>;
   readonly image: Reasoned<string | undefined>;
-  readonly seccomp: Reasoned<string>;
+  /** All of these hold: what one of them refuses is refused. */
+  readonly seccomp: Reasoned<readonly string[]>;
   /** What the program may reach; empty: nothing. */
   readonly network: Reasoned<readonly string[]>;
   /** Limits that the administrator set for this mode: where they must hold by cgroup and cannot, the mode is refused. */

@@ -149,7 +149,7 @@ async function runIn(host: BwrapHost, job: SandboxJob, signal: AbortSignal): Pro
     hold = host.enforcer.hold(job.limits);
     const keep = (fd: number): number => (fds.push(fd), fd);
     const stdinFd = job.stdin.length === 0 ? "ignore" : keep(openStdinFile(job.stdin));
-    const [seccompFd, passwdFd, groupFd] = [keep(host.seccomp.open()), keep(host.passwd.open()), keep(host.group.open())];
+    const [seccompFd, passwdFd, groupFd] = [keep(host.seccomp.open(job.seccomp)), keep(host.passwd.open()), keep(host.group.open())];
     const [command = "", ...args] = commandLine(host, job);
     child = spawn(command, args, {
       cwd: "/",

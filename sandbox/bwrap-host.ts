@@ -9,7 +9,8 @@ import { PipePool } from "./pipe-pool.ts";
 import type { ResourceEnforcer } from "./resource-enforcer.ts";
 import { createRlimitEnforcer } from "./rlimit-enforcer.ts";
 import { sweepOrphanedProcesses } from "./run-owner.ts";
-import { machineOf, seccompFilterBytes } from "./seccomp-filter.ts";
+import { machineOf } from "./seccomp-filter.ts";
+import { createSeccompFiles, type SeccompFiles } from "./seccomp-files.ts";
 
 export type BwrapDriverOptions = {
   /** `cgroup` refuses a host without a group that we may make; `any` (default) takes rlimits and a polled sum there; `rlimit` takes those always. */
@@ -25,7 +26,7 @@ export type BwrapHost = {
   readonly hardLimits: ReadonlyMap<string, number>;
   /** Descriptors to close before anything else is done; usually none. */
   readonly inherited: readonly number[];
-  readonly seccomp: ConstantFile;
+  readonly seccomp: SeccompFiles;
   readonly passwd: ConstantFile;
   readonly group: ConstantFile;
   readonly pipes: PipePool;
@@ -51,7 +52,7 @@ export function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptio
     bwrap,
     enforcer: places ? createCgroupEnforcer(places) : createRlimitEnforcer(),
     hardLimits: parseHardLimits(readFileSync("/proc/self/limits", "utf8")),
-    seccomp: createConstantFile(seccompFilterBytes(machine, { memfd: places !== undefined })),
+    seccomp: createSeccompFiles(machine, { uncountedMemory: places !== undefined }),
     passwd: createConstantFile(passwdFile),
     group: createConstantFile(groupFile),
     pipes: new PipePool(),

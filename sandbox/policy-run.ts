@@ -27,13 +27,12 @@ export function limitsOfPolicy({ limits, asked }: SandboxPolicy): SandboxLimits 
 
 /** Why a policy cannot be held on this host, as a clause; undefined when it can. Nothing is weakened to make it fit. */
 export function refusePolicy(policy: SandboxPolicy, driver: Pick<SandboxDriver, "enforcement">): string | undefined {
-  const { fault, runtime, runtimeClass, image, seccomp, require, asked } = policy;
+  const { fault, runtime, runtimeClass, image, require, asked } = policy;
   if (fault !== undefined) return fault;
   if (runtime.value !== "bwrap") return `runtime ${runtime.value} is not available here (${runtime.because})`;
   if (runtimeClass.value !== undefined)
     return `runtime_class ${runtimeClass.value} needs the runtime docker, which is not available here (${runtimeClass.because})`;
   if (image.value !== undefined) return `image ${image.value} needs the runtime docker, which is not available here (${image.because})`;
-  if (seccomp.value !== "default") return `there is no seccomp profile ${JSON.stringify(seccomp.value)} (${seccomp.because})`;
   const held = driver.enforcement();
   if (held === undefined) return "no sandbox can be started on this host";
   if (require !== "cgroup") return undefined;

@@ -1,3 +1,5 @@
+import type { SeccompProfile } from "./seccomp-profile.ts";
+
 /** What one run may use. Units are in the names; every limit is enforced or the run is refused. */
 export type SandboxLimits = {
   readonly wallMs: number;
@@ -27,6 +29,8 @@ export type SandboxJob = {
   readonly argv: readonly string[];
   readonly stdin: Uint8Array | string;
   readonly limits: SandboxLimits;
+  /** Default: the profile `default`. */
+  readonly seccomp?: SeccompProfile;
   /** Told of what is kept of the output, as it comes. */
   readonly onOutput?: (stream: "stdout" | "stderr", chunk: Uint8Array) => void;
 };

@@ -19,14 +19,16 @@ import x8664Syscalls from "./syscalls-x86_64.json" with { type: "json" };
 
 export type Machine = "x86_64" | "aarch64";
 
+/** What a filter is assembled from; `SeccompProfile` is one. */
+export type SeccompRules = {
+  readonly allowed: readonly string[];
+  readonly ipSockets: boolean;
+  readonly denied: "refuse" | "log";
+};
+
 export type SeccompOptions = {
-  /**
-   * `refuse` (default) answers an error; `log` lets what is not allowed happen and has the kernel log it, for an operator who
-   * looks for the syscall that a program misses. Never for programs that are not trusted.
-   */
-  readonly denied?: "refuse" | "log";
-  /** False takes memfd_create away: without a cgroup nothing counts the pages of a memfd that is not mapped. Default true. */
-  readonly memfd?: boolean;
+  /** False takes away what nothing counts without a cgroup: a memfd that is not mapped, and shared memory of System V. Default true. */
+  readonly uncountedMemory?: boolean;
 };
 
 export const syscallTables: Readonly<Record<Machine, Readonly<Record<string, number>>>> = {
@@ -101,8 +103,34 @@ const X32_BIT = 0x40000000;
 
 const names = (text: string): string[] => text.split(/\s+/);
 
+/** Judged by their arguments; allowed or not, these rules stay. */
+export const ruledSyscalls: ReadonlySet<string> = new Set(["clone", "socket", "socketpair", "ioctl", "personality", "mknod", "mknodat"]);
+
+/**
+ * What `strict` leaves out, with every socket but UNIX ones: what a script, a compiler or an interpreter of a language does not need, and
+ * exploits of the kernel have begun with (pipes that share pages, memory policy, protection keys, other ABIs' personalities).
+ */
+const notInStrict = `splice tee vmsplice memfd_create execveat personality mknod mknodat seccomp landlock_create_ruleset landlock_add_rule
+  landlock_restrict_self pidfd_open pidfd_send_signal get_mempolicy set_mempolicy mbind pkey_alloc pkey_free pkey_mprotect
+  map_shadow_stack mlock mlock2 mlockall munlock munlockall inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
+  sched_setaffinity sched_setparam sched_setscheduler sched_setattr setpriority ioprio_set sync syncfs utime futimesat epoll_ctl_old
+  epoll_wait_old sendmmsg recvmmsg bind listen accept accept4`;
+
+/** What a profile of ours allows, calls with a rule among it. */
+export function builtInSyscalls(profile: "default" | "strict"): ReadonlySet<string> {
+  const all = new Set([...Object.values(allowed).flatMap(names), ...ruledSyscalls]);
+  return profile === "default" ? all : all.difference(new Set(names(notInStrict)));
+}
+
+/** Where no group counts memory, these make some that nobody counts. */
+const uncounted = ["memfd_create", "shmget"];
+
 /** The default-deny filter for one machine: what is not allowed fails with EPERM, a call newer than the table with ENOSYS, another ABI kills. */
-export function compileSeccompFilter(machine: Machine, { denied = "refuse", memfd = true }: SeccompOptions = {}): BpfInstruction[] {
+export function compileSeccompFilter(
+  machine: Machine,
+  { allowed: allowedNames, ipSockets, denied }: SeccompRules,
+  { uncountedMemory = true }: SeccompOptions = {},
+): BpfInstruction[] {
   const table = syscallTables[machine];
   const refuse = (errno: number): BpfInstruction => verdict(denied === "log" ? LOG : failWith(errno));
   const leaves = new Map<number, readonly BpfInstruction[]>();
@@ -110,18 +138,11 @@ export function compileSeccompFilter(machine: Machine, { denied = "refuse", memf
     const number = table[name];
     if (number !== undefined) leaves.set(number, leaf);
   };
+  const rules: Readonly<Record<string, readonly BpfInstruction[]>> = argumentRules(refuse, { ipSockets });
 
-  for (const group of Object.values(allowed)) for (const name of names(group)) put(name, [verdict(ALLOW)]);
   for (const name of names(unknownToPrograms)) put(name, [verdict(failWith(ENOSYS))]);
-  if (!memfd) put("memfd_create", [verdict(failWith(ENOSYS))]);
-  put("clone", [loadArgument(0), ifAnyBit(NAMESPACE_FLAGS, 1, 0), verdict(ALLOW), refuse(EPERM)]);
-  put("socket", socketLeaf(refuse));
-  put("socketpair", [loadArgument(0), ...oneOf([AF_UNIX], [verdict(ALLOW)], [refuse(EAFNOSUPPORT)])]);
-  put("ioctl", [loadArgument(1), ...oneOf(refusedIoctls, [refuse(EPERM)], [verdict(ALLOW)])]);
-  put("personality", [loadArgument(0), ...oneOf(personalities, [verdict(ALLOW)], [refuse(EPERM)])]);
-  const nodeLeaf = [keepBits(FILE_TYPE_MASK), ...oneOf(nodeTypes, [verdict(ALLOW)], [refuse(EPERM)])];
-  put("mknod", [loadArgument(1), ...nodeLeaf]);
-  put("mknodat", [loadArgument(2), ...nodeLeaf]);
+  for (const name of allowedNames) put(name, rules[name] ?? [verdict(ALLOW)]);
+  if (!uncountedMemory) for (const name of uncounted.filter((one) => allowedNames.includes(one))) put(name, [verdict(failWith(ENOSYS))]);
 
   const newest = Math.max(...Object.values(table));
   const ranges: { from: number; then: readonly BpfInstruction[] }[] = [];
@@ -142,10 +163,20 @@ export function compileSeccompFilter(machine: Machine, { denied = "refuse", memf
   ];
 }
 
-function socketLeaf(refuse: (errno: number) => BpfInstruction): BpfInstruction[] {
+function argumentRules(refuse: (errno: number) => BpfInstruction, { ipSockets }: Pick<SeccompRules, "ipSockets">) {
+  const node = [keepBits(FILE_TYPE_MASK), ...oneOf(nodeTypes, [verdict(ALLOW)], [refuse(EPERM)])];
   const byProtocol = [loadArgument(2), ...oneOf(socketProtocols, [verdict(ALLOW)], [refuse(EPROTONOSUPPORT)])];
   const byType = [loadArgument(1), keepBits(SOCKET_TYPE_MASK), ...oneOf(socketTypes, byProtocol, [refuse(EPERM)])];
-  return [loadArgument(0), ...oneOf([AF_UNIX, AF_INET, AF_INET6], byType, [refuse(EAFNOSUPPORT)])];
+  const families = ipSockets ? [AF_UNIX, AF_INET, AF_INET6] : [AF_UNIX];
+  return {
+    clone: [loadArgument(0), ifAnyBit(NAMESPACE_FLAGS, 1, 0), verdict(ALLOW), refuse(EPERM)],
+    socket: [loadArgument(0), ...oneOf(families, byType, [refuse(EAFNOSUPPORT)])],
+    socketpair: [loadArgument(0), ...oneOf([AF_UNIX], [verdict(ALLOW)], [refuse(EAFNOSUPPORT)])],
+    ioctl: [loadArgument(1), ...oneOf(refusedIoctls, [refuse(EPERM)], [verdict(ALLOW)])],
+    personality: [loadArgument(0), ...oneOf(personalities, [verdict(ALLOW)], [refuse(EPERM)])],
+    mknod: [loadArgument(1), ...node],
+    mknodat: [loadArgument(2), ...node],
+  };
 }
 
 /** The machine that this process runs on; undefined where we have no filter for it. */
@@ -154,14 +185,6 @@ export function machineOf(architecture: string): Machine | undefined {
   return architecture === "arm64" ? "aarch64" : undefined;
 }
 
-const compiled = new Map<string, Buffer>();
-
-/** The filter's bytes, assembled once per process. */
-export function seccompFilterBytes(machine: Machine, options: SeccompOptions = {}): Buffer {
-  const key = JSON.stringify([machine, options.denied ?? "refuse", options.memfd ?? true]);
-  const known = compiled.get(key);
-  if (known) return known;
-  const bytes = encodeBpf(compileSeccompFilter(machine, options));
-  compiled.set(key, bytes);
-  return bytes;
-}
+/** The filter's bytes, as bubblewrap reads them. */
+export const seccompFilterBytes = (machine: Machine, rules: SeccompRules, options: SeccompOptions = {}): Buffer =>
+  encodeBpf(compileSeccompFilter(machine, rules, options));

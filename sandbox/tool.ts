@@ -1,8 +1,8 @@
 import type { ToolDefinition } from "../domain/conversation.ts";
-import type { SandboxLimits } from "./sandbox-driver.ts";
+import type { SandboxJob } from "./sandbox-driver.ts";
 
-/** Where a tool acts, resolved by the activity: the tenant's sandbox directory and uid, and the limits of its mode. */
-export type ToolPlace = { readonly workDirectory: string; readonly uid: number | undefined; readonly limits: SandboxLimits };
+/** Where a tool acts, resolved by the activity: the tenant's sandbox directory and uid, and what its mode says. */
+export type ToolPlace = Pick<SandboxJob, "workDirectory" | "uid" | "limits" | "seccomp">;
 
 export type ToolOutcome = {
   /** What the model reads, cut to a bounded length. */

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -17,6 +17,10 @@ sandbox:
     normal: { memory_limit_mb: 256, wall_seconds: 60 }
     short: { wall_seconds: 1 }
     container: { runtime: docker }
+    strict: { seccomp: strict }
+    build: { seccomp: ./profiles/build.json }
+    broken: { seccomp: ./profiles/broken.json }
+    log: { seccomp: log }
 `;
 
 describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
@@ -26,6 +30,9 @@ describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
   beforeAll(async () => {
     model = await startModelServer();
     product = await startProduct({ config: configWithProvider(model.url, modes) });
+    mkdirSync(join(product.home, "profiles"));
+    writeFileSync(join(product.home, "profiles/build.json"), '{ "extends": "default", "deny": ["symlink", "symlinkat"] }');
+    writeFileSync(join(product.home, "profiles/broken.json"), '{ "extends": "default", "allow": ["ptrace"] }');
     token = await product.createTenant("acme");
     await product.createTenant("globex");
   });
@@ -60,6 +67,22 @@ describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
     });
     expect(await exec("--", "cat", "kept")).toMatchObject({ code: 0, stdout: "mine\n" });
     expect((await openclaw(["sandbox", "exec", "--tenant", "globex", "--", "ls"], variables())).stdout).toBe("");
+  });
+
+  test("a mode's filter holds, and one that cannot be used is refused with the reason", async () => {
+    const link = ["--", "sh", "-c", "ln -s a b && rm b"];
+    const listen = ["--", "perl", "-e", "socket(S, 2, 1, 0) or exit 7"];
+
+    expect((await exec(...link)).code).toBe(0);
+    expect(await exec("--mode", "build", ...link)).toMatchObject({ code: 1, stderr: expect.stringContaining("Operation not permitted") });
+    expect((await exec("--mode", "strict", ...listen)).code).toBe(7);
+    expect((await exec("--mode", "log", ...listen)).code).toBe(0);
+    expect(await exec("--mode", "broken", ...listen)).toMatchObject({
+      code: 4,
+      stderr: expect.stringContaining("no profile may allow ptrace"),
+    });
+    const { stdout } = await openclaw(["doctor", "--json"], { ...variables(), OPENCLAW_HOME: product.home });
+    expect(stdout).toContain("broken: the seccomp profile ./profiles/broken.json cannot be used: no profile may allow ptrace");
   });
 
   test("stdin goes in as it is, NULs and all, through the real command", async () => {

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { coversHost } from "../../control-plane/network-allowance.ts";
 import { resolveSandboxPolicy, type SandboxWish } from "../../control-plane/sandbox-policy.ts";
-import { builtInSandboxLimits, sandboxLimitNames } from "../../domain/sandbox-policy.ts";
+import { builtInSandboxLimits, sandboxLimitNames, seccompProfileNames } from "../../domain/sandbox-policy.ts";
 import { refusePolicy } from "../../sandbox/policy-run.ts";
 import type { Enforcement, SandboxResult } from "../../sandbox/sandbox-driver.ts";
 
@@ -23,7 +23,7 @@ const adminMode = fc
       {
         runtime: fc.constantFrom("bwrap" as const, "docker" as const),
         runtime_class: fc.constantFrom("runc", "runsc"),
-        seccomp: fc.constantFrom("default", "log"),
+        seccomp: fc.constantFrom("default", "log", "strict", "./profiles/one.json", "./profiles/two.json"),
         network: fc.constantFrom("none", "allow-list"),
       },
       { requiredKeys: [] },
@@ -56,6 +56,15 @@ const overlays = fc.record(
 const strength = ({ runtime, runtimeClass }: ReturnType<typeof resolveSandboxPolicy>): number =>
   runtime.value === "bwrap" ? 0 : runtimeClass.value === "runsc" ? 2 : 1;
 
+/** Every filter of the administrator's stands, or a built-in one that is tighter. */
+function expectNoLooserFilter(both: readonly string[], alone: readonly string[]): void {
+  const rank = (name: string): number => seccompProfileNames.findIndex((known) => known === name);
+  for (const name of alone) {
+    const stands = both.some((other) => other === name || (rank(name) >= 0 && rank(other) >= 0 && rank(other) <= rank(name)));
+    expect(stands, `${name} is missing in ${both.join()}`).toBe(true);
+  }
+}
+
 describe("whatever an overlay says", () => {
   test("no limit, runtime, filter or destination goes beyond the administrator's", () => {
     fc.assert(
@@ -70,8 +79,8 @@ describe("whatever an overlay says", () => {
 
           for (const name of sandboxLimitNames) expect(both.limits[name].value, name).toBeLessThanOrEqual(alone.limits[name].value);
           expect(strength(both)).toBeGreaterThanOrEqual(strength(alone));
-          if (alone.seccomp.value !== "log") expect(both.seccomp.value).not.toBe("log");
-          if (alone.fault !== undefined) expect(both.fault).toBeDefined();
+          expectNoLooserFilter(both.seccomp.value, alone.seccomp.value);
+          if (alone.fault?.includes("not configured") === true) expect(both.fault).toBeDefined();
           const bounds = [...(admin.network?.allow ?? []), ...(admin.tenant_may_allow ?? [])];
           for (const host of both.network.value) expect(bounds.some((bound) => coversHost(bound, host))).toBe(true);
         },
@@ -122,6 +131,35 @@ test("a tenant's list replaces the administrator's, within what it may allow", (
   expect(resolveSandboxPolicy({ admin, overlay: undefined }).network.value).toEqual(["pypi.org:443"]);
 });
 
+test("of two modes' filters the tighter one holds, and both where a file says what they are", () => {
+  const modes = { plain: {}, strict: { seccomp: "strict" }, log: { seccomp: "log" }, build: { seccomp: "./profiles/build.json" } };
+  const filters = (admins: keyof typeof modes, tenants?: keyof typeof modes) => {
+    const sandbox: Admin = { default_mode: admins, modes };
+    return resolveSandboxPolicy({ admin: sandbox, overlay: tenants === undefined ? undefined : { default_mode: tenants } }).seccomp;
+  };
+
+  expect(filters("plain")).toEqual({ value: ["default"], because: "built in" });
+  expect(filters("plain", "strict")).toEqual({ value: ["strict"], because: "the administrator's mode strict" });
+  expect(filters("strict", "plain").value).toEqual(["strict"]);
+  expect(filters("plain", "log").value).toEqual(["default"]);
+  expect(filters("strict", "log").value).toEqual(["strict"]);
+  expect(filters("log", "plain").value).toEqual(["default"]);
+  expect(filters("build", "build").value).toEqual(["./profiles/build.json"]);
+  expect(filters("build", "log")).toEqual({
+    value: ["./profiles/build.json", "log"],
+    because: "the administrator's mode build, and the administrator's mode log",
+  });
+  expect(filters("strict", "build").value).toEqual(["strict", "./profiles/build.json"]);
+});
+
+test("a filter that refuses nothing is for an administrator's own command", () => {
+  const sandbox: Admin = { default_mode: "log", modes: { log: { seccomp: "log" } } };
+
+  expect(resolveSandboxPolicy({ admin: sandbox, overlay: undefined }).fault).toContain("refuses nothing");
+  expect(resolveSandboxPolicy({ admin: sandbox, overlay: undefined, tool: "exec", annotation: "log" }).fault).toContain("refuses nothing");
+  expect(resolveSandboxPolicy({ admin: sandbox, overlay: undefined, mode: "log" }).fault).toBeUndefined();
+});
+
 describe("a mode that cannot be held here is refused with the reason", () => {
   const host = (memory: Enforcement, cpu: Enforcement): { enforcement(): SandboxResult["enforcement"] | undefined } => ({
     enforcement: () => ({ wall: "group", output: "group", memory, processes: memory, cpu, disk: "polled", inodes: "polled" }),
@@ -134,7 +172,7 @@ describe("a mode that cannot be held here is refused with the reason", () => {
     ["a runtime that is not there", only({ runtime: "docker" }), "runtime docker is not available"],
     ["a runtime class", only({ runtime_class: "runsc" }), "runtime_class runsc"],
     ["an image", only({ image: "sha256:0" }), "image sha256:0"],
-    ["an unknown filter", only({ seccomp: "mine" }), 'no seccomp profile "mine"'],
+    ["a filter that refuses nothing, for a tool", only({ seccomp: "log" }), "seccomp: log refuses nothing"],
     ["a mode that is not configured", { default_mode: "absent" }, '"absent" is not configured'],
     ["a mode named like a property of every object", { default_mode: "toString", modes: {} }, '"toString" is not configured'],
   ] as const)("%s", (_name, sandbox, sentence) => {

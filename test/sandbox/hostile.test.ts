@@ -1,15 +1,13 @@
-import { execFile, spawnSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
-import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
-import type { SandboxLimits, SandboxResult } from "../../sandbox/sandbox-driver.ts";
+import type { SandboxLimits } from "../../sandbox/sandbox-driver.ts";
 import { machineOf, syscallTables } from "../../sandbox/seccomp-filter.ts";
 import {
   isRoot,
   limits,
-  MiB,
   missing,
   processesWith,
   runOutside,
@@ -22,7 +20,6 @@ import {
   variants,
 } from "./sandbox-stage.ts";
 
-const PLANTED = "planted-secret-5f2c";
 const syscalls = syscallTables[machineOf(process.arch) ?? "x86_64"];
 const never = new AbortController().signal;
 
@@ -37,7 +34,6 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   let mountsBefore: string;
 
   beforeAll(async () => {
-    process.env["OPENCLAW_PLANTED"] = PLANTED;
     mountsBefore = await mountsOfHost();
     stage = await setStage(variant);
     await writeFile(join(stage.base, "host-secret.txt"), "host secret", { mode: 0o644 });
@@ -45,7 +41,6 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
   afterAll(async () => {
     await stage.tearDown();
-    delete process.env["OPENCLAW_PLANTED"];
   });
 
   /** Runs a bash script as acme and makes sure that it began. */
@@ -61,31 +56,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     return { ...result, out: stdout.slice(mark.length + 1), err: text(result.stderr) };
   }
 
-  /** The probe is held inside, and gets there outside. */
-  async function expectHeld(script: string, { outside = isRoot }: { outside?: boolean } = {}): Promise<void> {
-    expect((await run(script)).out.trim()).toBe("HELD");
-    if (outside) expect(runOutside(script, stage.base).trim()).toBe("BROKEN");
-  }
-
   describe("files", () => {
-    test("passwords of the host", () =>
-      expectHeld(probe("grep -q root /etc/shadow 2>/dev/null || grep -q /root: /etc/passwd 2>/dev/null")));
-    test("root's home", () => expectHeld(probe("ls /root/ >/dev/null 2>&1")));
-    test("a readable file of the host", () =>
-      expectHeld(probe(`grep -q secret ${stage.base}/host-secret.txt 2>/dev/null`), { outside: true }));
-    test("our own code", () => expectHeld(probe(`test -r ${import.meta.filename}`), { outside: true }));
-    test("the other tenant's directory, by name and by way of /proc", async () => {
-      await expectHeld(probe(`cat ${stage.globex.workDirectory}/secret.txt >/dev/null 2>&1`));
-      await expectHeld(
-        probe(
-          `cat /proc/1/root${stage.globex.workDirectory}/secret.txt /proc/1/cwd/../globex/sandbox/secret.txt 2>/dev/null | grep -q secret`,
-        ),
-        { outside: false },
-      );
-      await expectHeld(probe("cat ../../globex/sandbox/secret.txt ../globex/sandbox/secret.txt 2>/dev/null | grep -q secret"), {
-        outside: false,
-      });
-    });
     test("writing anywhere but /work and /tmp", async () => {
       const { out } =
         await run(`for d in / /usr /usr/bin /usr/local /etc /etc/ssl /bin /dev /proc /proc/sys/kernel /home /root /var /run /sys; do touch $d/probe 2>/dev/null && echo BROKEN $d; done
@@ -117,16 +88,10 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   describe("secrets and processes", () => {
-    test("our environment", () =>
-      expectHeld(probe(`cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -q ${PLANTED}; test \${PIPESTATUS[2]} = 0`), {
-        outside: true,
-      }));
     test("its environment is ours to name", async () => {
       const { out } = await run("env | cut -d= -f1 | sort | tr '\\n' ' '");
       expect(out.trim()).toBe("HOME LANG LOGNAME PATH PWD SHELL SHLVL TERM TMPDIR USER _");
     });
-    test("the host's processes", () => expectHeld(probe(`grep -q node /proc/${process.pid}/cmdline 2>/dev/null`), { outside: true }));
-    test("signals to the host's processes", () => expectHeld(probe(`kill -0 ${process.pid} 2>/dev/null`)));
     test("host paths in the command line of the first process, and other groups in the names of cgroups", async () => {
       const { out } = await run("tr '\\0' ' ' < /proc/1/cmdline; cat /proc/self/cgroup; hostname");
       expect(out).not.toContain(stage.base);
@@ -163,27 +128,6 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   describe("network", () => {
-    test("a server on the host's loopback", async () => {
-      const server = createServer((socket) => socket.end("hello\n")).listen(0, "127.0.0.1");
-      onTestFinished(() => void server.close());
-      const { port } = await listening(server);
-      const connect = probe(`timeout 3 bash -c 'exec 3<>/dev/tcp/127.0.0.1/${port} && head -1 <&3' 2>/dev/null | grep -q hello`);
-
-      expect((await run(connect)).out.trim()).toBe("HELD");
-      expect((await outsideAsync(connect, stage.base)).trim()).toBe("BROKEN");
-    });
-    test("an abstract UNIX socket of the host", async () => {
-      const name = `openclaw-test-${process.pid}-${marks}`;
-      const server = createServer((socket) => socket.end()).listen(`\0${name}`);
-      onTestFinished(() => void server.close());
-      await listening(server);
-      const connect = probe(
-        `perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or exit 1; exit(connect(S, pack("S a*", AF_UNIX, "\\0${name}")) ? 0 : 1)'`,
-      );
-
-      expect((await run(connect)).out.trim()).toBe("HELD");
-      expect((await outsideAsync(connect, stage.base)).trim()).toBe("BROKEN");
-    });
     test("no way out: one interface, no route", async () => {
       const { out } = await run(
         "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' \\n'; tail -n +2 /proc/net/route | wc -l; (exec 3<>/dev/tcp/1.1.1.1/80) 2>/dev/null || echo HELD",
@@ -193,65 +137,6 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   describe("the kernel", () => {
-    const calls: Readonly<Record<string, string>> = {
-      unshare: "0x20000000",
-      mount: "0,0,0,0,0",
-      umount2: "0,0",
-      ptrace: "0,0,0,0",
-      pivot_root: "0,0",
-      chroot: "0",
-      setns: "-1,0",
-      keyctl: "0,-3,0",
-      add_key: "0,0,0,0,0",
-      bpf: "0,0,0",
-      io_uring_setup: "4,0",
-      userfaultfd: "1",
-      perf_event_open: "0,0,-1,-1,0",
-      process_vm_readv: "1,0,0,0,0,0",
-      open_by_handle_at: "-1,0,0",
-      memfd_secret: "0",
-      shmget: "0,4096,0x380",
-      init_module: "0,0,0",
-      kexec_load: "0,0,0,0",
-      move_mount: "-1,0,-1,0,0",
-      fsopen: "0,0",
-      clone3: "0,0",
-      pidfd_getfd: "-1,0,0",
-      personality: "0x0400000",
-      socket: "16,3,0",
-    };
-    const script = `perl -e '${Object.entries(calls)
-      .filter(([name]) => syscalls[name] !== undefined)
-      .map(([name, args]) => `$! = 0; $r = syscall(${syscalls[name]},${args}); print "${name} ", $r == -1 ? $!+0 : "OK", "\\n";`)
-      .join(" ")}'`;
-
-    test("refuses what an escape begins with", async () => {
-      const answers = new Map(
-        (await run(script)).out
-          .trim()
-          .split("\n")
-          .map((line) => line.split(" ") as [string, string]),
-      );
-      expect(answers.size).toBeGreaterThanOrEqual(24);
-      for (const [name, errno] of answers)
-        expect([name, errno]).toEqual([name, name === "socket" ? "97" : name === "clone3" || name === "io_uring_setup" ? "38" : "1"]);
-
-      const outside = new Map(
-        runOutside(script, stage.base)
-          .trim()
-          .split("\n")
-          .map((line) => line.split(" ") as [string, string]),
-      );
-      for (const name of ["ptrace", "keyctl", "shmget", "socket"]) expect([name, outside.get(name)]).toEqual([name, "OK"]);
-      for (const name of ["io_uring_setup", "clone3", "pidfd_getfd"]) expect(outside.get(name)).not.toBe(answers.get(name));
-    });
-    test("makes no user namespace, by clone either", async () => {
-      const { out } = await run(
-        `${probe("unshare -U true 2>/dev/null")}; perl -e '$r = syscall(${syscalls["clone"]}, 0x10000011, 0, 0, 0, 0); exit 0 if $r == 0; print $r > 0 ? "BROKEN" : "HELD"'`,
-      );
-      expect(out).toBe("HELD\nHELD");
-      if (isRoot) expect(runOutside(probe("unshare -U true"), stage.base).trim()).toBe("BROKEN");
-    });
     test("lets nobody type into a terminal", async () => {
       const typing = `perl -e 'for $c (map { $_ + 0 } 0x5412, 0x100005412) { $n = $c; $! = 0; syscall(${syscalls["ioctl"]}, 0, $n, $x = "x"); print $!+0, " " }'`;
       const result = await run(typing);
@@ -264,8 +149,6 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   describe("resources", () => {
-    const died = ({ exitCode }: SandboxResult): boolean => exitCode !== 0;
-
     test("a loop is ended by the clock", async () => {
       const result = await run("while :; do :; done", { wallMs: 500 });
       expect(result).toMatchObject({ reason: "wall", exitCode: undefined, signal: "SIGKILL" });
@@ -297,22 +180,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
       // An rlimit does not tell that it was met; the poll sees it only while it lasts.
       if (enforcement.processes === "group") expect(reason).toBe("pids");
     });
-    test("memory of one process", async () => {
-      const result = await run(`perl -e '$x = "x" x (1 << 29); print "BROKEN"'`, { memoryBytes: 64 * MiB });
-      expect(died(result)).toBe(true);
-      expect(result.out).toBe("");
-      if (result.enforcement.memory === "group") expect(result.reason).toBe("memory");
-    });
-    test("memory over children, each within the limit", async () => {
-      const result = await run(`for i in $(seq 8); do perl -e '$x = "x" x (20 << 20); sleep 3' & done; wait; echo BROKEN`, {
-        memoryBytes: 64 * MiB,
-      });
-      expect(result.reason).toBe("memory");
-    });
-    test("memory without a name: memfd, /dev/shm and /tmp", async () => {
-      const flood = `perl -e '@f = (); for (1 .. 40) { $d = syscall(${syscalls["memfd_create"]}, "m", 0); exit 7 if $d < 0; open $h, ">&=", $d; push @f, $h; syswrite $h, "x" x (8 << 20) or exit 8 } print "BROKEN"'`;
-      const result = await run(flood, { memoryBytes: 64 * MiB });
-      expect([died(result), result.out]).toEqual([true, ""]);
+    test("memory in /dev/shm and /tmp ends where the mode says", async () => {
       const full = await run(
         "for f in /tmp/a /dev/shm/a; do dd if=/dev/zero of=$f bs=1M count=100 2>&1 | grep -c 'No space'; done; du -m /tmp/a /dev/shm/a | cut -f1",
       );
@@ -508,16 +376,6 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     }
   });
 });
-
-const listening = async (server: ReturnType<typeof createServer>): Promise<AddressInfo> => {
-  if (!server.listening) await new Promise((resolve) => server.once("listening", resolve));
-  return server.address() as AddressInfo;
-};
-
-/** Outside, without blocking the server that this process itself is. */
-async function outsideAsync(script: string, cwd: string): Promise<string> {
-  return new Promise((resolve) => execFile("/bin/bash", ["-c", script], { cwd, timeout: 10_000 }, (_, stdout) => resolve(stdout)));
-}
 
 const mountsOfHost = async (): Promise<string> =>
   (await readFile("/proc/self/mountinfo", "utf8"))

@@ -1,8 +1,31 @@
 import { describe, expect, test } from "vitest";
 import { type BpfInstruction, encodeBpf, ifEqual, interpretBpf, loadSyscallNumber, rangeTree, verdict } from "../../sandbox/bpf-program.ts";
-import { auditArchitectures, compileSeccompFilter, type Machine, seccompFilterBytes, syscallTables } from "../../sandbox/seccomp-filter.ts";
+import {
+  auditArchitectures,
+  compileSeccompFilter,
+  type Machine,
+  type SeccompOptions,
+  seccompFilterBytes,
+  type SeccompRules,
+  syscallTables,
+} from "../../sandbox/seccomp-filter.ts";
+import {
+  builtInProfile,
+  defaultSeccompProfile,
+  neverAllowed as neverInProfiles,
+  parseSeccompProfile,
+  type SeccompProfile,
+  tightestOf,
+} from "../../sandbox/seccomp-profile.ts";
 
 const machines: readonly Machine[] = ["x86_64", "aarch64"];
+const compile = (machine: Machine, rules: SeccompRules = defaultSeccompProfile, options?: SeccompOptions): BpfInstruction[] =>
+  compileSeccompFilter(machine, rules, options);
+const builtIn = (name: string): SeccompProfile => builtInProfile(name) ?? expect.fail(`there is no profile ${name}`);
+const parsed = (file: object): SeccompProfile => {
+  const profile = parseSeccompProfile(JSON.stringify(file));
+  return typeof profile === "string" ? expect.fail(profile) : profile;
+};
 const verdictNames: ReadonlyMap<number, string> = new Map([
   [0x7fff0000, "allow"],
   [0x7ffc0000, "log"],
@@ -26,8 +49,33 @@ const neverAllowed = `mount umount2 pivot_root chroot unshare setns move_mount o
   modify_ldt vhangup uselib ustat sysfs _sysctl lookup_dcookie nfsservctl shmget shmat shmctl msgget msgsnd msgctl semget semop semctl
   mq_open mq_unlink move_pages migrate_pages get_kernel_syms create_module query_module`.split(/\s+/);
 
+/** Arguments that every rule of ours judges: plain, a namespace, a raw IPv4 socket, a netlink socket, typing into a terminal. */
+const argumentsToTry = [
+  [0n, 0n, 0n],
+  [1n, 1n, 0n],
+  [0x10000000n, 3n, 0n],
+  [2n, 1n, 6n],
+  [16n, 3n, 0n],
+  [0n, 0x5412n, 0n],
+  [0n, 0x2000n, 0x2000n],
+];
+const loosest = ["kill", "refused", "log", "allow"];
+const loosenessOf = (verdictName: string): number => loosest.indexOf(verdictName.startsWith("E") ? "refused" : verdictName);
+
+/** A name that a profile may allow, found out by asking. */
+const allowable = (name: string): boolean => typeof parseSeccompProfile(JSON.stringify({ extends: "default", allow: [name] })) !== "string";
+
+function expectNoLooser(machine: Machine, tighter: readonly BpfInstruction[], looser: readonly BpfInstruction[]): void {
+  for (let number = 0; number <= 600; number += 1) {
+    for (const args of argumentsToTry) {
+      const [one, other] = [judge(tighter, machine, number, args), judge(looser, machine, number, args)];
+      if (loosenessOf(one) > loosenessOf(other)) expect.fail(`${machine} ${number} ${args.join()}: ${one} is looser than ${other}`);
+    }
+  }
+}
+
 describe.each(machines)("the seccomp filter of %s", (machine) => {
-  const program = compileSeccompFilter(machine);
+  const program = compile(machine);
   const table = syscallTables[machine];
   const numberOf = (name: string): number => table[name] ?? expect.fail(`${machine} has no ${name}`);
   const ask = (name: string, ...args: (number | bigint)[]): string => judge(program, machine, numberOf(name), args.map(BigInt));
@@ -105,14 +153,71 @@ describe.each(machines)("the seccomp filter of %s", (machine) => {
     }
   });
 
-  test("has a log mode that refuses nothing but other ABIs and new calls, and a mode without memfd", () => {
-    const logging = compileSeccompFilter(machine, { denied: "log" });
-    const withoutMemfd = compileSeccompFilter(machine, { memfd: false });
+  test("has a log mode that refuses nothing but other ABIs and new calls, and takes uncounted memory away", () => {
+    const logging = compile(machine, builtIn("log"));
+    const counted = compile(machine, parsed({ extends: "default", allow: ["shmget"] }), { uncountedMemory: false });
 
     expect(judge(logging, machine, numberOf("ptrace"))).toBe("log");
     expect(judge(logging, machine, numberOf("socket"), [16n, 3n, 0n])).toBe("log");
-    expect(judge(withoutMemfd, machine, numberOf("memfd_create"))).toBe("ENOSYS");
+    for (const name of ["memfd_create", "shmget"]) expect(judge(counted, machine, numberOf(name))).toBe("ENOSYS");
+    expect(judge(compile(machine, defaultSeccompProfile, { uncountedMemory: false }), machine, numberOf("shmget"))).toBe("EPERM");
     expect(judge(program, machine, numberOf("memfd_create"))).toBe("allow");
+  });
+
+  test("strict gives every number a golden verdict too, and never a looser one", () => {
+    const strict = compile(machine, builtIn("strict"));
+    const verdicts = Object.entries(table).map(([name, number]) => `${judge(strict, machine, number)} ${name}`);
+
+    expect(verdicts.toSorted().join("\n")).toMatchSnapshot();
+    expectNoLooser(machine, strict, program);
+    for (const family of [2, 10]) expect(judge(strict, machine, numberOf("socket"), [BigInt(family), 1n, 0n])).toBe("EAFNOSUPPORT");
+    expect(judge(strict, machine, numberOf("socket"), [1n, 1n, 0n])).toBe("allow");
+  });
+
+  test("a profile from a file changes the verdicts of the numbers that it names, and no other", () => {
+    const profile = parsed({ extends: "default", allow: ["shmget", "cachestat"], deny: ["socket", "symlinkat", "mknodat"] });
+    const custom = compile(machine, profile);
+    const changed = new Map(["shmget", "cachestat", "socket", "symlinkat", "mknodat"].map((name) => [numberOf(name), name]));
+
+    for (let number = 0; number <= newest + 50; number += 1) {
+      for (const args of argumentsToTry) {
+        const name = changed.get(number);
+        const expected =
+          name === undefined ? judge(program, machine, number, args) : name === "shmget" || name === "cachestat" ? "allow" : "EPERM";
+        expect([number, judge(custom, machine, number, args)]).toEqual([number, expected]);
+      }
+    }
+  });
+
+  test("what no profile may allow is refused by every filter, with a profile that allows all it may", () => {
+    const names = [...new Set(Object.values(syscallTables).flatMap((of) => Object.keys(of)))];
+    const most = parsed({ extends: "default", allow: names.filter((name) => allowable(name)) });
+    const widest = compile(machine, most);
+
+    for (const name of neverInProfiles) {
+      const number = table[name];
+      if (number === undefined) continue;
+      for (const args of argumentsToTry) expect([name, judge(widest, machine, number, args)]).toEqual([name, expect.stringMatching(/^E/)]);
+    }
+    for (const flag of [0x20000, 0x10000000]) expect(judge(widest, machine, numberOf("clone"), [BigInt(flag)])).toBe("EPERM");
+    expect(judge(widest, machine, numberOf("ioctl"), [0n, 0x5412n])).toBe("EPERM");
+  });
+
+  test("of several profiles only what all allow is allowed", () => {
+    const profiles = [
+      builtIn("default"),
+      builtIn("strict"),
+      builtIn("log"),
+      parsed({ extends: "default", allow: ["shmget"], deny: ["symlink", "symlinkat"] }),
+      parsed({ extends: "strict", allow: ["memfd_create"], deny: ["getrandom"] }),
+    ];
+    for (const one of profiles) {
+      for (const other of profiles) {
+        const both = compile(machine, tightestOf([one, other]));
+        expectNoLooser(machine, both, compile(machine, one));
+        expectNoLooser(machine, both, compile(machine, other));
+      }
+    }
   });
 
   test("is well-formed: every jump lands inside, every path ends in a verdict, within the kernel's size", () => {
@@ -121,14 +226,13 @@ describe.each(machines)("the seccomp filter of %s", (machine) => {
       expect(furthest).toBeLessThan(program.length);
     }
     expect(program.at(-1)?.code).toBe(0x06);
-    expect(seccompFilterBytes(machine).length).toBe(program.length * 8);
-    expect(seccompFilterBytes(machine)).toBe(seccompFilterBytes(machine));
+    expect(seccompFilterBytes(machine, defaultSeccompProfile).length).toBe(program.length * 8);
   });
 });
 
 test("x32 calls are killed on x86_64", () => {
   for (const number of [0x40000000, 0x40000001, 0x40000200, 0x7fffffff, 0xffffffff])
-    expect(judge(compileSeccompFilter("x86_64"), "x86_64", number)).toBe("kill");
+    expect(judge(compile("x86_64"), "x86_64", number)).toBe("kill");
 });
 
 test("a tree over ranges finds the right one also where branches are far apart", () => {
@@ -143,4 +247,32 @@ test("a tree over ranges finds the right one also where branches are far apart",
 test("a program that the kernel would refuse is refused here", () => {
   expect(() => encodeBpf(Array.from({ length: 4097 }, () => verdict(0)))).toThrow("4097");
   expect(() => encodeBpf([ifEqual(1, 256, 0)])).toThrow("too far");
+});
+
+test.each([
+  ["", "it is not JSON"],
+  ["[]", "expected object"],
+  ["{}", "extends: must be default or strict"],
+  ['{"extends":"log"}', "extends: must be default or strict"],
+  ['{"extends":"default","allows":["getpid"]}', "allows"],
+  ['{"extends":"default","allow":"getpid"}', "allow: "],
+  ['{"extends":"default","deny":["getpidd"]}', "there is no syscall getpidd"],
+  ['{"extends":"default","deny":["toString"]}', "is not the name of a syscall"],
+  ['{"extends":"default","deny":["constructor"]}', "there is no syscall constructor"],
+  ['{"extends":"default","allow":["mount"]}', "no profile may allow mount"],
+  ['{"extends":"default","allow":["io_uring_setup"]}', "no profile may allow io_uring_setup"],
+  ['{"extends":"default","allow":["clone3"]}', "no profile may allow clone3"],
+  ['{"extends":"strict","allow":["socket"]}', "socket has a rule of its own"],
+  ['{"extends":"strict","allow":["ioctl"]}', "ioctl has a rule of its own"],
+  ['{"extends":"default","deny":["execve"]}', "no program runs without execve"],
+  ['{"extends":"default","allow":["shmget"],"deny":["shmget"]}', "shmget is allowed and denied"],
+])("the profile %s is refused with the reason", (text, reason) => {
+  expect(parseSeccompProfile(text)).toEqual(expect.stringContaining(reason));
+});
+
+test("the same profile has the same id, another one another", () => {
+  const one = parsed({ extends: "default", deny: ["symlink", "link"] });
+
+  expect(parsed({ extends: "default", deny: ["link", "symlink"] }).id).toBe(one.id);
+  expect(new Set([one.id, ...["default", "strict", "log"].map((name) => builtIn(name).id)]).size).toBe(4);
 });
