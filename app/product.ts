@@ -24,7 +24,9 @@ import { connectTemporal, type TemporalConnection } from "../temporal/temporal-c
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
+import { gateRuns } from "../sandbox/fair-gate.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
+import { warmDefaults } from "../sandbox/warm-slots.ts";
 import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
 import { rememberTenants } from "./remembered-tenants.ts";
 import { startErasedFiles } from "./erased-files.ts";
@@ -124,9 +126,10 @@ export async function startProduct(environment: Environment, { role, variables }
       (leases) => leases.close(),
     );
     const metrics = createMetrics({ database });
-    const bwrap = resources.add(createBwrapDriver({ enforcer: config.sandbox.require === "cgroup" ? "cgroup" : "any" }), (driver) =>
-      driver.dispose(),
-    );
+    const enforcer = config.sandbox.require === "cgroup" ? "cgroup" : "any";
+    // A gateway alone runs a sandbox when an administrator asks for it, a worker for every tool.
+    const bwrap = createBwrapDriver(role === "gateway" ? { enforcer } : { enforcer, warm: warmDefaults });
+    const sandbox = resources.add(metrics.observeSandbox(gateRuns(bwrap)), (driver) => driver.dispose());
     const parts: ProductParts = {
       environment,
       variables,
@@ -142,7 +145,7 @@ export async function startProduct(environment: Environment, { role, variables }
       clientOf,
       tenantOf: remembered.of,
       quota,
-      sandbox: metrics.observeSandbox(bwrap),
+      sandbox,
       log,
       metrics,
     };

@@ -24,7 +24,7 @@ export async function checkBubblewrap(): Promise<Checked> {
             },
     };
   } finally {
-    driver.dispose();
+    await driver.dispose();
   }
 }
 
@@ -67,6 +67,6 @@ export async function checkSandboxModes(config: AdminConfig | undefined, home: s
     const mend = "correct sandbox.modes in config.yaml, or what they name; until then nothing runs in these modes";
     return { finding: { check, state: "failed", says: oneLine(said.join("; ")), mend } };
   } finally {
-    driver.dispose();
+    await driver.dispose();
   }
 }

@@ -10,6 +10,7 @@ import { type InvoiceSenderDeps, createInvoiceSender } from "../control-plane/in
 import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { loadRateCard } from "../control-plane/rate-cards.ts";
 import { createReconciler } from "../control-plane/reconciler.ts";
+import { tokenChannel } from "../control-plane/commands.ts";
 import { requireStripeKey } from "../control-plane/stripe-key.ts";
 import { type StripeMeters, openStripeMeters } from "../control-plane/stripe-meters.ts";
 import { createTenants, grantableLimitsOf } from "../control-plane/tenants.ts";
@@ -20,6 +21,7 @@ import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
+import { sandboxDirectory } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
@@ -65,6 +67,13 @@ export async function startWorkers(
     });
   }
   if (missing !== undefined) log("tools cannot run on this host", { missing });
+
+  // Told of every change of a tenant's row: what waits for a suspended or deleted one ends at once, another one's starts anew.
+  const stopDropping = await database.listen(tokenChannel, (payload) => {
+    const workDirectory = sandboxDirectory(home, parseTenantId(payload));
+    if (workDirectory !== undefined) void sandbox.drop(workDirectory);
+  });
+  resources.add(stopDropping, (stop) => stop());
 
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
   const alarms = createUsageAlarms({

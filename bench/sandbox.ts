@@ -92,6 +92,6 @@ for (const options of [{ enforcer: "any" }, { enforcer: "rlimit" }] as const sat
   await compare(`tool write, ${held}`, call("write", { path: "file", content: "text\n" }), () =>
     plain(["/usr/bin/cat", join(workDirectory, "file")]),
   );
-  driver.dispose();
+  await driver.dispose();
 }
 await rm(workDirectory, { recursive: true });

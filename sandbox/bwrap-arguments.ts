@@ -5,21 +5,35 @@ import type { SandboxLimits } from "./sandbox-driver.ts";
 const INNER_ID = "1000";
 const SHM_BYTES = 16 * 1024 * 1024;
 
-/** Descriptors beside stdin, stdout and stderr. bubblewrap closes all but `go`, which `goScript` closes (one digit: dash knows no others). */
-export const runFds = { go: 3, args: 4, status: 5, seccomp: 6, passwd: 7, group: 8 } as const;
+/** Descriptors beside stdin, stdout and stderr. bubblewrap closes all but `go` and `job`, which `goScript` closes (one digit: dash knows no others). */
+export const runFds = { go: 3, args: 4, status: 5, seccomp: 6, passwd: 7, group: 8, job: 9 } as const;
+export const lastRunFd = Math.max(...Object.values(runFds));
+
+/** What `goScript` says on the `go` descriptor. */
+export const goWords = { ready: "ready\n", began: "began\n" } as const;
 
 /**
  * The first thing to run inside. It takes the limits that hold each process by itself (soft and hard alike, so nothing can raise them),
- * says that it is there, and waits for our word, for two reasons. No program runs before its cgroup holds it. And bubblewrap ties its two
- * processes' lives to ours one after the other while it starts: a gateway killed in between would leave a sandbox that nobody ends; then
- * nothing but the end of the descriptor is read here.
+ * says that it is there, and waits for our word, for three reasons. A sandbox may be started before its program is known. No program runs
+ * before its cgroup holds it. And bubblewrap ties its two processes' lives to ours one after the other while it starts: a gateway killed
+ * in between would leave a sandbox that nobody ends; then nothing but the end of the descriptor is read here.
+ * The program's arguments are in the `job` file, complete before our word comes. It says when it goes over to the program, so that a
+ * sandbox that died before is told from a program that failed.
  * dash names the number of processes -p, bash -u; `-` leaves a limit as it is.
  */
 export const goScript = `ulimit -c 0 && ulimit -l 64 && ulimit -n "$1" && ulimit -f "$2" && ulimit -t "$3" || exit 125
 [ "$4" = - ] || ulimit -d "$4" || exit 125
 [ "$5" = - ] || ulimit -u "$5" 2>/dev/null || ulimit -p "$5" || exit 125
-shift 5; echo ready >&${runFds.go} && read -r go <&${runFds.go} || exit 125
-exec ${runFds.go}<&-; exec "$@"`;
+echo ready >&${runFds.go} && read -r go <&${runFds.go} || exit 125
+. /proc/self/fd/${runFds.job}
+exec ${runFds.job}<&-; echo began >&${runFds.go}; exec ${runFds.go}<&-; exec "$@"`;
+
+/**
+ * The `job` file: `goScript` reads it as a shell, so each argument is quoted whole and nothing in it means anything.
+ * A program without input has /dev/null as its stdin: some look what it is and would search an empty file.
+ */
+export const jobFile = (argv: readonly string[], { hasStdin }: { readonly hasStdin: boolean }): string =>
+  `${hasStdin ? "" : "exec </dev/null\n"}set -- ${argv.map((argument) => `'${argument.replaceAll("'", "'\\''")}'`).join(" ")}\n`;
 
 export const passwdFile = "agent:x:1000:1000:agent:/work:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n";
 export const groupFile = "agent:x:1000:\nnogroup:x:65534:\n";

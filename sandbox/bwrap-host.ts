@@ -1,6 +1,6 @@
 import { accessSync, constants, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { goScript, groupFile, parseHardLimits, passwdFile, runFds } from "./bwrap-arguments.ts";
+import { goScript, groupFile, lastRunFd, parseHardLimits, passwdFile } from "./bwrap-arguments.ts";
 import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
 import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
 import { inheritedDescriptors } from "./inherited-descriptors.ts";
@@ -11,12 +11,15 @@ import { createRlimitEnforcer } from "./rlimit-enforcer.ts";
 import { sweepOrphanedProcesses } from "./run-owner.ts";
 import { machineOf } from "./seccomp-filter.ts";
 import { createSeccompFiles, type SeccompFiles } from "./seccomp-files.ts";
+import type { WarmLimits } from "./warm-slots.ts";
 
 export type BwrapDriverOptions = {
   /** `cgroup` refuses a host without a group that we may make; `any` (default) takes rlimits and a polled sum there; `rlimit` takes those always. */
   readonly enforcer?: "any" | "cgroup" | "rlimit";
   /** A delegated cgroup v2 directory to make the groups in; default: the group of this process. */
   readonly cgroupParent?: string;
+  /** Sandboxes that are started ahead of their runs; default: none. */
+  readonly warm?: WarmLimits;
 };
 
 /** What is found out and made once for all runs. */
@@ -42,7 +45,7 @@ export function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptio
   const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
   if (places) reapOrphanedGroups(places);
   sweepOrphanedProcesses(goScript);
-  const inherited = inheritedDescriptors(runFds.group);
+  const inherited = inheritedDescriptors(lastRunFd);
   if (inherited.length > 0 && !isExecutable("/bin/bash"))
     return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
   if (!places && enforcer === "cgroup")

@@ -1,8 +1,18 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { type CgroupPlaces, countIn, directoriesOf, killMembers, membersOf, newGroupName, numberIn, removeGroup } from "./cgroup-place.ts";
+import {
+  type CgroupPlaces,
+  countIn,
+  directoriesOf,
+  killMembers,
+  membersOf,
+  newGroupName,
+  numberIn,
+  removeGroup,
+  wakeGroups,
+} from "./cgroup-place.ts";
+import { growingPause } from "./growing-pause.ts";
 import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer, type ResourceHold, type Usage } from "./resource-enforcer.ts";
 
 /** Long enough for a process that the kernel holds in a disk wait; nothing but that outlives SIGKILL. */
@@ -23,7 +33,10 @@ export function createCgroupEnforcer(places: CgroupPlaces): ResourceEnforcer {
     memory: "group",
     processes: "group",
     cpu: places.cpu === undefined || places.cpu === false ? "per-process" : "group",
-    hold: (limits) => holdOf(places.version === 1 ? makeV1(places, limits) : makeV2(places, limits)),
+    hold(limits) {
+      const awake = wakeGroups(places);
+      return holdOf(places.version === 1 ? makeV1(places, limits) : makeV2(places, limits), awake);
+    },
   };
 }
 
@@ -101,26 +114,26 @@ function makeGroup(directories: readonly string[], setLimits: () => void): void 
   }
 }
 
-function holdOf({ directories, kill, exceeded, usage }: Group): ResourceHold {
+function holdOf({ directories, kill, exceeded, usage }: Group, awake: Promise<void>): ResourceHold {
   return {
     async takeIn(pids) {
-      // Not by a synchronous call: moving a process waits for an RCU grace period.
+      // Not by a synchronous call: moving a process may wait.
+      await awake;
       for (const pid of pids) await Promise.all(directories.map(async (directory) => await moveProcess(pid, directory)));
     },
+    born: () => undefined,
     watch: () => undefined,
     kill,
     async release() {
       const deadline = Date.now() + RELEASE_WITHIN_MS;
-      for (let pauseMs = 1; directories.some((directory) => membersOf(directory).length > 0); pauseMs = Math.min(50, pauseMs * 2)) {
+      for (const pause = growingPause(); directories.some((directory) => membersOf(directory).length > 0); await pause()) {
         if (Date.now() > deadline) throw new Error(`Processes of ${directories.join(" and ")} do not end.`);
         kill();
-        await sleep(pauseMs);
       }
       const result = { ...exceeded(), ...usage() };
       for (const directory of directories) {
-        while (!removeGroup(directory)) {
+        for (const pause = growingPause(); !removeGroup(directory); await pause()) {
           if (Date.now() > deadline) throw new Error(`The cgroup ${directory} cannot be removed.`);
-          await sleep(1);
         }
       }
       return result;

@@ -1,18 +1,21 @@
+import { writeFile } from "node:fs/promises";
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { isOrphaned, ownerName } from "./run-owner.ts";
 
-/** Where a controller's groups may be made: the group that this process is in. */
-export type CgroupPlaces =
+/** Where a controller's groups may be made: the group that this process is in. `own` is a group that it is in for certain. */
+export type CgroupPlaces = { readonly own?: string | undefined } &
   /** `cpu` and `cpuacct` may be one directory; undefined where we may not make groups there. */
-  | {
-      readonly version: 1;
-      readonly memory: string;
-      readonly pids: string;
-      readonly cpu: string | undefined;
-      readonly cpuacct: string | undefined;
-    }
-  | { readonly version: 2; readonly parent: string; readonly cpu: boolean };
+  (
+    | {
+        readonly version: 1;
+        readonly memory: string;
+        readonly pids: string;
+        readonly cpu: string | undefined;
+        readonly cpuacct: string | undefined;
+      }
+    | { readonly version: 2; readonly parent: string; readonly cpu: boolean }
+  );
 
 let made = 0;
 
@@ -26,6 +29,19 @@ export function newGroupName(): string {
  * @param parent a cgroup v2 directory that was delegated to us, instead of the one that we are in
  */
 export function findCgroupPlaces(parent?: string): CgroupPlaces | undefined {
+  const places = usablePlaces(parent);
+  return places && { ...places, own: ownGroup() };
+}
+
+/** A group that lists this process: the mounts of a container may show others under the path that is ours outside. */
+function ownGroup(): string | undefined {
+  const [mounts, own] = [cgroupMounts(), ownGroups()];
+  return ["memory", ""]
+    .map((controller) => directoryOf(mounts, own, controller))
+    .find((group) => group !== undefined && membersOf(group).includes(process.pid));
+}
+
+function usablePlaces(parent: string | undefined): CgroupPlaces | undefined {
   if (parent !== undefined) return usableV2(parent) ? placeV2(parent) : undefined;
   const mounts = cgroupMounts();
   const own = ownGroups();
@@ -143,6 +159,16 @@ export function killMembers(group: string): void {
       // Gone meanwhile.
     }
   }
+}
+
+/**
+ * After a pause the first move of a process into a group waits some 10 ms for an RCU grace period, the next ones do not. Moving ourselves
+ * to where we are changes nothing and makes that wait begin; best while something else has to be waited for.
+ */
+export async function wakeGroups(places: CgroupPlaces): Promise<void> {
+  if (places.own === undefined) return;
+  // Not by a synchronous call, for its wait. Where it is refused, the first move waits.
+  await writeFile(join(places.own, "cgroup.procs"), String(process.pid)).catch(() => undefined);
 }
 
 /** True when the group is gone; false while the kernel still holds it. */

@@ -10,6 +10,8 @@ import { promisify } from "node:util";
 export type OutputPipe = { readonly reader: Socket; readonly programFd: number };
 
 const BATCH = 16;
+/** Fewer than that, two runs' worth, and more are made meanwhile. */
+const LOW = 6;
 
 /**
  * Real pipes for what programs write. Node's own `stdio: "pipe"` is a socket, which cannot be opened again by name, so that
@@ -18,6 +20,7 @@ const BATCH = 16;
 export class PipePool {
   readonly #fds: number[] = [];
   #refill: Promise<void> | undefined;
+  #isDisposed = false;
 
   /** @param lasting true lets the program write on when we are gone, instead of being killed by SIGPIPE */
   async take({ lasting = false } = {}): Promise<OutputPipe> {
@@ -29,17 +32,27 @@ export class PipePool {
 
   /** Closes the pipes that nobody took. */
   dispose(): void {
+    this.#isDisposed = true;
     for (const fd of this.#fds.splice(0)) closeSync(fd);
   }
 
   async #take(): Promise<number> {
-    while (this.#fds.length === 0) {
-      this.#refill ??= makeBatch()
-        .then((fds) => void this.#fds.push(...fds))
-        .finally(() => (this.#refill = undefined));
-      await this.#refill;
-    }
-    return this.#fds.pop() as number;
+    while (this.#fds.length === 0) await this.#more();
+    const fd = this.#fds.pop() as number;
+    // Whoever finds none left is told why none could be made.
+    if (this.#fds.length < LOW) void this.#more().catch(() => undefined);
+    return fd;
+  }
+
+  async #more(): Promise<void> {
+    if (this.#isDisposed) throw new Error("The sandbox driver was disposed of.");
+    this.#refill ??= makeBatch()
+      .then((fds) => {
+        if (this.#isDisposed) for (const fd of fds) closeSync(fd);
+        else this.#fds.push(...fds);
+      })
+      .finally(() => (this.#refill = undefined));
+    await this.#refill;
   }
 }
 

@@ -14,8 +14,10 @@ export interface ResourceHold {
    * @throws when a living one could not be put in
    */
   takeIn(pids: readonly number[]): Promise<void>;
-  /** Watches a started run where the kernel does not; `initPid` is the first process of the sandbox's pid namespace. */
-  watch(initPid: number, exceeded: (what: "memory" | "processes") => void): void;
+  /** Told of the first process of the sandbox's pid namespace: its end is the end of all others in it. */
+  born(initPid: number): void;
+  /** Watches the program from now on, where the kernel does not. */
+  watch(exceeded: (what: "memory" | "processes") => void): void;
   /** Kills what is in the hold at this moment. */
   kill(): void;
   /** Kills until nothing is left, removes what was made for the run and tells what it went over and used. @throws when something cannot be killed */

@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from "node:timers/promises";
+import { growingPause } from "./growing-pause.ts";
 import { cpuMsOf, hasEnded, identify, memoryOf, type ProcessIdentity, processTree, taskCount } from "./process-tree.ts";
 import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer } from "./resource-enforcer.ts";
 
@@ -31,10 +31,13 @@ export function createRlimitEnforcer(): ResourceEnforcer {
       };
       return {
         takeIn: async () => undefined,
-        watch(initPid, exceeded) {
+        born(initPid) {
           init = identify(initPid);
+        },
+        watch(exceeded) {
           const look = (): void => {
-            const pids = processTree(initPid);
+            if (init === undefined) return;
+            const pids = processTree(init.pid);
             const tasks = taskCount(pids);
             const memoryBytesNow = memoryOf(pids, memoryBytes);
             peakMemoryBytes = Math.max(peakMemoryBytes ?? 0, memoryBytesNow);
@@ -53,10 +56,9 @@ export function createRlimitEnforcer(): ResourceEnforcer {
         async release() {
           clearInterval(timer);
           const deadline = Date.now() + RELEASE_WITHIN_MS;
-          for (let pauseMs = 1; init !== undefined && !hasEnded(init); pauseMs = Math.min(50, pauseMs * 2)) {
+          for (const pause = growingPause(); init !== undefined && !hasEnded(init); await pause()) {
             if (Date.now() > deadline) throw new Error(`The sandbox's first process ${init.pid} does not end.`);
             kill();
-            await sleep(pauseMs);
           }
           return { ...over, peakMemoryBytes, cpuMs };
         },

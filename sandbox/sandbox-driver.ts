@@ -21,16 +21,20 @@ export type SandboxLimits = {
   readonly inodes?: number;
 };
 
-export type SandboxJob = {
+/** What a sandbox is made from, before it is known what will run in it. */
+export type SandboxSpec = {
   /** The only directory that the program may write; a real directory, no link in any component. Seen as /work inside. */
   readonly workDirectory: string;
   /** The host uid and gid that the program runs as; undefined where the gateway is not root. */
   readonly uid: number | undefined;
-  readonly argv: readonly string[];
-  readonly stdin: Uint8Array | string;
   readonly limits: SandboxLimits;
   /** Default: the profile `default`. */
   readonly seccomp?: SeccompProfile;
+};
+
+export type SandboxJob = SandboxSpec & {
+  readonly argv: readonly string[];
+  readonly stdin: Uint8Array | string;
   /** Told of what is kept of the output, as it comes. */
   readonly onOutput?: (stream: "stdout" | "stderr", chunk: Uint8Array) => void;
 };
@@ -68,6 +72,12 @@ export interface SandboxDriver {
   enforcement(): SandboxResult["enforcement"] | undefined;
   /** Undefined when this host can run the driver, else one sentence that says what is missing. */
   probe(): Promise<string | undefined>;
+  /** Starts a sandbox ahead of a run that is expected, where the driver keeps any ready. */
+  prepare(spec: SandboxSpec): void;
   /** Runs one program to its end; nothing that it started outlives the call. */
   run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult>;
+  /** Ends what waits for a run in this directory: its tenant is suspended or gone. */
+  drop(workDirectory: string): Promise<void>;
+  /** Ends what waits for a run and gives back what was made for all of them. */
+  dispose(): Promise<void>;
 }

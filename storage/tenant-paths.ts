@@ -76,6 +76,12 @@ export function createTenantDirectory(
   return { root, sandbox, memory, plugins, media, channels };
 }
 
+/** The real path of the directory that a tenant's sandboxes write; undefined where no tenant has one. */
+export function sandboxDirectory(home: string, tenantId: TenantId): string | undefined {
+  const tenants = join(home, "tenants");
+  return existsSync(tenants) ? join(realpathSync(tenants), tenantId, "sandbox" satisfies (typeof parts)[number]) : undefined;
+}
+
 /** Names in the place of the tenants' directories. */
 export function tenantDirectoryNames(home: string): readonly string[] {
   const tenants = join(home, "tenants");

@@ -11,7 +11,10 @@ const unreachable: SandboxDriver = {
   name: "none",
   enforcement: () => undefined,
   probe: async () => undefined,
+  prepare: () => undefined,
   run: async () => expect.fail("the sandbox was reached"),
+  drop: async () => undefined,
+  dispose: async () => undefined,
 };
 
 describe("arguments of a model", () => {

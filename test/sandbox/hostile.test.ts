@@ -357,7 +357,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     // Nothing of the tenant's runs on; of bubblewrap itself something may, until the next gateway starts.
     const next = startDriverProcess(variant.options, variant.asUser ? { uid: uids.user } : {});
     expect(await next.probe()).toBeUndefined();
-    next.dispose();
+    await next.dispose();
     await expect.poll(() => processesWith(marker), { timeout: 5000 }).toEqual([]);
   });
 
@@ -367,7 +367,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
     // A killed gateway's group is removed by the next driver.
     const next = startDriverProcess({});
     expect(await next.probe()).toBeUndefined();
-    next.dispose();
+    await next.dispose();
     await expect.poll(() => leftGroups(), { timeout: 3000 }).toEqual([]);
     if (!variant.asUser) {
       const before = (await readdir("/proc/self/fd")).length;

@@ -4,8 +4,8 @@ import { chmod, chown, mkdir, mkdtemp, readdir, readFile, realpath, rm } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { type BwrapDriver, type BwrapDriverOptions, createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
-import type { SandboxJob, SandboxLimits, SandboxResult } from "../../sandbox/sandbox-driver.ts";
+import { type BwrapDriverOptions, createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
+import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "../../sandbox/sandbox-driver.ts";
 import type { DriverRequest } from "./driver-process.ts";
 
 export const MiB = 1024 * 1024;
@@ -40,12 +40,12 @@ export const variants: readonly Variant[] = isRoot
 export const missing: string | undefined = await (async () => {
   const driver = createBwrapDriver();
   const why = await driver.probe();
-  driver.dispose();
+  await driver.dispose();
   if (why !== undefined) console.warn(`SKIPPED sandbox tests: ${why}`);
   return why;
 })();
 
-export type TestDriver = BwrapDriver & { readonly process?: ChildProcess };
+export type TestDriver = SandboxDriver & { readonly process?: ChildProcess };
 
 /** A driver in another process, as another uid where one is given, with a directory left open for it by its parent. */
 export function startDriverProcess(
@@ -92,7 +92,9 @@ export function startDriverProcess(
         stderr: Buffer.from(stderr, "base64"),
       };
     },
-    dispose: () => void child.stdin?.end(),
+    prepare: () => undefined,
+    drop: async () => undefined,
+    dispose: async () => void child.stdin?.end(),
   };
 }
 
@@ -127,7 +129,7 @@ export async function setStage({ options, asUser }: Variant): Promise<Stage> {
     acme,
     globex,
     async tearDown() {
-      driver.dispose();
+      await driver.dispose();
       if (driver.process && driver.process.exitCode === null && driver.process.signalCode === null) await once(driver.process, "exit");
       await rm(base, { recursive: true, force: true });
     },

@@ -1,0 +1,201 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, lstatSync } from "node:fs";
+import type { Socket } from "node:net";
+import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds } from "./bwrap-arguments.ts";
+import type { BwrapHost } from "./bwrap-host.ts";
+import { type BwrapStatus, readBwrapStatus } from "./bwrap-status.ts";
+import { createLaterFile, type LaterFile } from "./nameless-file.ts";
+import type { OutputPipe } from "./pipe-pool.ts";
+import { processTree } from "./process-tree.ts";
+import type { Exceeded, ResourceHold, Usage } from "./resource-enforcer.ts";
+import { ownerName } from "./run-owner.ts";
+import type { SandboxJob, SandboxSpec } from "./sandbox-driver.ts";
+
+/** A sandbox that is being made, or is complete and waits for the one program that it will run. */
+export type StartedSandbox = {
+  readonly stdout: Socket;
+  readonly stderr: Socket;
+  /** True once the sandbox is complete, held within its limits and waiting; false when it ended before. @throws when it cannot be held */
+  readonly ready: Promise<boolean>;
+  /** bubblewrap has ended, or could not be started at all. */
+  readonly ended: Promise<unknown>;
+  /** True while the directory that the sandbox has as /work still is the one of that name. */
+  isCurrent(): boolean;
+  /** The system's refusal to start it. */
+  startError(): Error | undefined;
+  status(): BwrapStatus;
+  /** True once the sandbox has gone over to the program. */
+  began(): boolean;
+  /** Lets the program go, once; `ready` comes first. */
+  handOver(job: Pick<SandboxJob, "argv" | "stdin">): void;
+  /** Watches the program from now on, where the kernel does not. */
+  watch: ResourceHold["watch"];
+  /** The signal that ended bubblewrap. */
+  signal(): string | undefined;
+  kill(): void;
+  /** Kills what is left, waits until all of it is gone and everything was read, and gives back what was made for it. */
+  end(): Promise<Exceeded & Usage>;
+};
+
+/** The command line from outside to inside: close what we inherited, become bubblewrap, take the rlimits, wait for the program. */
+function commandLine({ bwrap, enforcer, hardLimits, inherited }: BwrapHost, { limits }: SandboxSpec): string[] {
+  const alone = enforcer.kind === "rlimit";
+  // Only bash can close a descriptor of two digits.
+  const close =
+    inherited.length === 0
+      ? []
+      : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; exec "$@"`, "bash"];
+  const enter = ["/bin/sh", "-c", goScript, ownerName, ...limitArguments(limits, hardLimits, { alone })];
+  return [...close, bwrap, "--args", String(runFds.args), "--", ...enter];
+}
+
+const statusArguments = ["--json-status-fd", String(runFds.status)];
+
+/** Starts bubblewrap for a program that is told to it later. @throws when the host cannot make what it needs */
+export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<StartedSandbox> {
+  const directory = identityOf(spec.workDirectory);
+  /** What is to be undone when the start fails. */
+  const undo: (() => unknown)[] = [];
+  /** The program's ends, ours until it is started. */
+  const programFds: number[] = [];
+  const passOn = (fd: number): number => (programFds.push(fd), fd);
+  try {
+    // First, for what it begins to wait for.
+    const hold = host.enforcer.hold(spec.limits);
+    undo.push(() => hold.release());
+    const openPipe = async (options?: { lasting: true }): Promise<OutputPipe> => {
+      const pipe = await host.pipes.take(options);
+      undo.push(() => pipe.reader.destroy());
+      passOn(pipe.programFd);
+      return pipe;
+    };
+    const [stdout, stderr, status] = [await openPipe(), await openPipe(), await openPipe({ lasting: true })];
+    const openFile = (): LaterFile => {
+      const file = createLaterFile();
+      undo.push(file.dispose);
+      passOn(file.programFd);
+      return file;
+    };
+    const [stdin, job] = [openFile(), openFile()];
+    const constants = [host.seccomp.open(spec.seccomp), host.passwd.open(), host.group.open()].map(passOn);
+    const [command = "", ...args] = commandLine(host, spec);
+    const child = spawn(command, args, {
+      cwd: "/",
+      env: {},
+      // A process group of its own: until bubblewrap has tied its processes to each other, killing the group reaches all of them.
+      detached: true,
+      // In the order of runFds.
+      stdio: [
+        ...([stdin.programFd, stdout.programFd, stderr.programFd, "pipe", "pipe", status.programFd] as const),
+        ...constants,
+        job.programFd,
+      ],
+      // Before bubblewrap, so that what it makes is the tenant's; Node clears the supplementary groups as well.
+      ...(process.getuid?.() === 0 && spec.uid !== undefined ? { uid: spec.uid, gid: spec.uid } : {}),
+    });
+    return tend({ spec, directory, child, hold, stdout: stdout.reader, stderr: stderr.reader, statusReader: status.reader, stdin, job });
+  } catch (error) {
+    for (const step of undo) await step();
+    throw error;
+  } finally {
+    for (const fd of programFds) closeSync(fd);
+  }
+}
+
+/** A directory that is mounted keeps its inode, so nothing else can have these numbers while a sandbox has it. */
+function identityOf(directory: string): string | undefined {
+  const found = lstatSync(directory, { bigint: true, throwIfNoEntry: false });
+  return found?.isDirectory() ? `${found.dev}:${found.ino}` : undefined;
+}
+
+type Parts = {
+  readonly spec: SandboxSpec;
+  readonly directory: string | undefined;
+  readonly child: ChildProcess;
+  readonly hold: ResourceHold;
+  readonly stdout: Socket;
+  readonly stderr: Socket;
+  readonly statusReader: Socket;
+  readonly stdin: LaterFile;
+  readonly job: LaterFile;
+};
+
+function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdin, job }: Parts): StartedSandbox {
+  let startError: Error | undefined;
+  child.on("error", (error) => (startError = error));
+  const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]).catch(() => undefined);
+  const bwrap = readBwrapStatus(statusReader, (pid) => hold.born(pid));
+  const outerHeld = child.pid === undefined ? Promise.resolve() : hold.takeIn([child.pid]);
+  const go = child.stdio[runFds.go] as Socket;
+  const inner = readGoWords(go);
+  const argsStream = child.stdio[runFds.args] as Socket;
+  argsStream.on("error", () => undefined); // A start that failed reads nothing.
+  argsStream.end(`${[...statusArguments, ...bwrapArguments(spec.workDirectory, spec.limits)].join("\0")}\0`);
+
+  const holdAll = async (): Promise<boolean> => {
+    await outerHeld;
+    if (!(await Promise.race([inner.ready, ended.then(() => false)]))) return false;
+    const processes = processTree(bwrap.status().initPid ?? 0);
+    if (processes.length < 2) throw new Error("The sandbox's processes cannot be found.");
+    await hold.takeIn(processes);
+    return true;
+  };
+  const ready = holdAll();
+  ready.catch(() => undefined); // Whoever waits for it is told.
+
+  const kill = (): void => {
+    // Once the leader is reaped its number may be another's.
+    if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) {
+      try {
+        process.kill(-child.pid, "SIGKILL");
+      } catch {
+        // Gone meanwhile.
+      }
+    }
+    hold.kill();
+  };
+  return {
+    stdout,
+    stderr,
+    ready,
+    ended,
+    isCurrent: () => directory !== undefined && identityOf(spec.workDirectory) === directory,
+    startError: () => startError,
+    status: bwrap.status,
+    began: inner.began,
+    handOver({ argv, stdin: bytes }) {
+      if (bytes.length > 0) stdin.write(bytes);
+      job.write(jobFile(argv, { hasStdin: bytes.length > 0 }));
+      go.end("go\n");
+    },
+    watch: hold.watch,
+    signal: () => child.signalCode ?? undefined,
+    kill,
+    async end() {
+      // bubblewrap ends with its program; what the program left running dies here, and only then is the call over.
+      kill();
+      const used = await hold.release();
+      // What nobody read would keep the streams open.
+      for (const stream of [stdout, stderr, go]) stream.resume();
+      const closed = [stdout, stderr, go].map(async (stream) => stream.closed || (await once(stream, "close")));
+      await Promise.all([...closed, bwrap.ended]);
+      for (const file of [stdin, job]) file.dispose();
+      return used;
+    },
+  };
+}
+
+/** Hears what `goScript` says. */
+function readGoWords(go: Socket): { readonly ready: Promise<true>; began(): boolean } {
+  // A sandbox that is killed during its start leaves nobody to tell.
+  go.on("error", () => undefined);
+  let heard = "";
+  const ready = new Promise<true>((resolve) => {
+    go.on("data", (chunk: Buffer) => {
+      heard += chunk.toString("latin1");
+      if (heard.startsWith(goWords.ready)) resolve(true);
+    });
+  });
+  return { ready, began: () => heard === goWords.ready + goWords.began };
+}
