@@ -117,8 +117,8 @@ function refuseProgram({ argv }: SandboxJob): string | undefined {
   if (argv.length === 0 || argv.some((argument) => argument.includes("\0"))) return "The program's arguments are empty or hold a NUL.";
   const sizes = argv.map((argument) => Buffer.byteLength(argument) + 1);
   const POINTER_BYTES = 8;
-  const isTooLong =
-    Math.max(...sizes) > MAX_ARGUMENT_BYTES || sizes.reduce((sum, size) => sum + size + POINTER_BYTES, 0) > MAX_ARGUMENTS_BYTES;
+  const total = sizes.reduce((sum, size) => sum + size + POINTER_BYTES, 0);
+  const isTooLong = total > MAX_ARGUMENTS_BYTES || sizes.some((size) => size > MAX_ARGUMENT_BYTES);
   return isTooLong ? "The program's arguments are too long for the system." : undefined;
 }
 
