@@ -8,10 +8,16 @@ export type BwrapStatus = {
   readonly exitCode: number | undefined;
 };
 
-export type StatusReader = { readonly status: () => BwrapStatus; readonly ended: Promise<void> };
+export type StatusReader = {
+  readonly status: () => BwrapStatus;
+  /** The first process of the sandbox's pid namespace, once it is known. */
+  readonly initPid: Promise<number>;
+  readonly ended: Promise<void>;
+};
 
 /** Reads the status as it comes. */
-export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void): StatusReader {
+export function readBwrapStatus(stream: Readable): StatusReader {
+  const init = Promise.withResolvers<number>();
   let status: BwrapStatus = { initPid: undefined, exitCode: undefined };
   let text = "";
   stream.setEncoding("utf8");
@@ -22,12 +28,12 @@ export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void)
     for (const line of lines) {
       const said = JSON.parse(line) as Partial<Record<"child-pid" | "exit-code", number>>;
       status = { initPid: said["child-pid"] ?? status.initPid, exitCode: said["exit-code"] ?? status.exitCode };
-      if (said["child-pid"] !== undefined) onInit(said["child-pid"]);
+      if (said["child-pid"] !== undefined) init.resolve(said["child-pid"]);
     }
   });
   const ended = new Promise<void>((resolve) => {
     stream.once("close", () => resolve());
     stream.on("error", () => stream.destroy());
   });
-  return { status: () => status, ended };
+  return { status: () => status, initPid: init.promise, ended };
 }

@@ -81,6 +81,20 @@ describe.skipIf(missing !== undefined).each(variants.filter(({ asUser }) => !asU
     expect(process.memoryUsage.rss() - memoryBefore).toBeLessThan(200 * MiB);
   });
 
+  test("a call that is cancelled at any moment of its start ends, and all of its sandbox with it", async () => {
+    for (let round = 0; round < 12; round += 1) {
+      const calls = tenants.slice(0, 8).map(async (tenant, index) => {
+        const stop = new AbortController();
+        const ended = driver.run(jobOf(tenant, "sleep 1000"), stop.signal);
+        setTimeout(() => stop.abort(), (round * 8 + index) % 48);
+        return (await ended).reason;
+      });
+      expect(new Set(await Promise.all(calls))).toEqual(new Set(["cancelled"]));
+    }
+    await driver.dispose();
+    expect((await remains(tenants)).processes).toEqual([]);
+  });
+
   test("no directory runs more than its share, and each has its turn beside one that asks for everything", async () => {
     const [greedy, modest] = tenants as [Tenant, Tenant];
     // Each call notes how many of its kind run beside it.
@@ -135,7 +149,7 @@ async function remains(tenants: readonly Tenant[]): Promise<Remains> {
       const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
       const command = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
       const isTenants = isRoot && uids.has(Number(/^Uid:\s+(\d+)/m.exec(status)?.[1]));
-      const isOurs = command.split("\0").includes(ownerName);
+      const isOurs = command.includes(`\0${ownerName}-`);
       return (isTenants || isOurs) && !/^State:\s+Z/m.test(status) ? [`${pid} ${command.slice(0, 80)}`] : [];
     }),
   );

@@ -34,7 +34,7 @@ async function waitingShells(owner = ownerName): Promise<number[]> {
   const found = await Promise.all(
     pids.map(async (pid) => {
       const [program, , script, name] = (await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).split("\0");
-      return program === "/bin/sh" && script === goScript && name === owner ? [Number(pid)] : [];
+      return program === "/bin/sh" && script === goScript && name?.startsWith(`${owner}-`) ? [Number(pid)] : [];
     }),
   );
   return found.flat().toSorted((a, b) => a - b);
@@ -293,6 +293,6 @@ describe.skipIf(missing !== undefined).each(variants)("a process that is ended b
 
     expect(await ended).toBe("ended");
     await expect.poll(() => processesWith(marker), generous).toEqual([]);
-    await expect.poll(() => processesWith(owner), generous).toEqual([]);
+    await expect.poll(() => processesWith(`${owner}-`), generous).toEqual([]);
   });
 });
