@@ -36,7 +36,7 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
     const ready = prepared();
     if (typeof ready === "string" || refuseOwner(spec) !== undefined) return;
     slots.refill({ key: slotKeyOf(spec), workDirectory: spec.workDirectory }, async () => {
-      const refusal = await refuseWorkDirectory(spec.workDirectory);
+      const refusal = refuseWorkDirectory(spec.workDirectory);
       if (refusal !== undefined) throw new Error(refusal);
       return await startSandbox(ready, spec);
     });
@@ -45,7 +45,7 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
   async function run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
     const ready = prepared();
     if (typeof ready === "string") return notStarted(ready);
-    const refusal = refuseOwner(job) ?? refuseProgram(job) ?? (await refuseWorkDirectory(job.workDirectory));
+    const refusal = refuseOwner(job) ?? refuseProgram(job) ?? refuseWorkDirectory(job.workDirectory);
     if (refusal !== undefined) return notStarted(refusal);
     if (signal.aborted) return { ...notStarted(""), reason: "cancelled" };
     const call = { enforcer: ready.enforcer, startedAtMs: performance.now(), signal };

@@ -1,6 +1,5 @@
 import { once } from "node:events";
 import { chown, mkdir, readdir, readFile, rename, rm } from "node:fs/promises";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { goScript } from "../../sandbox/bwrap-arguments.ts";
