@@ -69,10 +69,11 @@ export async function startWorkers(
   if (missing !== undefined) log("tools cannot run on this host", { missing });
 
   // Told of every change of a tenant's row: what waits for a suspended or deleted one ends at once, another one's starts anew.
-  const stopDropping = await database.listen(tokenChannel, (payload) => {
+  const dropSlots = (payload: string): void => {
     const workDirectory = sandboxDirectory(home, parseTenantId(payload));
     if (workDirectory !== undefined) void sandbox.drop(workDirectory);
-  });
+  };
+  const stopDropping = await database.listen(tokenChannel, dropSlots, { onReconnect: () => void sandbox.drop() });
   resources.add(stopDropping, (stop) => stop());
 
   const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);

@@ -37,7 +37,7 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
     const ready = prepared();
     if (typeof ready === "string" || refuseOwner(spec) !== undefined) return;
     slots.refill({ key: slotKeyOf(spec), workDirectory: spec.workDirectory }, async () => {
-      const refusal = await refuseWorkDirectory(spec.workDirectory);
+      const refusal = refuseWorkDirectory(spec.workDirectory);
       if (refusal !== undefined) throw new Error(refusal);
       return await startSandbox(ready, spec);
     });
@@ -46,7 +46,7 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
   async function run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
     const ready = prepared();
     if (typeof ready === "string") return notStarted(ready);
-    const refusal = refuseOwner(job) ?? refuseProgram(job) ?? (await refuseWorkDirectory(job.workDirectory));
+    const refusal = refuseOwner(job) ?? refuseProgram(job) ?? refuseWorkDirectory(job.workDirectory);
     if (refusal !== undefined) return notStarted(refusal);
     if (signal.aborted) return { ...notStarted(""), reason: "cancelled" };
     const call = { enforcer: ready.enforcer, startedAtMs: performance.now(), signal };
@@ -118,8 +118,8 @@ function refuseProgram({ argv }: SandboxJob): string | undefined {
   if (argv.length === 0 || argv.some((argument) => argument.includes("\0"))) return "The program's arguments are empty or hold a NUL.";
   const sizes = argv.map((argument) => Buffer.byteLength(argument) + 1);
   const POINTER_BYTES = 8;
-  const isTooLong =
-    Math.max(...sizes) > MAX_ARGUMENT_BYTES || sizes.reduce((sum, size) => sum + size + POINTER_BYTES, 0) > MAX_ARGUMENTS_BYTES;
+  const total = sizes.reduce((sum, size) => sum + size + POINTER_BYTES, 0);
+  const isTooLong = total > MAX_ARGUMENTS_BYTES || sizes.some((size) => size > MAX_ARGUMENT_BYTES);
   return isTooLong ? "The program's arguments are too long for the system." : undefined;
 }
 

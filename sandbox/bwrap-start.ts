@@ -5,11 +5,12 @@ import type { Socket } from "node:net";
 import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds } from "./bwrap-arguments.ts";
 import type { BwrapHost } from "./bwrap-host.ts";
 import { type BwrapStatus, readBwrapStatus } from "./bwrap-status.ts";
+import { growingPause } from "./growing-pause.ts";
 import { createLaterFile, type LaterFile } from "./nameless-file.ts";
 import type { OutputPipe } from "./pipe-pool.ts";
 import { processTree } from "./process-tree.ts";
 import type { Exceeded, ResourceHold, Usage } from "./resource-enforcer.ts";
-import { ownerName } from "./run-owner.ts";
+import { killNamed, newRunName } from "./run-owner.ts";
 import type { SandboxJob, SandboxSpec } from "./sandbox-driver.ts";
 
 /** A sandbox that is being made, or is complete and waits for the one program that it will run. */
@@ -39,14 +40,14 @@ export type StartedSandbox = {
 };
 
 /** The command line from outside to inside: close what we inherited, become bubblewrap, take the rlimits, wait for the program. */
-function commandLine({ bwrap, enforcer, hardLimits, inherited }: BwrapHost, { limits }: SandboxSpec): string[] {
+function commandLine({ bwrap, enforcer, hardLimits, inherited }: BwrapHost, { limits }: SandboxSpec, name: string): string[] {
   const alone = enforcer.kind === "rlimit";
   // Only bash can close a descriptor of two digits.
   const close =
     inherited.length === 0
       ? []
       : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; exec "$@"`, "bash"];
-  const enter = ["/bin/sh", "-c", goScript, ownerName, ...limitArguments(limits, hardLimits, { alone })];
+  const enter = ["/bin/sh", "-c", goScript, name, ...limitArguments(limits, hardLimits, { alone })];
   return [...close, bwrap, "--args", String(runFds.args), "--", ...enter];
 }
 
@@ -55,6 +56,7 @@ const statusArguments = ["--json-status-fd", String(runFds.status)];
 /** Starts bubblewrap for a program that is told to it later. @throws when the host cannot make what it needs */
 export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<StartedSandbox> {
   const directory = identityOf(spec.workDirectory);
+  const name = newRunName();
   /** What is to be undone when the start fails. */
   const undo: (() => unknown)[] = [];
   /** The program's ends, ours until it is started. */
@@ -79,7 +81,7 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
     };
     const [stdin, job] = [openFile(), openFile()];
     const constants = [host.seccomp.open(spec.seccomp), host.passwd.open(), host.group.open()].map(passOn);
-    const [command = "", ...args] = commandLine(host, spec);
+    const [command = "", ...args] = commandLine(host, spec, name);
     const child = spawn(command, args, {
       cwd: "/",
       env: {},
@@ -94,7 +96,18 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
       // Before bubblewrap, so that what it makes is the tenant's; Node clears the supplementary groups as well.
       ...(process.getuid?.() === 0 && spec.uid !== undefined ? { uid: spec.uid, gid: spec.uid } : {}),
     });
-    return tend({ spec, directory, child, hold, stdout: stdout.reader, stderr: stderr.reader, statusReader: status.reader, stdin, job });
+    return tend({
+      spec,
+      name,
+      directory,
+      child,
+      hold,
+      stdout: stdout.reader,
+      stderr: stderr.reader,
+      statusReader: status.reader,
+      stdin,
+      job,
+    });
   } catch (error) {
     for (const step of undo) await step();
     throw error;
@@ -111,6 +124,7 @@ function identityOf(directory: string): string | undefined {
 
 type Parts = {
   readonly spec: SandboxSpec;
+  readonly name: string;
   readonly directory: string | undefined;
   readonly child: ChildProcess;
   readonly hold: ResourceHold;
@@ -121,11 +135,12 @@ type Parts = {
   readonly job: LaterFile;
 };
 
-function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdin, job }: Parts): StartedSandbox {
+function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader, stdin, job }: Parts): StartedSandbox {
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]).catch(() => undefined);
-  const bwrap = readBwrapStatus(statusReader, (pid) => hold.born(pid));
+  const bwrap = readBwrapStatus(statusReader);
+  void bwrap.initPid.then(hold.born);
   const outerHeld = child.pid === undefined ? Promise.resolve() : hold.takeIn([child.pid]);
   const go = child.stdio[runFds.go] as Socket;
   const inner = readGoWords(go);
@@ -133,13 +148,15 @@ function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdi
   argsStream.on("error", () => undefined); // A start that failed reads nothing.
   argsStream.end(`${[...statusArguments, ...bwrapArguments(spec.workDirectory, spec.limits)].join("\0")}\0`);
 
+  let isHeld = false;
   const holdAll = async (): Promise<boolean> => {
     await outerHeld;
-    if (!(await Promise.race([inner.ready, ended.then(() => false)]))) return false;
-    const processes = processTree(bwrap.status().initPid ?? 0);
+    const initPid = await Promise.race([inner.ready.then(() => bwrap.initPid), ended.then(() => undefined)]);
+    if (initPid === undefined) return false;
+    const processes = processTree(initPid);
     if (processes.length < 2) throw new Error("The sandbox's processes cannot be found.");
     await hold.takeIn(processes);
-    return true;
+    return (isHeld = true);
   };
   const ready = holdAll();
   ready.catch(() => undefined); // Whoever waits for it is told.
@@ -175,6 +192,8 @@ function tend({ spec, directory, child, hold, stdout, stderr, statusReader, stdi
     async end() {
       // bubblewrap ends with its program; what the program left running dies here, and only then is the call over.
       kill();
+      // Killed during its start, bubblewrap may leave its other half, which nothing ties to it or to the hold yet.
+      if (!isHeld) for (const pause = growingPause(); killNamed(name) > 0; await pause());
       const used = await hold.release();
       // What nobody read would keep the streams open.
       for (const stream of [stdout, stderr, go]) stream.resume();

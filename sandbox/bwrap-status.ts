@@ -10,17 +10,16 @@ export type BwrapStatus = {
 
 export type StatusReader = {
   readonly status: () => BwrapStatus;
-  /** The first process is known, or nothing more will be said. */
-  readonly begun: Promise<void>;
+  /** The first process of the sandbox's pid namespace, once it is known. */
+  readonly initPid: Promise<number>;
   readonly ended: Promise<void>;
 };
 
 /** Reads the status as it comes. */
-export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void): StatusReader {
+export function readBwrapStatus(stream: Readable): StatusReader {
+  const init = Promise.withResolvers<number>();
   let status: BwrapStatus = { initPid: undefined, exitCode: undefined };
   let text = "";
-  let begin = (): void => {};
-  const begun = new Promise<void>((resolve) => (begin = resolve));
   stream.setEncoding("utf8");
   stream.on("data", (chunk: string) => {
     text += chunk;
@@ -29,17 +28,12 @@ export function readBwrapStatus(stream: Readable, onInit: (pid: number) => void)
     for (const line of lines) {
       const said = JSON.parse(line) as Partial<Record<"child-pid" | "exit-code", number>>;
       status = { initPid: said["child-pid"] ?? status.initPid, exitCode: said["exit-code"] ?? status.exitCode };
-      if (said["child-pid"] === undefined) continue;
-      onInit(said["child-pid"]);
-      begin();
+      if (said["child-pid"] !== undefined) init.resolve(said["child-pid"]);
     }
   });
   const ended = new Promise<void>((resolve) => {
-    stream.once("close", () => {
-      begin();
-      resolve();
-    });
+    stream.once("close", () => resolve());
     stream.on("error", () => stream.destroy());
   });
-  return { status: () => status, begun, ended };
+  return { status: () => status, initPid: init.promise, ended };
 }

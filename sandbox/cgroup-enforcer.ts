@@ -1,19 +1,10 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import {
-  type CgroupPlaces,
-  countIn,
-  directoriesOf,
-  killMembers,
-  membersOf,
-  newGroupName,
-  numberIn,
-  removeGroup,
-  wakeGroups,
-} from "./cgroup-place.ts";
+import { type CgroupPlaces, countIn, directoriesOf, killMembers, membersOf, numberIn, removeGroup, wakeGroups } from "./cgroup-place.ts";
 import { growingPause } from "./growing-pause.ts";
 import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer, type ResourceHold, type Usage } from "./resource-enforcer.ts";
+import { newRunName } from "./run-owner.ts";
 
 /** Long enough for a process that the kernel holds in a disk wait; nothing but that outlives SIGKILL. */
 const RELEASE_WITHIN_MS = 10_000;
@@ -41,7 +32,7 @@ export function createCgroupEnforcer(places: CgroupPlaces): ResourceEnforcer {
 }
 
 function makeV1(places: CgroupPlaces & { version: 1 }, { memoryBytes, processes, cpus }: Limits): Group {
-  const name = newGroupName();
+  const name = newRunName();
   const memory = join(places.memory, name);
   const pids = join(places.pids, name);
   const directories = directoriesOf(places).map((place) => join(place, name));
@@ -77,7 +68,7 @@ function makeV1(places: CgroupPlaces & { version: 1 }, { memoryBytes, processes,
 }
 
 function makeV2({ parent, cpu }: CgroupPlaces & { version: 2 }, { memoryBytes, processes, cpus }: Limits): Group {
-  const group = join(parent, newGroupName());
+  const group = join(parent, newRunName());
   makeGroup([group], () => {
     writeFileSync(join(group, "memory.max"), String(memoryBytes));
     writeIfThere(join(group, "memory.swap.max"), "0");

@@ -1,7 +1,7 @@
 import { writeFile } from "node:fs/promises";
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { isOrphaned, ownerName } from "./run-owner.ts";
+import { isOrphaned, newRunName } from "./run-owner.ts";
 
 /** Where a controller's groups may be made: the group that this process is in. `own` is a group that it is in for certain. */
 export type CgroupPlaces = { readonly own?: string | undefined } &
@@ -16,13 +16,6 @@ export type CgroupPlaces = { readonly own?: string | undefined } &
       }
     | { readonly version: 2; readonly parent: string; readonly cpu: boolean }
   );
-
-let made = 0;
-
-export function newGroupName(): string {
-  made += 1;
-  return `${ownerName}-${made}`;
-}
 
 /**
  * The groups of this process, where new ones can be made below them; undefined where the host has none that we may write.
@@ -97,7 +90,7 @@ function directoryOf(mounts: readonly CgroupMount[], own: ReadonlyMap<string, st
 /** Tried, not guessed: a read-only mount, a missing right and a full hierarchy all show only when a group is made. */
 function writable(directory: string): boolean {
   try {
-    const trial = join(directory, newGroupName());
+    const trial = join(directory, newRunName());
     mkdirSync(trial);
     rmdirSync(trial);
     return true;

@@ -6,6 +6,14 @@ const PREFIX = `openclaw-sandbox-${readlinkSync("/proc/self/ns/pid").replaceAll(
 /** Names this process on what it makes for a run (a cgroup, the sandbox's first program), so that a later one knows whose it was. */
 export const ownerName = `${PREFIX}${process.pid}`;
 
+let made = 0;
+
+/** A name that nothing else has, here or in another process that is alive. */
+export function newRunName(): string {
+  made += 1;
+  return `${ownerName}-${made}`;
+}
+
 /** True for a name whose maker is gone: a gateway that was ended by kill -9. */
 export function isOrphaned(name: string): boolean {
   const owner = name.startsWith(PREFIX) ? Number.parseInt(name.slice(PREFIX.length), 10) : Number.NaN;
@@ -26,13 +34,22 @@ function isAlive(pid: number): boolean {
  * that one is killed at a certain moment. No program of a tenant runs in it.
  * @param script an argument that only our own command lines hold
  */
-export function sweepOrphanedProcesses(script: string): void {
+export const sweepOrphanedProcesses = (script: string): void =>
+  void killWhere((argv) => argv.includes(script) && argv.some((argument) => isOrphaned(argument)));
+
+/** Kills what has this run's name as an argument: all of a sandbox that has not gone over to its program. @returns how many there were */
+export const killNamed = (name: string): number => killWhere((argv) => argv.includes(name));
+
+function killWhere(isMeant: (argv: readonly string[]) => boolean): number {
+  let count = 0;
   for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
     try {
-      const argv = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
-      if (argv.includes(script) && argv.some(isOrphaned)) process.kill(Number(pid), "SIGKILL");
+      if (!isMeant(readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0"))) continue;
+      process.kill(Number(pid), "SIGKILL");
+      count += 1;
     } catch {
       // Gone meanwhile, or another user's.
     }
   }
+  return count;
 }

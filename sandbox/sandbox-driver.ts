@@ -76,8 +76,8 @@ export interface SandboxDriver {
   prepare(spec: SandboxSpec): void;
   /** Runs one program to its end; nothing that it started outlives the call. */
   run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult>;
-  /** Ends what waits for a run in this directory: its tenant is suspended or gone. */
-  drop(workDirectory: string): Promise<void>;
+  /** Ends what waits for a run in this directory, because its tenant is suspended or gone; without one, in any. */
+  drop(workDirectory?: string): Promise<void>;
   /** Ends what waits for a run and gives back what was made for all of them. */
   dispose(): Promise<void>;
 }

@@ -62,9 +62,10 @@ export class WarmSlots<S extends Keepable> {
     );
   }
 
-  /** Ends what waits for a run in this directory. */
-  async drop(workDirectory: string): Promise<void> {
-    await Promise.all(this.#slots.filter((slot) => slot.workDirectory === workDirectory).map((slot) => this.#discard(slot)));
+  /** Ends what waits for a run in this directory; without one, in any. */
+  async drop(workDirectory?: string): Promise<void> {
+    const dropped = this.#slots.filter((slot) => workDirectory === undefined || slot.workDirectory === workDirectory);
+    await Promise.all(dropped.map((slot) => this.#discard(slot)));
   }
 
   /** Ends all of them; no other is started. */

@@ -1,11 +1,12 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { binPath, openclaw, run } from "../control-plane/cli-stage.ts";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { ownerName } from "../../sandbox/run-owner.ts";
 import { missing, processesWith } from "../sandbox/sandbox-stage.ts";
 import { runSql } from "../storage/fresh-database.ts";
 import { type ModelServer, startModelServer } from "./model-server.ts";
@@ -150,20 +151,64 @@ describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
     await expect.poll(async () => await processesWith("7717"), { timeout: 20_000 }).toEqual([]);
   });
 
-  test("kill -9 during a tool's exec: nothing runs on, and the command is not run twice but reported as interrupted", async () => {
-    const client = new OpenAI({ baseURL: `${product.url}/v1`, apiKey: token, maxRetries: 0, timeout: 60_000 });
-    const ask = (content: string) => ({ model: "default", messages: [{ role: "user" as const, content }] });
+  const slots = async (): Promise<string[]> => {
+    const { pid } = JSON.parse(readFileSync(join(product.home, "gateway.json"), "utf8")) as { pid: number };
+    return await processesWith(`\u0000${ownerName.replace(/\d+$/, String(pid))}-`);
+  };
+  const ask = (content: string) => ({ model: "default", messages: [{ role: "user" as const, content }] });
+  const clientOf = (apiKey: string) => new OpenAI({ baseURL: `${product.url}/v1`, apiKey, maxRetries: 0, timeout: 60_000 });
+
+  test("a tool leaves a sandbox ready for the next one, which ends with its tenant's suspension", async () => {
+    const client = clientOf(await product.createTenant("initech"));
+    const others = await slots();
+    const own = async () => (await slots()).filter((pid) => !others.includes(pid));
+    await client.chat.completions.create(ask('CALL exec {"command":"echo one"}'));
+    await expect.poll(own, { timeout: 30_000 }).not.toEqual([]);
+
+    expect(await openclaw(["tenants", "suspend", "initech"], variables())).toMatchObject({ code: 0 });
+
+    await expect.poll(own, { timeout: 30_000 }).toEqual([]);
+  });
+
+  test("an aborted turn ends its tool's program", async () => {
+    const rpc = async (method: string, params: object) => {
+      const answer = await fetch(`${product.url}/rpc`, {
+        method: "POST",
+        headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
+        body: JSON.stringify({ jsonrpc: "2.0", id: 1, method, params }),
+      });
+      return ((await answer.json()) as { result: { turn_id: string } }).result;
+    };
+    const text = 'CALL exec {"command":"trap \'\' TERM; sleep 7719 & wait; sleep 7719"}';
+    const { turn_id } = await rpc("chat.send", { session_id: "api:abort:default", text });
+    await expect.poll(async () => (await processesWith("sleep\u00007719")).length, { timeout: 30_000 }).toBeGreaterThan(0);
+
+    await rpc("chat.abort", { turn_id });
+
+    await expect.poll(async () => await processesWith("7719"), { timeout: 40_000 }).toEqual([]);
+  });
+
+  test("kill -9 during a tool's exec in a sandbox that was ready: nothing runs on, and the command is not run twice but reported as interrupted", async () => {
+    const client = clientOf(token);
     const session = { headers: { "X-OpenClaw-Session": "api:jane:default" } };
+    await client.chat.completions.create(ask('CALL exec {"command":"true"}'), session);
+    // Two processes of bubblewrap and the shell.
+    await expect.poll(async () => (await slots()).length, { timeout: 30_000 }).toBeGreaterThanOrEqual(3);
+    const ready = await slots();
     const cut = client.chat.completions.create(ask('CALL exec {"command":"echo ran >> runs; sleep 7718"}'), session).catch(() => "cut off");
     await expect.poll(async () => (await processesWith("sleep\u00007718")).length, { timeout: 30_000 }).toBeGreaterThan(0);
+    const shell = await processesWith("7718");
+    expect(ready.filter((pid) => shell.includes(pid))).not.toEqual([]);
+    const leftBefore = await slots();
 
     await product.kill();
     expect(await cut).toBe("cut off");
     await expect.poll(async () => await processesWith("7718"), { timeout: 20_000 }).toEqual([]);
+    await expect.poll(async () => leftBefore.filter((pid) => existsSync(`/proc/${pid}/exe`)), { timeout: 20_000 }).toEqual([]);
     await product.restart();
     await client.chat.completions.create(ask("and on"), session);
 
-    const runs = await rows("select state, attempt from tenant_acme.tool_run where name = 'exec'");
+    const runs = await rows("select state, attempt from tenant_acme.tool_run where name = 'exec' and arguments::text like '%7718%'");
     expect(runs).toEqual([{ state: "failed", attempt: 2 }]);
     expect(JSON.stringify(await rows("select content from tenant_acme.message"))).toContain("not known whether it took effect");
     expect((await exec("--", "cat", "runs")).stdout).toBe("ran\n");

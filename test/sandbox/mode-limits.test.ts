@@ -44,7 +44,7 @@ describe.skipIf(missing !== undefined).each(variants)("limits of a mode, $name",
 
   test("a flood of 20,000 files against 5,000 is ended", async () => {
     const flood = 'for my $n (1 .. 20000) { open my $f, ">", "f$n" } sleep 60';
-    const { reason } = await run(`exec perl -e '${flood}'`, { inodes: 5_000 });
+    const { reason } = await run(`exec perl -e '${flood}'`, { inodes: 5_000, wallMs: 50_000 });
 
     expect(reason).toBe("disk");
   });
