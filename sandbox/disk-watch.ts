@@ -8,41 +8,67 @@ const AT_ONCE = 16;
 const BLOCK_BYTES = 512;
 /** A look at a large directory costs; it takes at most a quarter of one core. */
 const PAUSE_MS = 60;
-/** A look at the file system's own counts costs microseconds. */
-const SENSE_MS = 4;
 const PAUSE_FACTOR = 3;
+/** The file system's own counts cost microseconds. */
+const SENSE_MS = 4;
 
-const tooMuch: DiskUse = { bytes: Infinity, inodes: Infinity };
+/** Shows all names in a directory and below, some at a time, until `isEnough`. @throws ENAMETOOLONG for what lies too deep to be named */
+async function walk(directory: string, isEnough: (paths: readonly string[]) => Promise<boolean> | boolean): Promise<void> {
+  const left = [directory];
+  for (let next = left.pop(); next !== undefined; next = left.pop()) {
+    try {
+      let batch: string[] = [];
+      for await (const entry of await opendir(next, { bufferSize: 1_024 })) {
+        const path = join(next, entry.name);
+        if (entry.isDirectory()) left.push(path);
+        batch.push(path);
+        if (batch.length < AT_ONCE) continue;
+        if (await isEnough(batch)) return;
+        batch = [];
+      }
+      if (await isEnough(batch)) return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENAMETOOLONG") throw error;
+      // Gone meanwhile, or closed to us, who are not root here.
+    }
+  }
+}
 
 /**
  * What a directory holds, counted until it passes `enough`. A program may change it meanwhile, and may swap a directory for a link to
  * anywhere: then the count is wrong, and that is all. What lies too deep to be named is counted as too much.
  */
-export async function diskUseOf(directory: string, enough: DiskUse): Promise<DiskUse> {
-  let [bytes, inodes] = [0, 0];
-  const left = [directory];
-  for (let next = left.pop(); next !== undefined; next = left.pop()) {
-    const here = next;
-    try {
-      let batch: string[] = [];
-      const count = async (): Promise<void> => {
-        for (const found of await Promise.all(batch.map(async (path) => await bytesOf(path)))) bytes += found;
-        batch = [];
-      };
-      for await (const entry of await opendir(here, { bufferSize: 256 })) {
-        const path = join(here, entry.name);
-        if (entry.isDirectory()) left.push(path);
-        batch.push(path);
-        if (++inodes > enough.inodes || bytes > enough.bytes) return { bytes, inodes };
-        if (batch.length === AT_ONCE) await count();
-      }
-      await count();
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === "ENAMETOOLONG") return tooMuch;
-      // Gone meanwhile, or closed to us, who are not root here.
-    }
+async function bytesIn(directory: string, enough: number): Promise<number> {
+  let bytes = 0;
+  const tooDeep = await isTooDeep(
+    walk(directory, async (paths) => {
+      for (const found of await Promise.all(paths.map(async (path) => await bytesOf(path)))) bytes += found;
+      return bytes > enough;
+    }),
+  );
+  return tooDeep ? Infinity : bytes;
+}
+
+/** As `bytesIn`, of files and directories. It reads names alone, which is many times faster. */
+export async function inodesIn(directory: string, enough: number): Promise<number> {
+  let inodes = 0;
+  const tooDeep = await isTooDeep(
+    walk(directory, (paths) => {
+      inodes += paths.length;
+      return inodes > enough;
+    }),
+  );
+  return tooDeep ? Infinity : inodes;
+}
+
+async function isTooDeep(walking: Promise<void>): Promise<boolean> {
+  try {
+    await walking;
+    return false;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENAMETOOLONG") return true;
+    throw error;
   }
-  return { bytes, inodes };
 }
 
 async function bytesOf(path: string): Promise<number> {
@@ -54,21 +80,14 @@ async function bytesOf(path: string): Promise<number> {
   }
 }
 
-/** Whether a directory holds more entries than `enough`; it looks at names alone, which is many times faster than their sizes. */
-async function hasMoreEntries(directory: string, enough: number): Promise<boolean> {
-  let inodes = 0;
-  const left = [directory];
-  for (let next = left.pop(); next !== undefined; next = left.pop()) {
-    try {
-      for await (const entry of await opendir(next, { bufferSize: 1_024 })) {
-        if (++inodes > enough) return true;
-        if (entry.isDirectory()) left.push(join(next, entry.name));
-      }
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === "ENAMETOOLONG") return true;
-    }
+/** What a whole file system has in use, by whomever; nothing where the directory is gone. */
+async function fileSystemUse(directory: string): Promise<DiskUse> {
+  try {
+    const { blocks, bfree, bsize, files, ffree } = await statfs(directory);
+    return { bytes: (blocks - bfree) * bsize, inodes: files - ffree };
+  } catch {
+    return { bytes: 0, inodes: 0 };
   }
-  return false;
 }
 
 export type DiskWatch = {
@@ -78,60 +97,71 @@ export type DiskWatch = {
   end(): Promise<boolean>;
 };
 
-/** How much of a file system is in use, by whomever. */
-async function fileSystemUse(directory: string): Promise<DiskUse> {
-  try {
-    const { blocks, bfree, bsize, files, ffree } = await statfs(directory);
-    return { bytes: (blocks - bfree) * bsize, inodes: files - ffree };
-  } catch {
-    // The directory is gone: nothing to hold.
-    return { bytes: 0, inodes: 0 };
-  }
-}
-
 /**
  * Looks at a work directory while a run lasts: now and then in any case, and at once when its whole file system has grown by what the
  * directory may still take. A burst can pass the limit by what it makes in the few milliseconds until it is killed. Where the file
  * system does not count its files (Btrfs), or others empty it as fast as the run fills it, only the first kind of look finds it.
  */
 export function watchDisk(directory: string, limits: DiskUse, exceeded: () => void): DiskWatch {
+  // Apart, because a look at sizes takes long, and a flood of files must not wait for it.
+  const watches = [
+    watchOne({
+      limit: limits.inodes,
+      measure: async (enough) => await inodesIn(directory, enough),
+      around: async () => (await fileSystemUse(directory)).inodes,
+      exceeded,
+    }),
+    watchOne({
+      limit: limits.bytes,
+      measure: async (enough) => await bytesIn(directory, enough),
+      around: async () => (await fileSystemUse(directory)).bytes,
+      exceeded,
+    }),
+  ];
+  return {
+    ready: Promise.all(watches.map(({ ready }) => ready)).then(() => undefined),
+    end: async () => (await Promise.all(watches.map(async (watch) => await watch.end()))).includes(true),
+  };
+}
+
+type Measure = {
+  readonly limit: number;
+  /** Of the directory, counted until it passes `enough`. */
+  readonly measure: (enough: number) => Promise<number>;
+  /** Of the file system around it. */
+  readonly around: () => Promise<number>;
+  readonly exceeded: () => void;
+};
+
+function watchOne({ limit, measure, around, exceeded }: Measure): DiskWatch {
   let timer: NodeJS.Timeout | undefined;
-  let allowed = limits;
+  let allowed = limit;
   let isOver = false;
   let ended = false;
-  /** When the last look began, in the directory and around it. */
-  let own: DiskUse = { bytes: 0, inodes: 0 };
-  let around: DiskUse = { bytes: 0, inodes: 0 };
-  let [lookedAt, lookTook] = [0, 0];
+  /** At the last look. */
+  let [own, outside, lookedAt, lookTook] = [0, 0, 0, 0];
 
   const look = async (): Promise<void> => {
     lookedAt = performance.now();
-    around = await fileSystemUse(directory);
-    if (await hasMoreEntries(directory, allowed.inodes)) isOver = true;
-    if (isOver) return;
-    own = await diskUseOf(directory, allowed);
-    isOver = own.bytes > allowed.bytes || own.inodes > allowed.inodes;
+    outside = await around();
+    own = await measure(allowed);
+    isOver ||= own > allowed;
     lookTook = performance.now() - lookedAt;
   };
-  const mayBeOver = async (): Promise<boolean> => {
-    const now = await fileSystemUse(directory);
-    return own.bytes + now.bytes - around.bytes > allowed.bytes || own.inodes + now.inodes - around.inodes > allowed.inodes;
-  };
-  const ready = (async () => {
-    around = await fileSystemUse(directory);
-    own = await diskUseOf(directory, limits);
-    if (own.bytes <= limits.bytes && own.inodes <= limits.inodes) return;
+  const begin = async (): Promise<void> => {
+    await look();
+    if (!isOver) return;
     // Already too full: what is there may stay and be removed, but nothing may be added.
-    const whole = await diskUseOf(directory, tooMuch);
-    if (whole === tooMuch) return;
-    own = whole;
-    allowed = { bytes: Math.max(limits.bytes, whole.bytes), inodes: Math.max(limits.inodes, whole.inodes) };
-  })();
+    own = await measure(Infinity);
+    if (own !== Infinity) allowed = Math.max(limit, own);
+    isOver = false;
+  };
+  const ready = limit === Infinity ? Promise.resolve() : begin();
   let looking: Promise<void> = ready;
   const step = async (): Promise<void> => {
     const sinceMs = performance.now() - lookedAt;
-    const isRested = sinceMs >= lookTook * PAUSE_FACTOR;
-    if (isRested && (sinceMs >= PAUSE_MS || (await mayBeOver()))) await look();
+    if (sinceMs < lookTook * PAUSE_FACTOR) return;
+    if (sinceMs >= PAUSE_MS || own + (await around()) - outside > allowed) await look();
   };
   const schedule = (): void => {
     if (ended) return;
@@ -142,14 +172,14 @@ export function watchDisk(directory: string, limits: DiskUse, exceeded: () => vo
       });
     }, SENSE_MS);
   };
-  void ready.then(schedule);
+  if (limit !== Infinity) void ready.then(schedule);
   return {
     ready,
     async end() {
       ended = true;
       clearTimeout(timer);
       await looking;
-      if (!isOver) await look();
+      if (!isOver && limit !== Infinity) await look();
       return isOver;
     },
   };
