@@ -3,6 +3,7 @@ import type { OverlayReader } from "../control-plane/overlays.ts";
 import type { CommandEnd, TenantSandboxes } from "../gateway/sandbox-routes.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import type { SandboxDriver, SandboxResult } from "../sandbox/sandbox-driver.ts";
+import { openSandboxFile } from "../storage/sandbox-file.ts";
 import { createSandboxPlaces, type SandboxPlacesDeps } from "./sandbox-places.ts";
 
 export type TenantSandboxDeps = Omit<SandboxPlacesDeps, "driver"> & {
@@ -32,6 +33,7 @@ export function createTenantSandboxes({ driver, overlays, ...rest }: TenantSandb
       const { policy, refused, place } = await placeOf(tenantId, { overlay: overlay.sandbox, mode });
       return { policy, refused, run: async (command, signal) => endOf(await driver.run({ ...place, ...command }, signal)) };
     },
+    openFile: async (tenantId, path) => await openSandboxFile(rest.home, tenantId, path),
   };
 }
 

@@ -65,7 +65,9 @@ export type TenantCommand =
   /** Tokens of a model call were counted here: the first such call of a day, model and doubt. */
   | { readonly type: "usage.alarm"; readonly callId: string; readonly model: string; readonly doubt: UsageDoubt }
   /** An administrator ran a command in the tenant's sandbox. `digest`: SHA-256 over its words and stdin, 64 hex. */
-  | { readonly type: "sandbox.exec"; readonly mode: string; readonly digest: string };
+  | { readonly type: "sandbox.exec"; readonly mode: string; readonly digest: string }
+  /** An administrator took a file out of the tenant's sandbox. `digest`: SHA-256 of its path, 64 hex. */
+  | { readonly type: "sandbox.copy"; readonly sizeBytes: number; readonly digest: string };
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
@@ -133,6 +135,7 @@ const tenantActions: readonly string[] = [
   "usage.alarm",
   "payloads.decode",
   "sandbox.exec",
+  "sandbox.copy",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -164,6 +167,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `${command.count} payloads:${command.digest.slice(0, 8)}` };
     case "sandbox.exec":
       return { tenant, target: `${command.mode}:${command.digest.slice(0, 8)}` };
+    case "sandbox.copy":
+      return { tenant, target: `${command.sizeBytes} bytes:${command.digest.slice(0, 8)}` };
     case "temporal.operate":
       return { tenant, target: `${command.method} ${command.path}` };
     case "admin-key.create":

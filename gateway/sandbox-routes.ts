@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { PassThrough } from "node:stream";
+import { PassThrough, Readable } from "node:stream";
 import type { FastifyPluginAsync, FastifyRequest } from "fastify";
 import { z } from "zod";
 import type { Changes } from "../control-plane/changes.ts";
@@ -50,7 +50,17 @@ export interface TenantSandboxes {
     tenantId: TenantId,
     mode: string | undefined,
   ): Promise<SandboxAnswer & { readonly run: (command: SandboxCommand, signal: AbortSignal) => Promise<CommandEnd> }>;
+  /** A file that the tenant's programs made, by its path in their work directory. @throws {PathRefused} for what is no plain file in it */
+  openFile(tenantId: TenantId, path: string): Promise<CopiedFile | undefined>;
 }
+
+export type CopiedFile = {
+  readonly sizeBytes: number;
+  /** All of it, and closes it. */
+  read(): AsyncIterable<Uint8Array>;
+  /** Closes what was never read; safe to repeat. */
+  close(): Promise<void>;
+};
 
 export type SandboxDeps = {
   readonly tenants: Pick<Tenants, "get">;
@@ -73,6 +83,10 @@ const execBody = z.strictObject({
 const explainQuery = z.strictObject({
   tool: z.string().regex(/^[A-Za-z][A-Za-z0-9_.-]{0,63}$/, "tool is the name of a tool"),
 });
+
+const copyQuery = z.strictObject({ path: z.string({ error: "path is the file's path below /work" }) });
+/** What comes out at once; more is no artefact but a disk. */
+const maxCopyBytes = 1_024 * 1_024 * 1_024;
 
 /** Together less than the kernel's ARG_MAX of 2 MiB, of which each string also takes a pointer. */
 const maxCommandBytes = 1_024 * 1_024;
@@ -151,6 +165,40 @@ export const createSandboxRoutes =
           },
         );
         return await reply.header("cache-control", "no-store").type("application/x-ndjson").send(lines);
+      },
+    );
+
+    app.get(
+      "/v1/tenants/:tenant/sandbox/file",
+      {
+        config: {
+          access: "admin:all",
+          describes: { summary: "A file out of the tenant's sandbox, as its bytes", query: copyQuery },
+        },
+      },
+      async (request, reply) => {
+        const { path } = copyQuery.parse(request.query);
+        const tenantId = await tenantIdOf(request);
+        const file = await sandboxes.openFile(tenantId, path);
+        if (file === undefined) throw new AppError("not_found", { client: { message: "There is no such file.", param: "path" } });
+        reply.raw.once("close", () => void file.close());
+        try {
+          const { sizeBytes } = file;
+          if (sizeBytes > maxCopyBytes)
+            throw new AppError("request_too_large", { client: { message: "The file has more than 1 GiB.", param: "path" } });
+          const digest = createHash("sha256").update(path).digest("hex");
+          await changes.make(tenantId, { type: "sandbox.copy", sizeBytes, digest }, changeOptionsOf(request));
+          return await reply
+            .header("cache-control", "no-store")
+            .header("x-content-type-options", "nosniff")
+            .header("content-disposition", "attachment")
+            .header("content-length", sizeBytes)
+            .type("application/octet-stream")
+            .send(Readable.from(file.read(), { objectMode: false }));
+        } catch (error) {
+          await file.close();
+          throw error;
+        }
       },
     );
   };

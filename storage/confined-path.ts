@@ -29,25 +29,31 @@ export type ConfinedStat = {
 };
 
 /**
- * Reads a plain file below `root`. `root` itself may not be a link; what stands before its last component is the caller's.
+ * Opens a plain file below `root` for reading; the caller closes it. `root` itself may not be a link; what stands before its last
+ * component is the caller's.
  * @returns undefined where there is none
  * @throws {PathRefused} for whatever else is there, links of every kind among it
  */
-export async function readConfined(
-  root: string,
-  relative: string,
-  { maxBytes }: { readonly maxBytes: number },
-): Promise<ConfinedFile | undefined> {
+export async function openConfined(root: string, relative: string): Promise<FileHandle | undefined> {
   await using found = await find(root, relative);
   if (found === undefined) return undefined;
   const stats = await found.stat();
   if (!stats.isFile()) throw new PathRefused(notPlain(stats), relative);
   // A second name may lie anywhere on the same file system, and belong to somebody else.
   if (stats.nlink > 1) throw new PathRefused("leads to a file with several names (hard links)", relative);
-  await using file = await open(behind(found), O_RDONLY | O_NONBLOCK).catch((error: unknown) => {
+  return await open(behind(found), O_RDONLY | O_NONBLOCK).catch((error: unknown) => {
     throw refusalOf(error, relative);
   });
-  return await readUpTo(file, maxBytes);
+}
+
+/** As `openConfined`, up to `maxBytes` of what is in it. */
+export async function readConfined(
+  root: string,
+  relative: string,
+  { maxBytes }: { readonly maxBytes: number },
+): Promise<ConfinedFile | undefined> {
+  await using file = await openConfined(root, relative);
+  return file === undefined ? undefined : await readUpTo(file, maxBytes);
 }
 
 /**

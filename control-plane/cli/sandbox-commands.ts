@@ -69,6 +69,20 @@ export function addSandboxCommands(program: Command, { variables, terminal }: Cl
     });
 
   sandbox
+    .command("copy")
+    .description("write a file of a tenant's sandbox to stdout: a plain file of at most 1 GiB, no link")
+    .requiredOption("--tenant <tenant>", "its id")
+    .argument("<path>", "below the sandbox's work directory, for example out/report.pdf")
+    .action(async (path: string, { tenant: raw }: { readonly tenant: string }) => {
+      const response = await connectGateway(variables).request({
+        path: `/v1/tenants/${tenantArgument(raw)}/sandbox/file`,
+        query: { path },
+        timeoutMs: 0,
+      });
+      await copyOut(response, terminal);
+    });
+
+  sandbox
     .command("explain")
     .description("what would apply to a tool's run, and why")
     .requiredOption("--tenant <tenant>", "its id")
@@ -82,6 +96,15 @@ export function addSandboxCommands(program: Command, { variables, terminal }: Cl
       else if (!explanation.installed) terminal.note(`openclaw: no tool "${tool}" is installed`);
       else if (!explanation.allowed) terminal.note(`openclaw: the tenant's overlay does not allow the tool "${tool}"`);
     });
+}
+
+/** @throws {CliError} when the answer breaks off: what was written is not the whole file */
+async function copyOut(response: Response, terminal: Terminal): Promise<void> {
+  try {
+    for await (const chunk of (response.body ?? []) as AsyncIterable<Uint8Array>) await terminal.pass("stdout", chunk);
+  } catch (error) {
+    throw new CliError(exitCodes.failed, "The copy broke off: the file changed, or the connection was lost.", { cause: error });
+  }
 }
 
 /** @throws {CliError} when the answer ends without the command's end: then nobody knows how it ended */

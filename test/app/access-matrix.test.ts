@@ -373,6 +373,7 @@ const commandWords: Record<string, (() => readonly string[]) | undefined> = {
   "billing invoice status": () => ["--tenant", bravo.id],
   "billing invoice resolve": () => ["usage.2026-11-22.1", "--tenant", bravo.id, "--as", "dropped"],
   "sandbox exec": () => ["--tenant", bravo.id, "--", "touch", "taken-over"],
+  "sandbox copy": () => ["--tenant", bravo.id, "file"],
   "sandbox explain": () => ["--tenant", bravo.id, "--tool", "exec"],
   agent: () => ["--tenant", bravo.id, "--message", "hello"],
 };

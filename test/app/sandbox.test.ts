@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -149,6 +150,38 @@ describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
     hangUp.abort();
 
     await expect.poll(async () => await processesWith("7717"), { timeout: 20_000 }).toEqual([]);
+  });
+
+  test("copy brings out a plain file as it is, and nothing that only looks like one", async () => {
+    const make = `umask 077; mkdir -p out/deep; perl -e 'print pack("N*", map { $_ * 2654435761 } 1 .. 500000)' > out/deep/made;
+      sha256sum < out/deep/made | cut -c1-64; ln -s made out/deep/link; ln -s deep out/around; mkfifo out/fifo; ln out/deep/made out/twice;
+      : > out/empty; ln -s /etc/passwd out/passwd`;
+    const digest = (await exec("--", "sh", "-c", make)).stdout.trim();
+    const copy = async (tenant: string, path: string) =>
+      await fetch(`${product.url}/v1/tenants/${tenant}/sandbox/file?path=${encodeURIComponent(path)}`, {
+        headers: { authorization: `Bearer ${product.adminKey}` },
+      });
+    const refusal = async (tenant: string, path: string) => {
+      const answer = await copy(tenant, path);
+      return [answer.status, ((await answer.json()) as { error: { message: string } }).error.message];
+    };
+    expect(await refusal("acme", "out/deep/made")).toEqual([400, "The path leads to a file with several names (hard links)."]);
+    await exec("--", "rm", "out/twice");
+
+    const bytes = Buffer.from(await (await copy("acme", "out/deep/made")).arrayBuffer());
+
+    expect([bytes.length, createHash("sha256").update(bytes).digest("hex")]).toEqual([2_000_000, digest]);
+    expect((await (await copy("acme", "out/empty")).arrayBuffer()).byteLength).toBe(0);
+    expect(await refusal("acme", "out/deep/link")).toEqual([400, "The path leads through a link."]);
+    expect((await refusal("acme", "out/around/made"))[0]).toBe(400);
+    expect((await refusal("acme", "out/passwd"))[0]).toBe(400);
+    expect(await refusal("acme", "out/fifo")).toEqual([400, "The path is not a plain file."]);
+    expect(await refusal("acme", "out")).toEqual([400, "The path is a directory."]);
+    expect((await refusal("acme", "../../globex/sandbox/x"))[0]).toBe(400);
+    expect((await refusal("globex", "out/deep/made"))[0]).toBe(404);
+    expect(await openclaw(["sandbox", "copy", "--tenant", "acme", "out/empty"], variables())).toEqual({ code: 0, stdout: "", stderr: "" });
+    const entries = await rows("select target from control.audit_entry where action = 'sandbox.copy' order by seq");
+    expect(entries.map(({ target }) => String(target).split(":")[0])).toEqual(["2000000 bytes", "0 bytes", "0 bytes"]);
   });
 
   const slots = async (): Promise<string[]> => {
