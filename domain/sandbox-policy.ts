@@ -17,7 +17,7 @@ export const builtInSandboxLimits: Readonly<Record<SandboxLimitName, number>> = 
   memory_limit_mb: 512,
   cpu_quota: 1,
   pids: 128,
-  wall_seconds: 30,
+  wall_seconds: 60,
   output_kb: 1_024,
   disk_mb: 1_024,
   inodes: 100_000,

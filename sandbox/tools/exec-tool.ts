@@ -44,7 +44,7 @@ export function createExecTool({ driver }: { readonly driver: SandboxDriver }): 
         .number()
         .positive()
         .optional()
-        .describe("Ends the command after this many seconds; default and maximum are the sandbox's time limit, usually 30."),
+        .describe("Ends the command after this many seconds; default and maximum are the sandbox's time limit, usually 60."),
     }),
     async run(place, { command, timeout_seconds: seconds = Infinity }, signal) {
       const held = { ...place.limits, wallMs: Math.min(place.limits.wallMs, Math.ceil(seconds * 1000)) };
