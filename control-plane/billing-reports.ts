@@ -3,7 +3,7 @@ import { formatUsd } from "../domain/money.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import { type DueFee, readDueFees } from "../storage/platform-fee-repository.ts";
-import { csvLine, csvLineSql, type CsvCell } from "./billing-csv.ts";
+import { csvLine, csvLineSql, type CsvCell, isPlainCsv, plainCsvLineSql } from "./billing-csv.ts";
 import type { Period } from "./billing-period.ts";
 
 export type ReportRequest = {
@@ -132,11 +132,15 @@ const callColumns = [
 
 /** As JavaScript writes them: times in milliseconds, `true` in full. */
 const writtenAs: Readonly<Record<string, string>> = {
-  timestamp: `to_char("timestamp" at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`,
+  // to_char takes three times as long. The microsecond makes every text one of 26 characters, of which the first 23 are wanted.
+  timestamp: `overlay(left((date_trunc('milliseconds', "timestamp" at time zone 'UTC') + interval '1 microsecond')::text, 23) placing 'T' from 11 for 1) || 'Z'`,
   estimated: "estimated::text",
 };
 const callCells = callColumns.map((column) => writtenAs[column] ?? column);
 const callTexts = ["id", "provider_request_id", "tenant_id", "session_id", "model", "rate_card_hash", "reason"];
+
+/** `cursor` and `id` are the last row's; null where there is none. */
+type LinesPage = { rows: number; lines: string; cursor: string | null; id: string | null };
 
 /** A page of a tenant's ($1) day ($2) behind a time ($3) and an id ($4). */
 const callsAfter = `from control.usage_ledger
@@ -199,19 +203,28 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
     }
   }
 
-  /** The same as lines of the CSV, made by Postgres: to make a million here would take longer than to read them. */
+  /**
+   * The same as lines of the CSV, made by Postgres: to make a million here would take longer than to read them. Nearly every page holds
+   * nothing that CSV writes in another way, and one look at the whole page shows it; the others are read once more, with a look at each cell.
+   */
   async function* callLinesOfDay(day: string, tenantId: string): AsyncGenerator<string> {
-    let after: readonly [string, string] = [`${day}T00:00:00Z`, ""];
-    for (;;) {
-      const [page] = await read<{ lines: string | null; cursor: string | null; id: string | null }>(
-        `with page as materialized (select "timestamp", id, ${csvLineSql(callCells, callTexts)} as line ${callsAfter}),
-           last as (select "timestamp"::text as cursor, id from page offset $5 - 1)
-         select (select string_agg(line, '') from page) as lines, last.cursor, last.id from (values (1)) as one left join last on true`,
+    const pageOf = async (line: string, after: readonly [string, string]): Promise<LinesPage> => {
+      const [page] = await read<LinesPage>(
+        `select count(*)::int as rows, coalesce(string_agg(line, ''), '') as lines, max("timestamp")::text as cursor,
+           (array_agg(id))[count(*)] as id
+         from (select "timestamp", id, ${line} as line ${callsAfter}) as page`,
         [tenantId, day, ...after, linesAtOnce],
       );
-      if (page === undefined || page.lines === null) return;
+      return page as LinesPage;
+    };
+    let after: readonly [string, string] = [`${day}T00:00:00Z`, ""];
+    for (;;) {
+      const quick = await pageOf(plainCsvLineSql(callCells, callTexts), after);
+      const isPlain = isPlainCsv(quick.lines, { rows: quick.rows, columns: callCells.length });
+      const page = isPlain ? quick : await pageOf(csvLineSql(callCells, callTexts), after);
+      if (page.cursor === null || page.id === null) return;
       yield page.lines;
-      if (page.cursor === null || page.id === null) return; // the page was not full
+      if (page.rows < linesAtOnce) return;
       after = [page.cursor, page.id];
     }
   }
@@ -258,7 +271,7 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
   return {
     async csv(request) {
       await requireKnown(request.tenantId);
-      return request.detail ? callsCsv(pagesOfCalls(request, callLinesOfDay)) : daysCsv(dailyPages(request));
+      return request.detail ? callsCsv(readAhead(pagesOfCalls(request, callLinesOfDay))) : daysCsv(dailyPages(request));
     },
     async json(request) {
       await requireKnown(request.tenantId);
@@ -305,6 +318,22 @@ async function* daysCsv(pages: AsyncIterable<readonly DailyRow[]>): AsyncGenerat
 async function* callsCsv(pages: AsyncIterable<string>): AsyncGenerator<string> {
   yield csvLine(callColumns);
   yield* pages;
+}
+
+/** Asks for the next page while the last one is on its way to the reader. */
+async function* readAhead<Page>(pages: AsyncGenerator<Page>): AsyncGenerator<Page> {
+  let next = pages.next();
+  try {
+    for (let page = await next; page.done !== true; page = await next) {
+      next = pages.next();
+      next.catch(() => undefined); // told when its turn comes
+      yield page.value;
+    }
+  } finally {
+    // The reader may have left while a page was read.
+    await next.catch(() => undefined);
+    await pages.return(undefined);
+  }
 }
 
 async function* jsonOf<Row extends { cost_nano_usd: bigint }>(
