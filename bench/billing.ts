@@ -53,7 +53,7 @@ async function seed(pool: pg.Pool, tenant: string, month: string, count: number)
       `insert into control.usage_ledger (id, tenant_id, session_id, "timestamp", model, reason, provider_request_id, input_tokens, cache_read_tokens,
          cache_write_tokens, output_tokens, reasoning_tokens, tool_calls, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash, estimated)
        select 'trn_bench-' || $2 || '-' || n || '.0', $1, 'api:user-' || (n::bigint * 7919 % greatest($4::int / 100, 1)) || ':default',
-         ($2 || '-01')::timestamp at time zone 'UTC' + n * (interval '28 days' / $4), 'model-' || n % 20, 'chat', 'req_' || md5(n::text),
+         date_trunc('milliseconds', ($2 || '-01')::timestamp at time zone 'UTC' + n * (interval '28 days' / $4)), 'model-' || n % 20, 'chat', 'req_' || md5(n::text),
          n % 3000, n % 700, n % 50, n % 900, n % 100, n % 3, n % 100000 * 17, n % 100000 * 15, 100000, repeat('a', 64), false
        from generate_series(0, $3::int - 1) n`,
       [tenant, month, count, count],
@@ -114,7 +114,7 @@ async function measure(home: string): Promise<void> {
     await pool.query("create table bench_plain (like control.usage_ledger including all)");
     const plain = await rowsWritten(async () => {
       await pool.query(
-        `insert into bench_plain values ($1, 'billed', 'api:jane:default', now(), 'bench-fast', 'chat', 'req_1', 100, 10, 0, 20, 5, 0, 4780000, 4345455,
+        `insert into bench_plain values ($1, 'billed', 'api:jane:default', date_trunc('milliseconds', now()), 'bench-fast', 'chat', 'req_1', 100, 10, 0, 20, 5, 0, 4780000, 4345455,
            100000, repeat('a', 64), false)`,
         [randomBytes(12).toString("hex")],
       );

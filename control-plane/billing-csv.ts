@@ -17,26 +17,24 @@ function csvCell(cell: CsvCell): string {
  * others are never NULL and never need quotes.
  */
 export function csvLineSql(cells: readonly string[], texts: readonly string[]): string {
-  return lineSql(cells.map((cell) => (texts.includes(cell) ? textSql(cell) : cell)));
+  return `concat_ws(',', ${cells.map((cell) => (texts.includes(cell) ? textSql(cell) : cell)).join(", ")}) || E'\\n'`;
 }
 
-/** The same where nothing in the texts needs care, which nobody looked at: `isPlainCsv` must. */
-export const plainCsvLineSql = (cells: readonly string[], texts: readonly string[]): string =>
-  lineSql(cells.map((cell) => (texts.includes(cell) ? `coalesce(${cell}, '')` : cell)));
-
-const lineSql = (cells: readonly string[]): string => `concat_ws(',', ${cells.join(", ")}) || E'\\n'`;
+const [lineFeed, comma] = [10, 44];
 
 /**
- * Whether lines that `plainCsvLineSql` made are what `csvLineSql` would have made. As many line ends as rows: no text holds one. Then as
- * many commas as these rows have: no text holds one either. And nothing that would be quoted, and no cell that begins a formula.
+ * Whether lines that Postgres' COPY wrote, with commas between the cells, are what `csvLine` makes of the same cells: COPY marks what it
+ * would break with a backslash, so without one there is no comma or line end in a cell, and what is left are quotes and formulas.
  */
-export const isPlainCsv = (text: string, { rows, columns }: { readonly rows: number; readonly columns: number }): boolean =>
-  countOf(text, "\n") === rows && countOf(text, ",") === rows * (columns - 1) && !/["\r]|(?:^|[,\n])[=+\-@\t]/.test(text);
+export const isPlainCsv = (lines: Buffer): boolean =>
+  !lines.includes("\\") && !lines.includes('"') && !["=", "+", "-", "@"].some((sign) => beginsCell(lines, sign));
 
-function countOf(text: string, character: string): number {
-  let count = 0;
-  for (let at = text.indexOf(character); at >= 0; at = text.indexOf(character, at + 1)) count++;
-  return count;
+function beginsCell(lines: Buffer, sign: string): boolean {
+  for (let at = lines.indexOf(sign); at >= 0; at = lines.indexOf(sign, at + 1)) {
+    const before = at === 0 ? lineFeed : lines[at - 1];
+    if (before === comma || before === lineFeed) return true;
+  }
+  return false;
 }
 
 const textSql = (cell: string): string => String.raw`case

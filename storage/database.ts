@@ -24,6 +24,8 @@ export type TransactionOptions = {
   readonly statementTimeoutMs?: number;
   /** Default 3,000. */
   readonly lockTimeoutMs?: number;
+  /** For pages by key: the rows as their index has them. What is planned for a whole table sorts them, in several processes. */
+  readonly byKey?: boolean;
 };
 
 /** How long a call waits for a connection, and through a restart of the server. */
@@ -158,7 +160,7 @@ export class Database {
   }
 
   async #transact<Tx extends TenantTx | ControlTx, T>({ place, options, open }: Scope<Tx>, work: (tx: Tx) => Promise<T>): Promise<T> {
-    const { readOnly = false, statementTimeoutMs = 4_000, lockTimeoutMs = 3_000 } = options;
+    const { readOnly = false, statementTimeoutMs = 4_000, lockTimeoutMs = 3_000, byKey = false } = options;
     const begin = [
       `begin; ${reset}; commit`, // whatever the last user left behind, in a transaction of its own so that no rollback brings it back
       readOnly ? "begin read only" : "begin",
@@ -166,6 +168,7 @@ export class Database {
       `set local statement_timeout = ${Math.trunc(statementTimeoutMs)}`,
       `set local lock_timeout = ${Math.trunc(lockTimeoutMs)}`,
       `set local idle_in_transaction_session_timeout = ${idleInTransactionMs}`,
+      ...(byKey ? ["set local enable_bitmapscan = off", "set local max_parallel_workers_per_gather = 0"] : []),
     ].join("; ");
     const client = await this.#checkOut(begin);
     const tx = open(client, statementTimeoutMs + 2_000);

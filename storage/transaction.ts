@@ -1,5 +1,6 @@
-import type { PoolClient, QueryResult, QueryResultRow } from "pg";
+import { escapeLiteral, type PoolClient, type QueryResult, type QueryResultRow } from "pg";
 import type { TenantId } from "../domain/tenant.ts";
+import { CopyOut } from "./copy-out.ts";
 import { asStorageError } from "./database-error.ts";
 
 /**
@@ -28,12 +29,36 @@ class Transaction {
     return (await this.#send(text, values)).rowCount ?? 0;
   }
 
-  async #send<Row extends QueryResultRow>(text: string, values: readonly unknown[]): Promise<QueryResult<Row>> {
+  /**
+   * What `COPY (select) TO STDOUT` writes, in its text format: a line a row, NULL as nothing, and a backslash wherever a cell holds a line
+   * end, a tab, a backslash or `delimiter`. It takes no values, so those for `$1` … `$9` are written into the text, as literals.
+   */
+  async copyOut(select: string, values: readonly (string | number)[], { delimiter }: { readonly delimiter: string }): Promise<Buffer> {
+    const client = this.#open();
+    const filled = select.replaceAll(/\$([1-9])/g, (_, place: string) => escapeLiteral(String(values[Number(place) - 1])));
+    const text = `copy (${filled}) to stdout (delimiter ${escapeLiteral(delimiter)}, null '')`;
+    try {
+      return await new Promise((resolve, reject) => {
+        const copy = new CopyOut(text, this.#queryTimeoutMs, (error) => (error ? reject(error) : resolve(copy.bytes())));
+        client.query(copy);
+      });
+    } catch (error) {
+      this.#failed = true;
+      throw asStorageError(error);
+    }
+  }
+
+  #open(): PoolClient {
     if (this.#client === undefined) throw new Error("this transaction has ended: await every query inside the function that was given it");
+    return this.#client;
+  }
+
+  async #send<Row extends QueryResultRow>(text: string, values: readonly unknown[]): Promise<QueryResult<Row>> {
+    const client = this.#open();
     // The server's statement_timeout comes first; this one is for a server that has stopped answering at all.
     const config = { text, values: [...values], queryMode: "extended", query_timeout: this.#queryTimeoutMs };
     try {
-      return await this.#client.query<Row>(config);
+      return await client.query<Row>(config);
     } catch (error) {
       this.#failed = true;
       throw asStorageError(error);

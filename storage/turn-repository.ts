@@ -255,7 +255,7 @@ export async function recordUsage(tx: TenantTx, row: UsageRow): Promise<void> {
     [
       row.id,
       toStorableText(row.providerRequestId),
-      row.atMs,
+      Math.trunc(row.atMs),
       tx.tenantId,
       row.sessionId,
       row.model,

@@ -1,6 +1,7 @@
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { expect, test } from "vitest";
+import { csvLine } from "../../control-plane/billing-csv.ts";
 import { explainCall } from "../../control-plane/billing-explanation.ts";
 import { parsePeriod } from "../../control-plane/billing-period.ts";
 import { createBillingReports, type BillingReportsDeps, type ReportRequest } from "../../control-plane/billing-reports.ts";
@@ -84,9 +85,9 @@ const requestOf = (period: string, rest: Omit<ReportRequest, "period"> = {}): Re
   period: parsePeriod(period, Date.parse("2026-06-15T12:00:00Z")),
   ...rest,
 });
-async function textOf(chunks: AsyncIterable<string>): Promise<string> {
+async function textOf(chunks: AsyncIterable<string | Uint8Array>): Promise<string> {
   let text = "";
-  for await (const chunk of chunks) text += chunk;
+  for await (const chunk of chunks) text += typeof chunk === "string" ? chunk : Buffer.from(chunk).toString("utf8");
   return text;
 }
 
@@ -152,10 +153,10 @@ test("days are UTC days of admission, at their very edges", async () => {
   const acme = await addTenant("acme");
   const usage = { ...noUsage, inputTokens: 1_000_000 };
   const moments = [
-    "2026-05-31T23:59:59.999999Z",
+    "2026-05-31T23:59:59.999Z",
     "2026-06-01T00:00:00Z",
     "2026-06-01T01:59:59+02:00",
-    "2026-06-30T23:59:59.999999Z",
+    "2026-06-30T23:59:59.999Z",
     "2026-07-01T00:00:00Z",
   ];
   for (const [step, at] of moments.entries()) await bill(database, acme, { id: `trn_1.${step}`, at, usage });
@@ -344,6 +345,68 @@ test("a card is stored once, with the moment it was first seen, and comes back t
   await expect(database.withControl((tx) => loadRateCard(tx, "0".repeat(64)))).rejects.toMatchObject({ code: "internal" });
 });
 
+test("pages that hold something special and pages that do not are one report, to the byte", async () => {
+  const { ownerUrl, reports, addTenant } = await billingStage({ pageRows: 2 });
+  const acme = await addTenant("acme");
+  const texts = [
+    "m",
+    'a"b',
+    "a,b",
+    "=1",
+    "+1",
+    "-1",
+    "@x",
+    "\t",
+    "a\nb",
+    "a\rb",
+    "\\",
+    "\\N",
+    "\\.",
+    "é€😀",
+    " ",
+    "a=b",
+    "a-b",
+    "'x",
+    "m".repeat(9_000),
+  ];
+  // Six rows are a page of lines: some are all plain, some have one odd text somewhere, and there are several rows in a millisecond.
+  const rows = Array.from({ length: 90 }, (_, n) => ({
+    id: `trn_${String(n).padStart(3, "0")}.0`,
+    at: `2026-06-0${1 + Math.floor(n / 60)}T00:00:00.${String(Math.floor(n / 4)).padStart(3, "0")}Z`,
+    model: n % 12 < 6 ? (texts[n % texts.length] ?? "m") : "plain",
+    request: n % 5 === 0 ? null : n % 7 === 0 ? (texts[(n * 3) % texts.length] ?? "") : `req_${n}`,
+  }));
+  await runSql(
+    ownerUrl,
+    `insert into control.usage_ledger (id, tenant_id, session_id, "timestamp", model, reason, provider_request_id, input_tokens, cache_read_tokens,
+       cache_write_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash)
+     select id, '${acme}', 'api:s:default', at, model, 'chat', request, 1, 0, 0, 1, 0, 7, 7, 0, 'x'
+     from jsonb_to_recordset($rows$${JSON.stringify(rows)}$rows$::jsonb) as given (id text, at timestamptz, model text, request text)`,
+  );
+
+  const csv = await textOf(await reports.csv(requestOf("2026-06", { tenantId: acme, detail: true })));
+
+  const lines = rows.map(({ id, at, model, request }) =>
+    csvLine([id, request, at, acme, "api:s:default", model, 1, 0, 0, 1, 0, 0, 7, 7, 0, "x", false, "chat"]),
+  );
+  expect(csv.slice(csv.indexOf("\n") + 1)).toBe(lines.join(""));
+});
+
+test("a row's time is whole milliseconds: what a report reads on from would miss a finer one", async () => {
+  const { ownerUrl, addTenant } = await billingStage();
+  const acme = await addTenant("acme");
+  const insert = (time: string) =>
+    runSql(
+      ownerUrl,
+      `insert into control.usage_ledger (id, tenant_id, session_id, "timestamp", model, reason, input_tokens, cache_read_tokens, cache_write_tokens,
+         output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash)
+       values ('trn_${time}.0', '${acme}', 'api:s:default', '${time}', 'm', 'chat', 1, 0, 0, 1, 0, 7, 7, 0, 'x')`,
+    );
+
+  await insert("2026-06-01T00:00:00.123Z");
+  await expect(insert("2026-06-01T00:00:00.123001Z")).rejects.toMatchObject({ constraint: "usage_ledger_whole_milliseconds" });
+});
+
 test("a long report streams: memory stays flat, and every row is there once", async () => {
   const { ownerUrl, reports, addTenant } = await billingStage();
   const acme = await addTenant("acme");
@@ -360,7 +423,10 @@ test("a long report streams: memory stays flat, and every row is there once", as
   let cost = 0n;
   const heaps: number[] = [];
   for await (const chunk of await reports.csv(requestOf("2026-06-01..2026-12-31", { tenantId: acme, detail: true }))) {
-    for (const line of chunk.trimEnd().split("\n")) {
+    for (const line of Buffer.from(chunk as Uint8Array)
+      .toString("utf8")
+      .trimEnd()
+      .split("\n")) {
       if (line.startsWith("id,")) continue;
       lines++;
       cost += BigInt(line.split(",")[12] ?? "");

@@ -10,10 +10,10 @@ test("the tenants that used most are told apart, and the rest is one", async () 
     cache_write_tokens, output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash)`;
   await database.withControl(async (tx) => {
     await tx.execute(
-      `${ledgerRow} select 'row-' || n, 'tenant-' || n, 's', now(), 'm', 'chat', n, 0, 1, 2, 3, 1000000000, 0, 0, 'h' from generate_series(1, 50) n`,
+      `${ledgerRow} select 'row-' || n, 'tenant-' || n, 's', date_trunc('milliseconds', now()), 'm', 'chat', n, 0, 1, 2, 3, 1000000000, 0, 0, 'h' from generate_series(1, 50) n`,
     );
     await tx.execute(
-      `${ledgerRow} values ('old', 'tenant-1', 's', now() - interval '3 days', 'm', 'chat', 7, 5, 0, 0, 0, 500000000, 0, 0, 'h')`,
+      `${ledgerRow} values ('old', 'tenant-1', 's', date_trunc('milliseconds', now()) - interval '3 days', 'm', 'chat', 7, 5, 0, 0, 0, 500000000, 0, 0, 'h')`,
     );
     await tx.execute(
       `insert into control.open_turn (tenant_id, turn_id, lane, kind) select 'tenant-' || n, 'turn-' || m, 'l', 'chat' from generate_series(1, 30) n, generate_series(1, n) m`,
