@@ -59,9 +59,9 @@ async function seed(pool: pg.Pool, tenant: string, month: string, count: number)
       [tenant, month, count, count],
     );
     await client.query(
-      `insert into control.usage_daily (tenant_id, day, model, tokens_in, tokens_out, tokens_cached, reasoning_tokens, tool_calls, cost_nano_usd, calls)
+      `insert into control.usage_daily (tenant_id, day, model, tokens_in, tokens_out, tokens_cached, reasoning_tokens, tool_calls, cost_nano_usd, calls, cache_write_tokens)
        select tenant_id, ("timestamp" at time zone 'UTC')::date, model, sum(input_tokens + cache_write_tokens), sum(output_tokens), sum(cache_read_tokens),
-         sum(reasoning_tokens), sum(tool_calls), sum(cost_nano_usd), count(*) from control.usage_ledger where id like 'trn_bench-' || $1 || '-%' group by 1, 2, 3`,
+         sum(reasoning_tokens), sum(tool_calls), sum(cost_nano_usd), count(*), sum(cache_write_tokens) from control.usage_ledger where id like 'trn_bench-' || $1 || '-%' group by 1, 2, 3`,
       [month],
     );
     await client.query("commit");
@@ -149,6 +149,7 @@ async function measure(home: string): Promise<void> {
     }
     for (const period of [manyMonth, `${manyMonth}-10..${manyMonth}-10`, `${fewMonth}-15..${manyMonth}-20`]) {
       const times: number[] = [];
+      let firstMs = 0;
       for (let n = 0; n < 60; n++) {
         const startedAt = performance.now();
         const answer = await fetch(`${product.url}/v1/tenants/billed/usage?period=${period}`, {
@@ -156,11 +157,14 @@ async function measure(home: string): Promise<void> {
         });
         if (!answer.ok) throw new Error(await answer.text());
         await answer.arrayBuffer();
-        if (n >= 5) times.push(performance.now() - startedAt);
+        const took = performance.now() - startedAt;
+        if (n === 0) firstMs = took;
+        if (n >= 5) times.push(took);
       }
       print(
         `usage of ${period}, P50 and P95 ms`,
         `${quantile(times, 0.5).toFixed(1)} ${note(`usageP95 ${period}`, quantile(times, 0.95)).toFixed(1)}`,
+        `${firstMs.toFixed(0)} the first time`,
       );
     }
     if (options.json) console.log(JSON.stringify(figures));

@@ -5,6 +5,7 @@ import type { Database, TransactionOptions } from "../storage/database.ts";
 import { type DueFee, readDueFees } from "../storage/platform-fee-repository.ts";
 import { csvLine, csvLineSql, type CsvCell, isPlainCsv } from "./billing-csv.ts";
 import type { Period } from "./billing-period.ts";
+import { SessionCosts, startOfDay } from "./session-costs.ts";
 
 export type ReportRequest = {
   /** Undefined: all tenants, deleted ones too. */
@@ -62,6 +63,8 @@ export type BillingReportsDeps = {
   readonly database: Pick<Database, "withControl">;
   /** Rows that are read at once; default 5,000. */
   readonly pageRows?: number;
+  /** Default: the clock. */
+  readonly now?: () => number;
 };
 
 type Sums = {
@@ -72,7 +75,7 @@ type Sums = {
   tool_calls: bigint;
   cost_nano_usd: bigint;
 };
-type DailyRow = { day: string; tenant_id: string; model: string } & Sums;
+type DailyRow = { day: string; tenant_id: string; model: string; calls: bigint } & Sums;
 type LedgerRow = {
   id: string;
   provider_request_id: string | null;
@@ -160,18 +163,27 @@ const callsAfter = `from control.usage_ledger
 const readOptions: TransactionOptions = { readOnly: true, statementTimeoutMs: 30_000 };
 const pageOptions: TransactionOptions = { ...readOptions, byKey: true };
 
-export function createBillingReports({ database, pageRows = 5_000 }: BillingReportsDeps): BillingReports {
+export function createBillingReports({ database, pageRows = 5_000, now = Date.now }: BillingReportsDeps): BillingReports {
   /** A line is one piece of text, a row some twenty values. */
   const linesAtOnce = 3 * pageRows;
   const read = <Row extends object>(text: string, values: readonly unknown[], options = readOptions): Promise<readonly Row[]> =>
     database.withControl((tx) => tx.query<Row & Record<string, unknown>>(text, values), options);
+
+  const sessionCosts = new SessionCosts(async (tenantId, { fromMs, untilMs }) => {
+    const sums = await read<{ session_id: string; calls: bigint; cost: string }>(
+      `select session_id, count(*) as calls, sum(cost_nano_usd)::text as cost from control.usage_ledger
+       where tenant_id = $1 and "timestamp" >= $2::timestamptz and "timestamp" < $3::timestamptz group by session_id`,
+      [tenantId, new Date(fromMs), new Date(untilMs)],
+    );
+    return sums.map(({ session_id, calls, cost }) => ({ sessionId: session_id, calls: Number(calls), nanoUsd: BigInt(cost) }));
+  });
 
   /** Pages by key, not by offset or an open cursor: each is a short transaction, whoever reads as slowly as they like. */
   async function* dailyPages({ tenantId, period }: ReportRequest): AsyncGenerator<readonly DailyRow[]> {
     let after: readonly [string, string, string] = [period.firstDay, "", ""];
     for (;;) {
       const page = await read<DailyRow>(
-        `select day, tenant_id, model, ${sumColumns} from control.usage_daily
+        `select day, tenant_id, model, calls, ${sumColumns} from control.usage_daily
          where day between $1::date and $2::date and ($3::text is null or tenant_id = $3)
            and (day, tenant_id collate "C", model collate "C") > ($4::date, $5, $6)
          order by day, tenant_id collate "C", model collate "C" limit $7`,
@@ -273,9 +285,9 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
       tokens === null && cost === null
         ? []
         : await read<{ tokens: bigint; cost: bigint }>(
-            `select coalesce(sum(input_tokens + output_tokens + reasoning_tokens), 0)::bigint as tokens,
+            `select coalesce(sum(tokens_in - cache_write_tokens + tokens_out + reasoning_tokens), 0)::bigint as tokens,
                coalesce(sum(cost_nano_usd), 0)::bigint as cost
-             from control.usage_ledger where tenant_id = $1 and "timestamp" >= date_trunc('day', now(), 'UTC')`,
+             from control.usage_daily where tenant_id = $1 and day = (now() at time zone 'UTC')::date`,
             [tenantId],
           );
     return {
@@ -301,12 +313,10 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
       await requireKnown(tenantId);
       const days: DailyRow[] = [];
       for await (const page of dailyPages({ tenantId, period })) days.push(...page);
-      const sessions = await read<{ session_id: string; calls: bigint; cost: string }>(
-        `select session_id, count(*) as calls, sum(cost_nano_usd)::text as cost from control.usage_ledger
-         where tenant_id = $1 and "timestamp" >= $2::timestamptz and "timestamp" < $3::timestamptz
-         group by session_id order by sum(cost_nano_usd) desc, session_id collate "C" limit 10`,
-        [tenantId, new Date(period.fromMs), new Date(period.untilMs)],
-      );
+      const nowMs = now();
+      const today = new Date(startOfDay(nowMs)).toISOString().slice(0, 10);
+      const closedCalls = days.reduce((total, { day, calls }) => total + (day < today ? Number(calls) : 0), 0);
+      const dearest = await sessionCosts.dearest(tenantId, period, { nowMs, closedCalls, count: 10 });
       return {
         ...headOf({ tenantId, period }),
         tenant: tenantId,
@@ -316,11 +326,7 @@ export function createBillingReports({ database, pageRows = 5_000 }: BillingRepo
         by_model: sumsBy(days, ({ model }) => model)
           .toSorted(([, a], [, b]) => (a.cost_nano_usd === b.cost_nano_usd ? 0 : a.cost_nano_usd < b.cost_nano_usd ? 1 : -1))
           .map(([model, sums]) => ({ model, ...toSumRow(sums) })),
-        top_sessions: sessions.map(({ session_id, calls, cost }) => ({
-          session_id,
-          calls: Number(calls),
-          cost_usd: formatUsd(BigInt(cost)),
-        })),
+        top_sessions: dearest.map(({ sessionId, calls, nanoUsd }) => ({ session_id: sessionId, calls, cost_usd: formatUsd(nanoUsd) })),
         quota: await quotaProgress(tenantId),
       };
     },

@@ -255,7 +255,16 @@ const differingText = <Column extends string>(
     .map((column) => `${column} is ${found[column]}, ${says} ${expected[column]}`)
     .join("; ");
 
-const sumColumns = ["tokens_in", "tokens_out", "tokens_cached", "reasoning_tokens", "tool_calls", "cost_nano_usd", "calls"] as const;
+const sumColumns = [
+  "tokens_in",
+  "tokens_out",
+  "tokens_cached",
+  "reasoning_tokens",
+  "tool_calls",
+  "cost_nano_usd",
+  "calls",
+  "cache_write_tokens",
+] as const;
 
 async function compareSums(tx: ControlTx, tenantId: TenantId, { firstDay, lastDay }: BillingDays): Promise<BillingFinding[]> {
   type Sums = Readonly<Record<(typeof sumColumns)[number], string>>;
@@ -268,7 +277,8 @@ async function compareSums(tx: ControlTx, tenantId: TenantId, { firstDay, lastDa
     `with summed as (
        select ("timestamp" at time zone 'UTC')::date as day, model, sum(input_tokens + cache_write_tokens)::bigint as tokens_in,
          sum(output_tokens)::bigint as tokens_out, sum(cache_read_tokens)::bigint as tokens_cached, sum(reasoning_tokens)::bigint as reasoning_tokens,
-         sum(tool_calls)::bigint as tool_calls, sum(cost_nano_usd)::bigint as cost_nano_usd, count(*) as calls
+         sum(tool_calls)::bigint as tool_calls, sum(cost_nano_usd)::bigint as cost_nano_usd, count(*) as calls,
+         sum(cache_write_tokens)::bigint as cache_write_tokens
        from control.usage_ledger where tenant_id = $1 and ${inDays} group by 1, 2),
      kept as (select day, model, ${columns} from control.usage_daily where tenant_id = $1 and day between $2::date and $3::date)
      select day::text as day, model, case when summed.calls is not null then ${asTexts("summed")} end as summed,

@@ -280,6 +280,50 @@ test("usage adds the days, the models and the ten dearest sessions of one tenant
   expect(usage.quota).toEqual({ tokens_per_day: null, cost_per_day_usd: null, requests_per_minute: null });
 });
 
+test("the dearest sessions are those of the rows at every moment: late settlements, today's calls, the next day", async () => {
+  let now = Date.parse("2026-06-03T09:00:00Z");
+  const { database, ownerUrl, reports, addTenant } = await billingStage({ now: () => now });
+  const [acme, globex] = [await addTenant("acme"), await addTenant("globex")];
+  let calls = 0;
+  const spend = async (day: string, session: number, tokens: number, tenantId = acme) =>
+    await bill(database, tenantId, {
+      id: `trn_${++calls}.0`,
+      at: `${day}T08:00:00.${String(calls % 1_000).padStart(3, "0")}Z`,
+      session: `api:s${session}:default`,
+      usage: { ...noUsage, inputTokens: tokens },
+    });
+  const compare = async () => {
+    for (const period of ["2026-06", "2026-06-01..2026-06-02", "2026-06-02..2026-06-03", "2026-06-03..2026-06-03", "2026-07"]) {
+      const { firstDay, lastDay } = requestOf(period).period;
+      const { rows } = await runSql(
+        ownerUrl,
+        `select session_id, count(*)::int as calls, to_char(sum(cost_nano_usd) / 1e9, 'FM999999990.000000000') as cost_usd from control.usage_ledger
+         where tenant_id = '${acme}' and ("timestamp" at time zone 'UTC')::date between '${firstDay}' and '${lastDay}'
+         group by 1 order by sum(cost_nano_usd) desc, session_id collate "C" limit 10`,
+      );
+      expect((await reports.usage(acme, requestOf(period).period)).top_sessions).toEqual(rows);
+    }
+  };
+
+  for (let session = 0; session < 25; session++) {
+    await spend("2026-06-01", session, 100 + (session % 5));
+    await spend("2026-06-02", session, 100);
+    if (session % 3 === 0) await spend("2026-06-03", session, 40);
+  }
+  await spend("2026-06-01", 3, 9_000, globex);
+  await compare();
+  await compare();
+  await spend("2026-06-01", 24, 5_000); // settled late: the day is over
+  await compare();
+  await spend("2026-06-03", 7, 4_000);
+  await spend("2026-06-03", 99, 3_000);
+  await compare();
+  now = Date.parse("2026-06-04T00:00:00Z");
+  await compare();
+  await spend("2026-06-03", 8, 6_000); // and so is this one now
+  await compare();
+});
+
 test("an empty period is a header, an unknown tenant is not found before the first byte, a deleted one's bills stay", async () => {
   const { database, reports, addTenant } = await billingStage();
   const acme = await addTenant("acme");
