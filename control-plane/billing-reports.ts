@@ -1,3 +1,4 @@
+import { limitAtOnce } from "./at-once.ts";
 import { AppError } from "../domain/app-error.ts";
 import { formatUsd } from "../domain/money.ts";
 import type { TenantId } from "../domain/tenant.ts";
@@ -160,14 +161,18 @@ const callsAfter = `from control.usage_ledger
     and ("timestamp", id collate "C") > ($3::timestamptz, $4)
   order by "timestamp", id collate "C" limit $5`;
 
+/** Of the pool's 20 connections (storage/database.ts). */
+const readsAtOnce = 4;
 const readOptions: TransactionOptions = { readOnly: true, statementTimeoutMs: 30_000 };
 const pageOptions: TransactionOptions = { ...readOptions, byKey: true };
 
 export function createBillingReports({ database, pageRows = 5_000, now = Date.now }: BillingReportsDeps): BillingReports {
   /** A line is one piece of text, a row some twenty values. */
   const linesAtOnce = 3 * pageRows;
+  // A reader who waits for a page holds no connection, so however many there are, turns have the rest of the pool.
+  const limited = limitAtOnce(readsAtOnce);
   const read = <Row extends object>(text: string, values: readonly unknown[], options = readOptions): Promise<readonly Row[]> =>
-    database.withControl((tx) => tx.query<Row & Record<string, unknown>>(text, values), options);
+    limited(async () => await database.withControl((tx) => tx.query<Row & Record<string, unknown>>(text, values), options));
 
   const sessionCosts = new SessionCosts(async (tenantId, { fromMs, untilMs }) => {
     const sums = await read<{ session_id: string; calls: bigint; cost: string }>(
@@ -236,9 +241,12 @@ export function createBillingReports({ database, pageRows = 5_000, now = Date.no
     let after: Cursor = [`${day}T00:00:00Z`, ""];
     for (;;) {
       const range = [tenantId, day, ...after, linesAtOnce] as const;
-      const copied = await database.withControl(
-        async (tx) => await tx.copyOut(`select ${callCells.join(", ")} ${callsAfter}`, range, { delimiter: "," }),
-        pageOptions,
+      const copied = await limited(
+        async () =>
+          await database.withControl(
+            async (tx) => await tx.copyOut(`select ${callCells.join(", ")} ${callsAfter}`, range, { delimiter: "," }),
+            pageOptions,
+          ),
       );
       const page = isPlainCsv(copied) ? plainPage(copied) : await carefulPage(range);
       if (page.rows > 0) yield page.lines;

@@ -389,6 +389,35 @@ test("a card is stored once, with the moment it was first seen, and comes back t
   await expect(database.withControl((tx) => loadRateCard(tx, "0".repeat(64)))).rejects.toMatchObject({ code: "internal" });
 });
 
+test("however many read reports, they hold four connections, and one who waits for his reader holds none", async () => {
+  const { database, addTenant } = await billingStage();
+  const acme = await addTenant("acme");
+  for (let n = 0; n < 40; n++)
+    await bill(database, acme, { id: `trn_${n}.0`, at: `2026-06-01T00:00:00.${String(n).padStart(3, "0")}Z`, usage: checkUsage });
+  let [now, most] = [0, 0];
+  const counted: Pick<Database, "withControl"> = {
+    async withControl(work, options) {
+      most = Math.max(most, ++now);
+      try {
+        return await database.withControl(work, options);
+      } finally {
+        now--;
+      }
+    },
+  };
+  const reports = createBillingReports({ database: counted, pageRows: 1 });
+  const request = requestOf("2026-06", { tenantId: acme, detail: true });
+
+  const opened = await Promise.all(Array.from({ length: 30 }, async () => (await reports.csv(request))[Symbol.asyncIterator]()));
+  await Promise.all(opened.map(async (reader) => [await reader.next(), await reader.next()]));
+  await expect.poll(() => now).toBe(0);
+  const texts = await Promise.all(Array.from({ length: 10 }, async () => await textOf(await reports.csv(request))));
+
+  expect(most).toBe(4);
+  expect(new Set(texts.map((text) => text.split("\n").length))).toEqual(new Set([42]));
+  for (const reader of opened) await reader.return?.();
+});
+
 test("pages that hold something special and pages that do not are one report, to the byte", async () => {
   const { ownerUrl, reports, addTenant } = await billingStage({ pageRows: 2 });
   const acme = await addTenant("acme");
