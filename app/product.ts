@@ -16,6 +16,7 @@ import { type Database, openDatabase } from "../storage/database.ts";
 import type { FieldEncryption } from "../storage/field-encryption.ts";
 import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { createHome } from "../storage/tenant-paths.ts";
+import { readUsedToday } from "../storage/usage-totals.ts";
 import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
@@ -121,6 +122,8 @@ export async function startProduct(environment: Environment, { role, variables }
         limitsOf: async (tenantId) => spendableLimitsOf(await remembered.of(tenantId)),
         clientOf,
         wake: async (tenantId) => await wake(tenantId),
+        usedTokens: async (tenantId) =>
+          Number((await database.withControl((tx) => readUsedToday(tx, tenantId), { readOnly: true })).tokens),
         log,
       }),
       (leases) => leases.close(),

@@ -121,7 +121,13 @@ async function measure(home: string): Promise<void> {
     const ways: readonly ((tokensPerDay: number) => Promise<Way>)[] = [
       async (tokensPerDay) => {
         const tenantId = await newTenant(tokensPerDay);
-        const leases = createQuotaLeases({ limitsOf: async () => limitsOf(tokensPerDay), clientOf, wake: async () => {}, log });
+        const leases = createQuotaLeases({
+          limitsOf: async () => limitsOf(tokensPerDay),
+          clientOf,
+          wake: async () => {},
+          usedTokens: async () => 0,
+          log,
+        });
         return {
           name: "leases",
           async admit() {

@@ -4,6 +4,7 @@ import { formatUsd } from "../domain/money.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { Database, TransactionOptions } from "../storage/database.ts";
 import { type DueFee, readDueFees } from "../storage/platform-fee-repository.ts";
+import { readUsedToday } from "../storage/usage-totals.ts";
 import { csvLine, csvLineSql, type CsvCell, isPlainCsv } from "./billing-csv.ts";
 import type { Period } from "./billing-period.ts";
 import { SessionCosts, startOfDay } from "./session-costs.ts";
@@ -289,18 +290,10 @@ export function createBillingReports({ database, pageRows = 5_000, now = Date.no
       [tenantId],
     );
     const { tokens = null, cost = null, requests = null } = ceilings ?? {};
-    const [used] =
-      tokens === null && cost === null
-        ? []
-        : await read<{ tokens: bigint; cost: bigint }>(
-            `select coalesce(sum(tokens_in - cache_write_tokens + tokens_out + reasoning_tokens), 0)::bigint as tokens,
-               coalesce(sum(cost_nano_usd), 0)::bigint as cost
-             from control.usage_daily where tenant_id = $1 and day = (now() at time zone 'UTC')::date`,
-            [tenantId],
-          );
+    const used = await limited(async () => await database.withControl(async (tx) => await readUsedToday(tx, tenantId), readOptions));
     return {
-      tokens_per_day: tokens === null ? null : { limit: Number(tokens), used: Number(used?.tokens ?? 0n) },
-      cost_per_day_usd: cost === null ? null : { limit: formatUsd(cost), used: formatUsd(used?.cost ?? 0n) },
+      tokens_per_day: tokens === null ? null : { limit: Number(tokens), used: Number(used.tokens) },
+      cost_per_day_usd: cost === null ? null : { limit: formatUsd(cost), used: formatUsd(used.nanoUsd) },
       requests_per_minute: requests === null ? null : { limit: requests },
     };
   }

@@ -61,6 +61,8 @@ export type QuotaLeasesDeps = {
   readonly limitsOf: (tenantId: TenantId) => Promise<QuotaLimits>;
   readonly clientOf: (tenantId: TenantId) => { readonly quota: QuotaClient };
   readonly wake: (tenantId: TenantId) => Promise<void>;
+  /** Tokens of the calls that ended today, by their rows: what the headers say before the workflow has answered for the first time. */
+  readonly usedTokens: (tenantId: TenantId) => Promise<number>;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
 
@@ -68,7 +70,7 @@ export type QuotaLeasesDeps = {
 const patienceMs = 10_000;
 /** How old may be what the `x-ratelimit-*` headers say of other processes. */
 const standingAgeMs = 5_000;
-/** How long an answer waits for its headers; then they say what was known last. */
+/** How long an answer waits for its headers; then they say what was known last, or what the rows say. */
 const standingPatienceMs = 250;
 /** Reports are gathered for so long. */
 const reportEveryMs = 1_000;
@@ -184,7 +186,7 @@ class TenantLease {
     const isOld = performance.now() - this.#answeredAtMs > standingAgeMs || this.#lease?.answer?.day !== utcDayOf(Date.now());
     if (isOld) await Promise.race([this.#pump(), new Promise((resolve) => setTimeout(resolve, standingPatienceMs))]);
     const answer = this.#lease?.answer;
-    if (answer === undefined || this.#lease === undefined) return undefined;
+    if (answer === undefined || this.#lease === undefined) return await this.#standingByRows();
     const { limits, left } = answer;
     return {
       requests: {
@@ -197,6 +199,16 @@ class TenantLease {
         remaining: left.tokens === undefined ? undefined : left.tokens + this.#lease.granted.tokens,
         resetSeconds: secondsToEndOf(answer.day),
       },
+    };
+  }
+
+  /** Without the workflow nobody knows of calls that are under way, or of this minute's requests. */
+  async #standingByRows(): Promise<QuotaStanding> {
+    const { requestsPerMinute, tokensPerDay } = await this.#deps.limitsOf(this.#tenantId);
+    const left = tokensPerDay === undefined ? undefined : tokensPerDay - (await this.#deps.usedTokens(this.#tenantId));
+    return {
+      requests: { limit: requestsPerMinute, remaining: requestsPerMinute, resetSeconds: 0 },
+      tokens: { limit: tokensPerDay, remaining: left, resetSeconds: secondsToEndOf(utcDayOf(Date.now())) },
     };
   }
 

@@ -1,3 +1,4 @@
+import type { TenantId } from "../domain/tenant.ts";
 import type { ControlTx } from "./database.ts";
 
 /** Tenants that are told apart; a label for each of thousands would drown whoever collects the metrics. */
@@ -47,4 +48,15 @@ export async function readUsageTotals(tx: ControlTx): Promise<UsageTotals> {
   );
   const { openTurns, calls, costUsd, ...tokens } = totals ?? { openTurns: 0, calls: 0, costUsd: 0, in: 0, out: 0, cached: 0, reasoning: 0 };
   return { openTurns, calls, costUsd, tokens, today, openTurnsOf };
+}
+
+/** What counts under a tenant's ceilings of the calls that ended today, as the daily sums have it. */
+export async function readUsedToday(tx: ControlTx, tenantId: TenantId): Promise<{ readonly tokens: bigint; readonly nanoUsd: bigint }> {
+  const [used] = await tx.query<{ tokens: bigint; nanoUsd: bigint }>(
+    `select coalesce(sum(tokens_in - cache_write_tokens + tokens_out + reasoning_tokens), 0)::bigint as tokens,
+       coalesce(sum(cost_nano_usd), 0)::bigint as "nanoUsd"
+     from control.usage_daily where tenant_id = $1 and day = (now() at time zone 'UTC')::date`,
+    [tenantId],
+  );
+  return used ?? { tokens: 0n, nanoUsd: 0n };
 }

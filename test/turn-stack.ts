@@ -44,6 +44,7 @@ import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { workflowBundle } from "../workers/workflow-bundle.ts";
 import { someOverlay } from "./control-plane/some-overlay.ts";
+import { readUsedToday } from "../storage/usage-totals.ts";
 import { freshDatabase, sharedKek, someTenant } from "./storage/fresh-database.ts";
 
 export const quiet = (): void => undefined;
@@ -141,6 +142,7 @@ export async function startTurnStack({
       limitsOf: async (tenantId) => limits ?? spendableLimitsOf(await tenants.get(tenantId)),
       clientOf,
       wake,
+      usedTokens: async (tenantId) => Number((await database.withControl((tx) => readUsedToday(tx, tenantId), { readOnly: true })).tokens),
       log: quiet,
     });
   const quota = leases();

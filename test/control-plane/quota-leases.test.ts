@@ -1,9 +1,11 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { AppError, type ErrorCode } from "../../domain/app-error.ts";
 import type { NanoUsd } from "../../domain/money.ts";
-import type { QuotaLeases } from "../../control-plane/quota-leases.ts";
+import { createQuotaLeases, type QuotaLeases } from "../../control-plane/quota-leases.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
+import { readUsedToday } from "../../storage/usage-totals.ts";
 import type { FinishedTurn, TurnSubmission } from "../../domain/turn.ts";
+import type { QuotaClient } from "../../temporal/quota-client.ts";
 import { type TurnStack, scriptedProvider, someStatelessTurn, startTurnStack, turnServiceOf } from "../turn-stack.ts";
 
 const provider = scriptedProvider(async () => ({ text: "yes" }));
@@ -130,4 +132,32 @@ describe("tokens and money of a day", () => {
     expect(done).toBeLessThanOrEqual(40);
     await stack.close();
   });
+});
+
+it("a tenant's standing is told by its rows while nobody answers for its workflow", async () => {
+  const limits = { tokensPerDay: 50_000, nanoUsdPerDay: undefined, requestsPerMinute: 50 };
+  const stack = await startTurnStack({ provider, limits });
+  try {
+    const acme = await stack.addTenant("acme");
+    expect(await race(stack, acme, [stack.quota], 3)).toEqual({ done: 3 });
+    const { tokens } = await stack.database.withControl((tx) => readUsedToday(tx, acme.tenantId));
+    expect(tokens).toBeGreaterThan(0n);
+    const silent = createQuotaLeases({
+      limitsOf: async () => limits,
+      clientOf: () => ({ quota: new Proxy({} as QuotaClient, { get: () => async () => await new Promise(() => undefined) }) }),
+      wake: async () => undefined,
+      usedTokens: async () => Number(tokens),
+      log: () => undefined,
+    });
+
+    const standing = await silent.standingOf(acme.tenantId);
+
+    expect(standing).toMatchObject({
+      requests: { limit: 50, remaining: 50, resetSeconds: 0 },
+      tokens: { limit: 50_000, remaining: 50_000 - Number(tokens) },
+    });
+    expect(standing?.tokens.resetSeconds).toBeGreaterThan(0);
+  } finally {
+    await stack.close();
+  }
 });
