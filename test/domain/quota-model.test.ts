@@ -128,6 +128,12 @@ class World {
     process.calls.push({ ...call, step: "calling" });
   }
 
+  /** The journal's update failed, or another attempt has begun. */
+  failToJournal(process: Process): void {
+    const call = this.#takeLocal(process, "reserved");
+    if (call?.reservation?.holder === process.lease.holder) process.lease.giveCallBack(call.callId, call.reservation);
+  }
+
   /** The provider's count, in the row's own transaction: the first one stands. */
   count(process: Process, actual: Amount | undefined): void {
     const call = this.#takeLocal(process, "calling");
@@ -418,6 +424,7 @@ const weighted: readonly (readonly [number, fc.Arbitrary<Act>])[] = [
   [4, act("receive", (world, process) => world.receive(process))],
   [12, reserves],
   [8, act("journal", (world, process) => world.journal(process))],
+  [2, act("fail to journal", (world, process) => world.failToJournal(process))],
   [6, counts],
   [6, act("report", (world, process) => world.report(process))],
   [2, act("adopt", (world, process) => world.adopt(process))],
