@@ -11,7 +11,7 @@ import type { Database } from "../storage/database.ts";
 import { reserveCall } from "../storage/quota-repository.ts";
 
 /** The part of a process's leases that model calls spend. */
-export type CallQuota = Pick<QuotaLeases, "isLimited" | "take" | "reserve" | "settle" | "fenced">;
+export type CallQuota = Pick<QuotaLeases, "isLimited" | "take" | "reserve" | "settle" | "giveCallBack" | "fenced">;
 
 export type ReservedCall = {
   readonly context: TenantContext;
@@ -67,9 +67,19 @@ export async function reserveQuota(
   };
   for (let attempt = 0; attempt < fencedAttempts; attempt++) {
     const reservation = quota.take(tenantId, call.callId, need) ?? (await quota.reserve(tenantId, call.callId, need));
-    const outcome = await database.withTenant(call.context, async (tx) => await reserveCall(tx, call, reservation));
+    const giveBack = (): void => quota.giveCallBack(tenantId, call.callId, reservation);
+    const outcome = await database
+      .withTenant(call.context, async (tx) => await reserveCall(tx, call, reservation))
+      .catch((error: unknown) => {
+        // A commit whose answer was lost may have written it: its row decides.
+        if (error instanceof AppError && error.details["outcome"] !== "unknown") giveBack();
+        throw error;
+      });
     if (outcome === "written") return within(reservation);
-    if (outcome === "taken") throw new AppError("unavailable", { callId: call.callId, why: "another attempt holds the call" });
+    if (outcome === "taken") {
+      giveBack();
+      throw new AppError("unavailable", { callId: call.callId, why: "another attempt holds the call" });
+    }
     quota.fenced(tenantId, reservation.holder);
   }
   throw new AppError("unavailable", { callId: call.callId, why: "its leases were taken back" });

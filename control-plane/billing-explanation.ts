@@ -2,7 +2,7 @@ import { AppError } from "../domain/app-error.ts";
 import { formatUsd, type MarkupPpm } from "../domain/money.ts";
 import { priceOf, type Rates } from "../domain/rate-card.ts";
 import type { TenantId } from "../domain/tenant.ts";
-import type { Usage } from "../domain/usage.ts";
+import type { Usage, UsageDoubt } from "../domain/usage.ts";
 import type { Database } from "../storage/database.ts";
 import { loadRateCard } from "./rate-cards.ts";
 
@@ -42,6 +42,14 @@ type ExplainedRow = {
   markup_ppm: number;
   rate_card_hash: string;
   estimated: boolean;
+  doubt: UsageDoubt | null;
+};
+
+const countedBecause: Readonly<Record<UsageDoubt, string>> = {
+  missing: "counted here, the provider gave no count",
+  unbelievable: "counted here, the provider's count cannot be true",
+  contradictory: "split here, the provider's counts contradict each other",
+  cut: "counted here, the answer ended before the provider's count",
 };
 
 const classes: readonly { readonly class: TokenClass; readonly usage: keyof Usage; readonly rate: keyof Rates; readonly says: string }[] = [
@@ -62,7 +70,7 @@ export async function explainCall(database: Pick<Database, "withControl">, rowId
     async (tx) => {
       const [row] = await tx.query<ExplainedRow>(
         `select id, tenant_id, ("timestamp" at time zone 'UTC')::date as day, model, input_tokens, cache_read_tokens, cache_write_tokens,
-                output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm::float8, rate_card_hash, estimated
+                output_tokens, reasoning_tokens, cost_nano_usd, provider_cost_nano_usd, markup_ppm::float8, rate_card_hash, estimated, doubt
          from control.usage_ledger where id = $1 and ($2::text is null or tenant_id = $2)`,
         [rowId, tenantId ?? null],
       );
@@ -119,7 +127,7 @@ function sentenceOf(row: ExplainedRow, lines: readonly ExplainedLine[]): string 
       return `${line.tokens.toLocaleString("en-US")} ${says} tokens at $${line.usd_per_million}/M = $${shortText(line.cost_usd)}`;
     });
   const charge = shortText(formatUsd(row.cost_nano_usd));
-  const counted = row.estimated ? " (counted here, the provider gave no count)" : "";
+  const counted = row.estimated ? ` (${row.doubt === null ? "counted here" : countedBecause[row.doubt]})` : "";
   const used = parts.length === 0 ? "no tokens" : parts.join(", plus ");
   const markup =
     row.markup_ppm === 0

@@ -44,6 +44,8 @@ export interface QuotaLeases {
   reserve(tenantId: TenantId, callId: CallId, need: Need): Promise<Reservation>;
   /** Tells what a call came to; undefined: nothing. */
   settle(tenantId: TenantId, call: SettledCall): void;
+  /** The reservation was not written to the call's row, and never will be. */
+  giveCallBack(tenantId: TenantId, callId: CallId, reservation: Reservation): void;
   /** Lets one turn in. @throws {AppError} `requests_per_minute`, or a day's ceiling that is reached */
   admit(tenantId: TenantId): Promise<Admission>;
   /** The turn was refused at its first reservation: it does not count. */
@@ -98,6 +100,7 @@ export function createQuotaLeases(deps: QuotaLeasesDeps): QuotaLeases {
     take: (tenantId, callId, need) => leaseOf(tenantId).take(callId, need),
     reserve: async (tenantId, callId, need) => await leaseOf(tenantId).reserve(callId, need),
     settle: (tenantId, call) => leaseOf(tenantId).settle(call),
+    giveCallBack: (tenantId, callId, reservation) => leaseOf(tenantId).giveCallBack(callId, reservation),
     admit: async (tenantId) => await leaseOf(tenantId).admit(),
     giveBack: (tenantId, admission) => leaseOf(tenantId).giveBack(admission),
     fenced: (tenantId, holder) => leaseOf(tenantId).fenced(holder),
@@ -164,6 +167,13 @@ class TenantLease {
 
   settle(call: SettledCall): void {
     this.#openLease().settle(call);
+    this.#reportSoon();
+  }
+
+  /** Of a lease that was taken back meanwhile the rows have told. */
+  giveCallBack(callId: CallId, reservation: Reservation): void {
+    if (this.#lease?.holder !== reservation.holder) return;
+    this.#lease.giveCallBack(callId, reservation);
     this.#reportSoon();
   }
 

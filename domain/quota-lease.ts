@@ -8,9 +8,11 @@ import {
   type UtcDay,
   type Want,
   covers,
+  keyOf,
   leaseSpendMs,
   minus,
   noAmount,
+  plus,
   utcDayOf,
 } from "./quota-ledger.ts";
 import type { CallId } from "./turn-id.ts";
@@ -41,6 +43,8 @@ export class QuotaLease {
   #requests = 0;
   #spendUntilMs = Number.NEGATIVE_INFINITY;
   #opened: OpenedCall[] = [];
+  /** Names of reservations that two attempts of a call share. */
+  readonly #shared = new Set<string>();
   #settled: SettledCall[] = [];
   #requestsSpent = 0;
   #requestsGivenBack: number[] = [];
@@ -90,8 +94,21 @@ export class QuotaLease {
       nanoUsd: desired.nanoUsd < this.#granted.nanoUsd ? desired.nanoUsd : this.#granted.nanoUsd,
     };
     this.#granted = minus(this.#granted, reserved);
+    const id = { callId, holder: this.holder, batch: this.#nextSeq };
+    if (this.#opened.some((opened) => opened.callId === callId)) this.#shared.add(keyOf(id));
     this.#opened.push({ callId, day, reserved });
-    return { holder: this.holder, batch: this.#nextSeq, day, reserved };
+    return { holder: id.holder, batch: id.batch, day, reserved };
+  }
+
+  /**
+   * No row carries the reservation, and none will. What is not reported yet can be spent again. Of two attempts with one name nobody
+   * knows here whose row is written, so what they hold is looked up as if nothing had been said.
+   */
+  giveCallBack(callId: CallId, { batch, day, reserved }: Reservation): void {
+    if (this.#isGone || this.#shared.has(keyOf({ callId, holder: this.holder, batch }))) return;
+    if (batch < this.#nextSeq) return this.settle({ callId, holder: this.holder, batch, actual: undefined });
+    this.#opened = this.#opened.filter((opened) => opened.callId !== callId);
+    if (day === this.#answer?.day) this.#granted = plus(this.#granted, reserved);
   }
 
   /** Takes one request; undefined when none is left. `batch` goes into the turn's row. */

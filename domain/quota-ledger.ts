@@ -135,6 +135,7 @@ const leaseKeptMs = 60_000;
 export const leaseSpendMs = 20_000;
 const windowSeconds = 60;
 const callCheckMs = 60_000;
+const clockSkewMs = 60_000;
 /** A grant is at most this part of what is free. */
 const grantShare = 8;
 const leastAhead = 8;
@@ -275,7 +276,7 @@ export const isUnlimited = ({ tokensPerDay, nanoUsdPerDay, requestsPerMinute }: 
 export function beginRecovery(ledger: QuotaLedger, nowMs: number): readonly Recovery[] {
   const recoveries: Recovery[] = [];
   for (const [id, holder] of ledger.holders) {
-    if (!holder.isRecovering && holder.untilMs > nowMs) continue;
+    if (!holder.isRecovering && holder.untilMs > nowMs && !isAhead(holder.untilMs - leaseKeptMs, nowMs)) continue;
     ledger.holders.set(id, { ...holder, isRecovering: true });
     recoveries.push({ holder: id, afterBatch: holder.seq, callIds: callsOf(ledger, id) });
   }
@@ -310,10 +311,13 @@ export function recover(
 
 /** Calls that nobody has reported on for a while: their rows decide. */
 export const callsToCheck = (ledger: QuotaLedger, nowMs: number): readonly CallId[] =>
-  idsOf([...ledger.calls.values()].filter(({ checkedAtMs }) => nowMs - checkedAtMs >= callCheckMs));
+  idsOf([...ledger.calls.values()].filter(({ checkedAtMs }) => nowMs - checkedAtMs >= callCheckMs || isAhead(checkedAtMs, nowMs)));
 
 /** Whether a lease waits to be taken back. */
 export const hasRecovery = ({ holders }: QuotaLedger): boolean => [...holders.values()].some(({ isRecovering }) => isRecovering);
+
+/** Whether a time that was noted is one that has not come: the clock went back since, by more than two servers' clocks differ. */
+export const isAhead = (atMs: number, nowMs: number): boolean => atMs > nowMs + clockSkewMs;
 
 /** When a lease is over, or a call is to be checked, at the earliest. */
 export const nextDueMs = ({ holders, calls }: QuotaLedger): number =>
@@ -457,9 +461,14 @@ function reportsWith(known: readonly SecondOfReports[], seq: number, nowMs: numb
 
 const secondOf = (atMs: number): number => Math.floor(atMs / 1_000);
 
-function forgetOldRequests(ledger: QuotaLedger, nowMs: number): void {
-  const oldest = secondOf(nowMs) - windowSeconds;
-  for (const second of ledger.requests.keys()) if (second < oldest) ledger.requests.delete(second);
+/** After a clock went back, requests of seconds to come count in this one: nobody is refused until those have passed. */
+function forgetOldRequests({ requests }: QuotaLedger, nowMs: number): void {
+  const now = secondOf(nowMs);
+  for (const [second, count] of [...requests]) {
+    if (second >= now - windowSeconds && second <= now) continue;
+    requests.delete(second);
+    if (second > now) requests.set(now, (requests.get(now) ?? 0) + count);
+  }
 }
 
 function requestsAgainInMs({ requests }: QuotaLedger, nowMs: number): number {

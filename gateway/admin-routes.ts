@@ -1,4 +1,4 @@
-import { Readable } from "node:stream";
+import { Readable, finished } from "node:stream";
 import type { FastifyPluginAsync } from "fastify";
 import { z } from "zod";
 import { explainCall } from "../control-plane/billing-explanation.ts";
@@ -6,6 +6,7 @@ import { parsePeriod } from "../control-plane/billing-period.ts";
 import type { BillingReports } from "../control-plane/billing-reports.ts";
 import type { VerifyBilling } from "../control-plane/billing-verify.ts";
 import type { Tenant, Tenants } from "../control-plane/tenants.ts";
+import { AppError } from "../domain/app-error.ts";
 import { quotaFieldsOf } from "../domain/tenant-quota.ts";
 import type { Database } from "../storage/database.ts";
 import { tenantNamedByAdmin, tenantOfPath } from "./admin-path.ts";
@@ -24,6 +25,9 @@ const reportQuery = z.strictObject({
   format: z.enum(["csv", "json"]).default("json"),
   detail: z.enum(["true", "false", "1", "0", ""]).optional(),
 });
+
+/** Whoever reads one slowly makes the gateway keep some 10 MB of it. */
+const mostOpenReports = 8;
 
 const verifyQuery = z.strictObject({ tenant: z.string().optional(), period: z.string().optional() });
 
@@ -50,6 +54,7 @@ export const createAdminRoutes =
       return tenantJson(await tenants.get(tenantOfPath(request)));
     });
 
+    let openReports = 0;
     app.get(
       "/v1/billing/report",
       { config: { access: "admin:billing", describes: { summary: "The bill of a period, CSV or JSON", query: reportQuery } } },
@@ -60,6 +65,10 @@ export const createAdminRoutes =
           period: parsePeriod(period, Date.now()),
           detail: detail !== undefined && detail !== "false" && detail !== "0",
         };
+        if (openReports >= mostOpenReports)
+          throw new AppError("unavailable", { client: { message: "Too many reports are being read.", retryAfterSeconds: 10 } });
+        openReports++;
+        finished(reply.raw, () => openReports--);
         const chunks = format === "csv" ? await reports.csv(report) : await reports.json(report);
         return await reply
           .type(format === "csv" ? "text/csv; charset=utf-8" : "application/json; charset=utf-8")

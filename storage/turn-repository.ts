@@ -250,8 +250,8 @@ export async function recordUsage(tx: TenantTx, row: UsageRow): Promise<void> {
   await tx.execute(
     `INSERT INTO control.usage_ledger (id, provider_request_id, "timestamp", tenant_id, session_id, model, input_tokens, cache_read_tokens,
        cache_write_tokens, output_tokens, reasoning_tokens, tool_calls, cost_nano_usd, provider_cost_nano_usd, markup_ppm, rate_card_hash,
-       estimated, reason)
-     VALUES ($1, $2, to_timestamp($3::float8 / 1000), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
+       estimated, reason, doubt)
+     VALUES ($1, $2, to_timestamp($3::float8 / 1000), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)`,
     [
       row.id,
       toStorableText(row.providerRequestId),
@@ -271,6 +271,7 @@ export async function recordUsage(tx: TenantTx, row: UsageRow): Promise<void> {
       row.rateCardHash,
       usage.estimated,
       row.reason,
+      usage.doubt ?? null,
     ],
   );
 }

@@ -10,6 +10,7 @@ import {
   changeLimits,
   countRequests,
   hasRecovery,
+  isAhead,
   hold,
   heldOf,
   isUnlimited,
@@ -115,7 +116,8 @@ export function openQuotaDesk(carried: LedgerWire | undefined, onChange: () => v
   const watch = async (known: QuotaLedger): Promise<void> => {
     while (known === ledger && isHeld(known)) {
       const isOver = (): boolean => isClosed || known !== ledger;
-      await condition(() => hasRecovery(known) || isOver(), Math.max(1_000, nextDueMs(known) - Date.now()));
+      const sinceMs = Date.now(); // the server's timers wait for a time of day, which is far when its clock went back
+      await condition(() => hasRecovery(known) || isAhead(sinceMs, Date.now()) || isOver(), Math.max(1_000, nextDueMs(known) - sinceMs));
       if (isOver()) return;
       for (const recovery of beginRecovery(known, Date.now())) {
         const { calls, requests } = await rows.recoverLease(recovery);

@@ -155,6 +155,7 @@ type Row = {
   reasoning_tokens: bigint;
   cost_nano_usd: bigint;
   estimated: boolean;
+  doubt: UsageDoubt | null;
 };
 
 /** The one row of a turn: its tokens, at its model's price, from the provider that answered. */
@@ -169,6 +170,7 @@ function expectRow(rows: readonly Row[], model: string, inputTokens: number, out
     reasoning_tokens: 0n,
     cost_nano_usd: BigInt(inputTokens) * inputRate + BigInt(outputTokens) * outputRate,
     estimated: doubt !== undefined,
+    doubt: doubt ?? null,
   });
   expect(alarms).toEqual(doubt === undefined ? [] : [{ callId: rows[0]?.id, model, doubt }]);
 }

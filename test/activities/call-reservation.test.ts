@@ -1,9 +1,13 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { type CallSize, maxTokensInstead } from "../../activities/call-reservation.ts";
+import { type CallSize, maxTokensInstead, reserveQuota } from "../../activities/call-reservation.ts";
+import { AppError } from "../../domain/app-error.ts";
 import { type MarkupPpm, noMarkup } from "../../domain/money.ts";
 import { parseRates, priceOf } from "../../domain/rate-card.ts";
+import { callIdOf, mintTurnId } from "../../domain/turn-id.ts";
 import { noUsage } from "../../domain/usage.ts";
+import type { Database } from "../../storage/database.ts";
+import { scriptedProvider, startTurnStack } from "../turn-stack.ts";
 
 const sized = (promptTokens: number, maxTokens: number, input: string, output: string, markupPpm: MarkupPpm = noMarkup): CallSize => ({
   promptTokens,
@@ -53,3 +57,42 @@ test("whatever is held pays for the prompt and every token that the answer may h
   );
   expect(possible).toBeGreaterThan(50);
 });
+
+test("what no row carries can be reserved again at once, reported or not; what a row may carry cannot", async () => {
+  const limits = { tokensPerDay: 1_000, nanoUsdPerDay: undefined, requestsPerMinute: undefined };
+  const stack = await startTurnStack({ provider: scriptedProvider(async () => ({ text: "" })), limits });
+  try {
+    const acme = await stack.addTenant("acme");
+    const reserve = async (database: Pick<Database, "withTenant">, turn: number) =>
+      await reserveQuota(
+        { database: database as Database, quota: stack.quota },
+        {
+          context: acme,
+          callId: callIdOf(mintTurnId(turn, new Uint8Array(10)), 0),
+          attempt: 1,
+          startedAtMs: Date.now(),
+          ...{ holder: null, batch: null, day: null, reservedTokens: null, reservedNanoUsd: null },
+          price: sized(1, 1, "1", "1").price,
+        },
+        { promptTokens: 600, maxTokens: 400 },
+      );
+    const callsHeld = async () => (await stack.clientOf(acme.tenantId).quota.count())?.calls;
+    const failing = (error: AppError, heldBefore = 0): Pick<Database, "withTenant"> => ({
+      async withTenant() {
+        await expect.poll(callsHeld, { timeout: 30_000 }).toBe(heldBefore);
+        throw error;
+      },
+    });
+    const unavailable = { code: "unavailable" };
+
+    await expect(reserve(stack.database, 1)).rejects.toMatchObject(unavailable); // there is no such call: another attempt has ended it
+    await expect(reserve(failing(new AppError("unavailable")), 2)).rejects.toMatchObject(unavailable);
+    await expect(reserve(failing(new AppError("unavailable"), 1), 3)).rejects.toMatchObject(unavailable);
+    await expect.poll(callsHeld, { timeout: 30_000 }).toBe(0);
+    await expect(reserve(failing(new AppError("unavailable", { outcome: "unknown" })), 4)).rejects.toMatchObject(unavailable);
+
+    await expect(reserve(stack.database, 5)).rejects.toMatchObject({ code: "tokens_per_day" });
+  } finally {
+    await stack.close();
+  }
+}, 90_000);

@@ -356,6 +356,15 @@ test("an explanation recomputes to the digit, keeps to its tenant, and refuses a
   expect(explanation.lines[0]).toMatchObject({ class: "input", usd_per_million: "0.000001", cost_usd: "0.000000000001" });
   expect(explanation.sentence).toContain("33.3333 % markup");
   expect(explanation.sentence).toContain("counted here");
+  for (const [doubt, why] of [
+    ["missing", "(counted here, the provider gave no count)"],
+    ["unbelievable", "(counted here, the provider's count cannot be true)"],
+    ["contradictory", "(split here, the provider's counts contradict each other)"],
+    ["cut", "(counted here, the answer ended before the provider's count)"],
+  ] as const) {
+    await runSql(ownerUrl, `update control.usage_ledger set doubt = '${doubt}'`);
+    expect((await explainCall(database, "trn_1.0", acme)).sentence).toContain(why);
+  }
   await expect(explainCall(database, "trn_1.0", other)).rejects.toMatchObject({ code: "not_found" });
   await expect(explainCall(database, "trn_9.0")).rejects.toMatchObject({ code: "not_found" });
 

@@ -329,6 +329,7 @@ describe("the ledger", () => {
       tool_calls: 1n,
       cost_nano_usd: 9_007_199_254_740_993n,
       calls: 1n,
+      cache_write_tokens: 5n,
     };
     const two = {
       tokens_in: 210n,
@@ -338,6 +339,7 @@ describe("the ledger", () => {
       tool_calls: 2n,
       cost_nano_usd: 18_014_398_509_481_986n,
       calls: 2n,
+      cache_write_tokens: 10n,
     };
     expect(daily).toEqual([
       { tenant_id: tenantId, day: "2026-06-03", model: "demo", ...two },
