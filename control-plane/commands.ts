@@ -46,6 +46,7 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
     case "temporal.operate":
     case "usage.alarm":
     case "sandbox.exec":
+    case "sandbox.egress":
       return; // the entry is all there is to do
     case "audit-key.create":
       return await createAuditKey(tx, command);

@@ -104,9 +104,10 @@ const isSingle = ({ base: { family }, bits }: IpNetwork): boolean => bits === (f
 
 /** Why a network cannot be opened, as a clause; undefined when it can: it lies in a private one, or is an address of this machine. */
 export function refusePrivateNetwork(network: IpNetwork): string | undefined {
-  if (isSingle(network) && addressClassOf(network.base).reach !== "never") return undefined;
-  const isPrivate = ranges.some(({ reach, network: outer }) => reach === "private" && containsNetwork(outer, network));
-  return isPrivate
+  const isOpenable = isSingle(network)
+    ? addressClassOf(network.base).reach !== "never"
+    : ranges.some(({ reach, network: outer }) => reach === "private" && containsNetwork(outer, network));
+  return isOpenable
     ? undefined
     : "must lie in a private network: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 198.18.0.0/15 or fc00::/7";
 }

@@ -108,6 +108,13 @@ export function coversRule(outer: EgressRule, inner: EgressRule): boolean {
   return outer.host.kind === "below" && `.${inner.host.name}`.endsWith(`.${outer.host.name}`);
 }
 
+/** True when one of the bounds covers the wish; a text that is no rule covers nothing and is covered by nothing. */
+export function isWithinRules(bounds: readonly string[], wish: string): boolean {
+  const inner = parseEgressRule(wish);
+  if (typeof inner === "string") return false;
+  return bounds.map(parseEgressRule).some((outer) => typeof outer !== "string" && coversRule(outer, inner));
+}
+
 function allowsHost(rule: EgressRule["host"], host: EgressHost): boolean {
   switch (rule.kind) {
     case "below":

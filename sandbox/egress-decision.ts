@@ -8,8 +8,9 @@ import {
   formatEgressTarget,
   parseEgressRule,
 } from "../domain/egress-rule.ts";
+import type { EgressVerdict } from "../domain/egress-event.ts";
 import { formatIpAddress, type IpAddress, parseIpAddress, parseIpNetwork } from "../domain/ip-address.ts";
-import type { EgressGrant, EgressVerdict } from "./egress-grant.ts";
+import type { EgressGrant } from "./egress-grant.ts";
 import { createNameResolver, type NameResolver } from "./name-resolver.ts";
 
 /** What is outside of the sandbox, as the host sees it. */

@@ -2,7 +2,8 @@ import { chmodSync, chownSync, lstatSync, mkdtempSync, readdirSync, readFileSync
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type EgressOutside, realOutside } from "./egress-decision.ts";
-import type { EgressEvent, EgressGrant } from "./egress-grant.ts";
+import type { EgressEvent } from "../domain/egress-event.ts";
+import type { EgressGrant } from "./egress-grant.ts";
 import { createEgressProxy, type EgressTimes } from "./egress-proxy.ts";
 import { isOrphaned, ownerName } from "./run-owner.ts";
 import type { SandboxLimits } from "./sandbox-driver.ts";

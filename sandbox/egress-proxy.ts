@@ -3,10 +3,11 @@ import { createServer, type IncomingMessage, request as requestOf, type Server, 
 import { connect, isIP, type LookupFunction, type Socket } from "node:net";
 import { type Duplex, pipeline, Transform } from "node:stream";
 import { type EgressTarget, formatEgressHost, formatEgressTarget, parseEgressTarget } from "../domain/egress-rule.ts";
+import type { EgressEvent, EgressVerdict } from "../domain/egress-event.ts";
 import { formatIpAddress, parseIpAddress } from "../domain/ip-address.ts";
 import { readOpening } from "./client-hello.ts";
 import { createEgressDecider, type EgressOutside } from "./egress-decision.ts";
-import type { EgressEvent, EgressGrant, EgressVerdict } from "./egress-grant.ts";
+import type { EgressGrant } from "./egress-grant.ts";
 
 /** How long each step of a connection may take. */
 export type EgressTimes = { readonly headMs: number; readonly connectMs: number; readonly idleMs: number };

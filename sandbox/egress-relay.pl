@@ -18,6 +18,7 @@ my $child = fork;
 die "the network relay cannot start: $!\n" unless defined $child;
 exit 0 if $child;
 setpgrp(0, 0);
+$0 = "openclaw-network-relay";
 chdir "/";
 # What the sandbox's first program and its caller tell each other is not for us, nor would their streams end with us holding them.
 open(STDIN, "<", "/dev/null");

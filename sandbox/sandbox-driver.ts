@@ -1,4 +1,5 @@
-import type { EgressEvent, EgressGrant } from "./egress-grant.ts";
+import type { EgressEvent } from "../domain/egress-event.ts";
+import type { EgressGrant } from "./egress-grant.ts";
 import type { SeccompProfile } from "./seccomp-profile.ts";
 
 /** What one run may use. Units are in the names; every limit is enforced or the run is refused. */
