@@ -14,6 +14,8 @@ const HANDSHAKE_HEADER_BYTES = 4;
 const MAX_RECORD_BYTES = 16_384;
 /** Ten times what clients send, keys of the post-quantum kind included. */
 const MAX_HELLO_BYTES = 20_000;
+/** A hello that is cut into more of them is no client's: it is meant to cost us time. */
+const MAX_RECORDS = 64;
 
 /** `server_name` (RFC 6066), `encrypted_client_hello` (RFC 9849) and its draft's forerunner. */
 const SERVER_NAME = 0;
@@ -30,7 +32,7 @@ export function readOpening(bytes: Buffer): Opening {
     const size = bytes.readUInt16BE(at + 3);
     if (bytes[at] !== HANDSHAKE_RECORD || bytes[at + 1] !== 3 || size === 0 || size > MAX_RECORD_BYTES) return { kind: "malformed" };
     const fragment = bytes.subarray(at + RECORD_HEADER_BYTES, at + RECORD_HEADER_BYTES + size);
-    fragments.push(fragment);
+    if (fragments.push(fragment) > MAX_RECORDS) return { kind: "malformed" };
     heldBytes += fragment.length;
     at += RECORD_HEADER_BYTES + size;
     if (heldBytes < HANDSHAKE_HEADER_BYTES) continue;
@@ -42,7 +44,7 @@ export function readOpening(bytes: Buffer): Opening {
       return readHello(hello) ?? { kind: "malformed" };
     }
   }
-  return { kind: bytes.length > 2 * MAX_HELLO_BYTES ? "malformed" : "more" };
+  return { kind: "more" };
 }
 
 /** Undefined where a length does not fit, or where two readers could read two names. */

@@ -167,7 +167,7 @@ export function createEgressProxy(grant: EgressGrant, { outside, times = egressT
     maxHeaderSize: MAX_HEAD_BYTES,
     headersTimeout: times.headMs,
     requestTimeout: 0,
-    connectionsCheckingInterval: Math.max(50, times.headMs / 3),
+    connectionsCheckingInterval: Math.max(50, Math.ceil(times.headMs / 3)),
   });
   // A connection that has asked for nothing yet counts too; the kernel keeps some more waiting.
   server.maxConnections = limits.connections * 2;
@@ -305,6 +305,8 @@ function exchange(incoming: IncomingMessage, response: ServerResponse, { socket 
     else answer(response, refusal("unreachable", "the server's answer could not be read"));
   };
   outgoing.once("error", fail);
+  // A server that goes over to another protocol has its connection closed and nothing else said of it.
+  outgoing.once("close", () => !response.headersSent && fail());
   outgoing.once("response", (answered) => {
     response.sendDate = false;
     response.writeHead(answered.statusCode ?? 502, [...endToEnd(answered.rawHeaders, answered.headers.connection), "Connection", "close"]);
@@ -324,9 +326,13 @@ const counted = (count: () => void): Transform =>
     },
   });
 
+/** A ClientHello comes in one or two; each one more is looked at from the beginning. */
+const MAX_PIECES = 64;
+
 /** Holds what a program says first until it is known what it is. */
 function gateOf(target: EgressTarget, onRefused: (refused: Refusal) => void, client: Socket): Transform {
   let held: Buffer = Buffer.alloc(0);
+  let pieces = 0;
   let isOpen = false;
   const refuse = (refused: Refusal, done: (error: Error) => void): void => {
     onRefused(refused);
@@ -334,11 +340,12 @@ function gateOf(target: EgressTarget, onRefused: (refused: Refusal) => void, cli
   };
   return new Transform({
     transform(chunk: Buffer, _encoding, done) {
-      if (isOpen) return void done(null, chunk);
+      if (isOpen) return done(null, chunk);
       held = held.length === 0 ? chunk : Buffer.concat([held, chunk]);
-      const refused = openingFault(held, target);
-      if (refused === "more") return void done();
-      if (refused !== undefined) return void refuse(refused, done);
+      pieces += 1;
+      const refused = pieces > MAX_PIECES ? refusal("protocol", "the TLS ClientHello cannot be read") : openingFault(held, target);
+      if (refused === "more") return done();
+      if (refused !== undefined) return refuse(refused, done);
       isOpen = true;
       done(null, held);
     },
