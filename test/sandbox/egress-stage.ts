@@ -6,35 +6,16 @@ import { type AddressInfo, connect, createServer as createTcpServer, type Server
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
-import { refuseAddress } from "../../domain/address-class.ts";
 import type { EgressEvent } from "../../domain/egress-event.ts";
-import { isInNetwork, parseIpNetwork } from "../../domain/ip-address.ts";
 import type { EgressOutside } from "../../sandbox/egress-decision.ts";
 import type { EgressGrant, EgressLimits } from "../../sandbox/egress-grant.ts";
 import { createEgressProxy, type EgressTimes } from "../../sandbox/egress-proxy.ts";
+import { testOutside } from "./egress-outside.ts";
 import { isRoot } from "./sandbox-stage.ts";
 
 /** A loopback address of this test process's own: only root may listen on the well-known ports, and nobody else does on this one. */
 export const ownAddress = `127.${randomInt(16, 250)}.${randomInt(1, 250)}.${randomInt(1, 250)}`;
 export const canServeWellKnownPorts = isRoot;
-
-const loopback = parseIpNetwork("127.0.0.0/8") ?? undefined;
-
-/** The outside as the product sees it, but that names are ours and that this machine's loopback is a place like any other. */
-export function testOutside(names: Readonly<Record<string, readonly string[]>>): EgressOutside & { readonly lookups: string[] } {
-  const lookups: string[] = [];
-  return {
-    lookups,
-    resolve: async (name) => {
-      lookups.push(name);
-      const found = names[name];
-      if (found === undefined) throw Object.assign(new Error("no such name"), { code: "ENOTFOUND" });
-      return found;
-    },
-    refuse: (address, opened) =>
-      loopback !== undefined && isInNetwork(loopback, address) ? undefined : refuseAddress(address, { ...opened, own: [] }),
-  };
-}
 
 export const wideLimits: EgressLimits = { upBytes: 1e9, downBytes: 1e9, connections: 64, requests: 10_000 };
 
