@@ -29,4 +29,4 @@ async function serve(request: DriverRequest): Promise<void> {
 
 createInterface({ input: process.stdin })
   .on("line", (line) => void serve(JSON.parse(line) as DriverRequest))
-  .on("close", () => process.exit(0));
+  .on("close", () => void driver.dispose().finally(() => process.exit(0)));
