@@ -44,6 +44,7 @@ import {
 import { createJoinedAttempts } from "./joined-attempts.ts";
 import { type CallInput, type CallPrice, type Route, type ServedModel, callModels } from "./model-attempts.ts";
 import { composeMessages, promptOf, transcriptOf } from "./turn-conversation.ts";
+import type { PlaceOfTool } from "./tool-run.ts";
 import { verdictOf } from "./turn-end.ts";
 
 /** The overlay that a turn began with; without a digest, the one in force. @throws {AppError} `overlay_refused` */
@@ -54,6 +55,7 @@ export type CallDeps = {
   readonly bus: TokenBus;
   readonly tools: ReadonlyMap<string, Tool>;
   readonly overlayOf: OverlayOfTurn;
+  readonly placeOf: PlaceOfTool;
   /** The files of the tenant's memory that its agent always sees. */
   readonly promptFilesOf: (tenantId: TenantId) => readonly PromptFile[];
   /** @throws {AppError} `model_not_found` */
@@ -97,7 +99,7 @@ type OpenedCall = ReservedCall & {
 type ReadyCall = OpenedCall & Pick<Reserved, "admittedAtMs" | "reservation">;
 
 export const createModelCall = (deps: CallDeps) => {
-  const { database, bus, tools, overlayOf, promptFilesOf, modelOf, pricing, rateCardAt, quota, alarms, now, log } = deps;
+  const { database, bus, tools, overlayOf, placeOf, promptFilesOf, modelOf, pricing, rateCardAt, quota, alarms, now, log } = deps;
   const joinAttempt = createJoinedAttempts<CallOutcome>();
 
   async function open(context: TenantContext, turnId: TurnId, step: number): Promise<OpenedCall | CallOutcome> {
@@ -137,14 +139,19 @@ export const createModelCall = (deps: CallDeps) => {
   }
 
   /** What the turn's overlay makes of a call. Gateway mode adds nothing to what was sent but the ceiling of the answer. */
-  function inputOf({ context, turn, transcript, earlier, toolRuns }: OpenedCall, overlay: Overlay, model: ServedModel): CallInput {
+  function inputOf(
+    { context, turn, transcript, earlier, toolRuns }: OpenedCall,
+    overlay: Overlay,
+    model: ServedModel,
+    tools: readonly ToolDefinition[],
+  ): CallInput {
     const { mode, request } = turn;
     const isAgent = mode === "agent";
     const prompt = isAgent ? promptOf(overlay.systemPrompt, promptFilesOf(context.tenantId)) : undefined;
     const { settings } = request;
     return {
       messages: composeMessages({ turn, prompt, transcript, calls: earlier, toolRuns, model }),
-      tools: isAgent && request.tools.length === 0 ? offeredTools(overlay) : request.tools,
+      tools,
       settings: {
         ...settings,
         maxTokens: settings.maxTokens ?? Math.min(overlay.maxTokens ?? model.maxOutputTokens, model.maxOutputTokens),
@@ -153,8 +160,17 @@ export const createModelCall = (deps: CallDeps) => {
     };
   }
 
-  function offeredTools(overlay: Overlay): readonly ToolDefinition[] {
-    return [...tools.values()].map(({ definition }) => definition).filter(({ name }) => isToolAllowed(overlay, name));
+  /** The request's own tools, or the tenant's as they would run for it. */
+  async function offeredTools({ context, turn }: OpenedCall, overlay: Overlay): Promise<readonly ToolDefinition[]> {
+    if (turn.mode !== "agent" || turn.request.tools.length > 0) return turn.request.tools;
+    const allowed = [...tools.values()].filter(({ definition }) => isToolAllowed(overlay, definition.name));
+    return await Promise.all(
+      allowed.map(async ({ definition, definitionFor, sandboxMode }) => {
+        if (definitionFor === undefined) return definition;
+        const wish = { overlay: overlay.sandbox, tool: definition.name, annotation: sandboxMode };
+        return definitionFor((await placeOf(context.tenantId, wish)).policy.network.value);
+      }),
+    );
   }
 
   function toolsAskedBy({ mode, request }: TurnRow, reply: ModelReply): CallOutcome | undefined {
@@ -182,7 +198,7 @@ export const createModelCall = (deps: CallDeps) => {
       const model = knownModel(id);
       if (model === undefined || !canBeBilled(rates, call.price.markupPpm, mostBelievableTokens(model))) continue;
       const price = { ...call.price, rates };
-      const input = inputOf(call, overlay, model);
+      const input = inputOf(call, overlay, model, own.input.tools);
       const { maxTokens } = input.settings;
       const promptTokens = promptTokensOf(model, input);
       const within = call.reservation !== undefined ? maxTokensInstead(sizeOf(own), { promptTokens, maxTokens, price }) : maxTokens;
@@ -328,7 +344,7 @@ export const createModelCall = (deps: CallDeps) => {
     let reserved: Reserved;
     try {
       overlay = await overlayOf(context.tenantId, call.turn.request.overlay);
-      input = inputOf(call, overlay, call.model);
+      input = inputOf(call, overlay, call.model, await offeredTools(call, overlay));
       promptTokens = promptTokensOf(call.model, input);
       reserved = await reserveQuota({ database, quota }, call, { promptTokens, maxTokens: input.settings.maxTokens });
     } catch (error) {

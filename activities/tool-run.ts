@@ -10,16 +10,18 @@ import { asActivity } from "./activity-context.ts";
 import { createJoinedAttempts } from "./joined-attempts.ts";
 import type { OverlayOfTurn } from "./model-call.ts";
 
+/** The tenant's sandbox directory and uid, with what its mode allows; `refused` tells why this host cannot hold the mode. */
+export type PlaceOfTool = (
+  tenantId: TenantId,
+  wish: { readonly overlay: Overlay["sandbox"]; readonly tool: string; readonly annotation: string | undefined },
+) => Promise<{ readonly place: ToolPlace; readonly policy: SandboxPolicy; readonly refused: string | undefined }>;
+
 export type ToolRunDeps = {
   readonly database: Database;
   readonly bus: TokenBus;
   readonly tools: ReadonlyMap<string, Tool>;
   readonly overlayOf: OverlayOfTurn;
-  /** The tenant's sandbox directory and uid, with what its mode allows; `refused` tells why this host cannot hold the mode. */
-  readonly placeOf: (
-    tenantId: TenantId,
-    wish: { readonly overlay: Overlay["sandbox"]; readonly tool: string; readonly annotation: string | undefined },
-  ) => Promise<{ readonly place: ToolPlace; readonly policy: SandboxPolicy; readonly refused: string | undefined }>;
+  readonly placeOf: PlaceOfTool;
 };
 
 export const createToolRun = ({ database, bus, tools, overlayOf, placeOf }: ToolRunDeps) => {

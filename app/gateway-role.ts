@@ -129,7 +129,14 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   };
   const booksOf = createQuotaBooks({ database, tenants, clientOf, wake });
   const verifyBills: VerifyBilling = async (options) => await verifyBilling({ database, tenants, booksOf, log }, options);
-  const sandboxes = createTenantSandboxes({ config, home, driver: parts.sandbox, overlays, tenantOf: parts.tenantOf });
+  const sandboxes = createTenantSandboxes({
+    config,
+    home,
+    driver: parts.sandbox,
+    egressAudit: parts.egressAudit,
+    overlays,
+    tenantOf: parts.tenantOf,
+  });
   const checks = {
     config: async () => {
       const fault = live.fault();

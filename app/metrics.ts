@@ -3,7 +3,8 @@ import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom
 import type { GatewayMetrics } from "../gateway/gateway-metrics.ts";
 import type { TurnService } from "../gateway/turn-service.ts";
 import type { TurnSlots } from "../gateway/turn-slots.ts";
-import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
+import type { SandboxDriver, SandboxJob } from "../sandbox/sandbox-driver.ts";
+import { egressVerdicts } from "../domain/egress-event.ts";
 import { type UsageDoubt, usageDoubts } from "../domain/usage.ts";
 import { readReconciliationTotals } from "../storage/reconcile-repository.ts";
 import { readUsageTotals, tenantsInUsage } from "../storage/usage-totals.ts";
@@ -43,6 +44,11 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     buckets: [0.005, 0.02, 0.1, 0.5, 2, 10, 60],
   });
   const sandbox = new Counter({ ...named("sandbox_runs_total", "Sandboxed runs, by what ended them."), labelNames: ["reason"] });
+  const egress = new Counter({
+    ...named("sandbox_egress_total", "Destinations that sandboxed code asked for, by what became of it."),
+    labelNames: ["verdict"],
+  });
+  for (const verdict of egressVerdicts) egress.inc({ verdict }, 0);
   const doubts = new Counter({
     ...named("estimated_calls_total", "Model calls of this process whose tokens were counted here instead of by the provider, by why."),
     labelNames: ["doubt"],
@@ -146,8 +152,12 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     }),
     observeSandbox: (driver) => ({
       ...driver,
-      async run(...call) {
-        const result = await driver.run(...call);
+      async run(job, signal) {
+        const onEgress: SandboxJob["onEgress"] = (event) => {
+          if (event.kind === "decided") egress.inc({ verdict: event.verdict });
+          job.onEgress?.(event);
+        };
+        const result = await driver.run(job.egress === undefined ? job : { ...job, onEgress }, signal);
         sandbox.inc({ reason: result.reason });
         return result;
       },

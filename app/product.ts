@@ -3,6 +3,7 @@ import { type AdminConfig, configurationWarnings, loadAdminConfig } from "../con
 import { writeDefaultConfig } from "../control-plane/default-config.ts";
 import { ensureDemoTenant } from "../control-plane/demo-tenant.ts";
 import type { Environment } from "../control-plane/environment.ts";
+import { createEgressAudit, type EgressAudit } from "../control-plane/egress-audit.ts";
 import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { type LiveConfiguration, openLiveConfiguration } from "../control-plane/live-configuration.ts";
@@ -70,6 +71,7 @@ export type ProductParts = {
   readonly quota: QuotaLeases;
   /** Of tools and of administrators' commands. */
   readonly sandbox: SandboxDriver;
+  readonly egressAudit: EgressAudit;
   readonly log: Log;
   readonly metrics: Metrics;
 };
@@ -133,6 +135,11 @@ export async function startProduct(environment: Environment, { role, variables }
     // A gateway alone runs a sandbox when an administrator asks for it, a worker for every tool.
     const bwrap = createBwrapDriver(role === "gateway" ? { enforcer } : { enforcer, warm: warmDefaults });
     const sandbox = resources.add(metrics.observeSandbox(gateRuns(bwrap)), (driver) => driver.dispose());
+    const egressAudit = createEgressAudit({
+      chainOf: (tenantId) => clientOf(tenantId).chain,
+      wake: async (owner) => await wake(owner),
+      log,
+    });
     const parts: ProductParts = {
       environment,
       variables,
@@ -149,6 +156,7 @@ export async function startProduct(environment: Environment, { role, variables }
       tenantOf: remembered.of,
       quota,
       sandbox,
+      egressAudit,
       log,
       metrics,
     };
@@ -170,6 +178,8 @@ export async function startProduct(environment: Environment, { role, variables }
         await startWorkerMetrics({ ...parts, logger }, resources);
       }
     }
+    // Behind the workers, because it ends before them: they write what it has left.
+    resources.add(egressAudit, (audit) => audit.close());
     resources.add(await startErasedFiles({ database, home, log }), (started) => started.stop());
     const adminKey = role === "worker" ? undefined : await bootstrapAdminKey({ database, home });
     const demo = role === "worker" ? undefined : await ensureDemoTenant({ database, home, config });

@@ -3,7 +3,7 @@ import { type Checked, oneLine } from "../control-plane/doctor-finding.ts";
 import { resolveSandboxPolicy } from "../control-plane/sandbox-policy.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { findCgroupPlaces } from "../sandbox/cgroup-place.ts";
-import { refusePolicy } from "../sandbox/policy-run.ts";
+import { fitNetwork, refusePolicy } from "../sandbox/policy-run.ts";
 import { createSeccompProfiles } from "./seccomp-profiles.ts";
 
 /** Starts a sandbox, as the worker does at its start. */
@@ -58,7 +58,8 @@ export async function checkSandboxModes(config: AdminConfig | undefined, home: s
       modes.map(async (mode) => {
         const policy = resolveSandboxPolicy({ admin: config.sandbox, overlay: undefined, mode });
         const profile = await profiles.of(policy.seccomp.value);
-        const refused = refusePolicy(policy, driver) ?? (typeof profile === "string" ? profile : undefined);
+        const fitted = typeof profile === "string" ? policy : fitNetwork(policy, profile);
+        const refused = refusePolicy(fitted, driver) ?? (typeof profile === "string" ? profile : undefined);
         return refused === undefined ? [] : [`${mode}: ${refused}`];
       }),
     );

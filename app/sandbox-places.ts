@@ -1,9 +1,10 @@
 import type { AdminConfig } from "../control-plane/admin-config.ts";
+import type { EgressAudit } from "../control-plane/egress-audit.ts";
 import { resolveSandboxPolicy, type SandboxWish } from "../control-plane/sandbox-policy.ts";
 import type { Tenant } from "../control-plane/tenants.ts";
 import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
 import type { TenantId } from "../domain/tenant.ts";
-import { limitsOfPolicy, refusePolicy } from "../sandbox/policy-run.ts";
+import { egressOfPolicy, fitNetwork, limitsOfPolicy, refusePolicy } from "../sandbox/policy-run.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
 import type { ToolPlace } from "../sandbox/tool.ts";
 import { createSeccompProfiles } from "./seccomp-profiles.ts";
@@ -13,6 +14,7 @@ export type SandboxPlacesDeps = {
   readonly config: Pick<AdminConfig, "sandbox">;
   readonly home: string;
   readonly driver: Pick<SandboxDriver, "enforcement">;
+  readonly egressAudit: Pick<EgressAudit, "tell">;
   readonly tenantOf: (tenantId: TenantId) => Promise<Pick<Tenant, "osUidIndex">>;
 };
 
@@ -24,11 +26,13 @@ export type SandboxPlace = {
 };
 
 /** Where and within which limits a tenant's program runs. */
-export function createSandboxPlaces({ config, home, driver, tenantOf }: SandboxPlacesDeps) {
+export function createSandboxPlaces({ config, home, driver, egressAudit, tenantOf }: SandboxPlacesDeps) {
   const profiles = createSeccompProfiles({ home });
   return async (tenantId: TenantId, wish: Omit<SandboxWish, "admin">): Promise<SandboxPlace> => {
-    const policy = resolveSandboxPolicy({ ...wish, admin: config.sandbox });
-    const [{ osUidIndex }, seccomp] = await Promise.all([tenantOf(tenantId), profiles.of(policy.seccomp.value)]);
+    const asked = resolveSandboxPolicy({ ...wish, admin: config.sandbox });
+    const [{ osUidIndex }, seccomp] = await Promise.all([tenantOf(tenantId), profiles.of(asked.seccomp.value)]);
+    const policy = typeof seccomp === "string" ? asked : fitNetwork(asked, seccomp);
+    const egress = egressOfPolicy(policy, config.sandbox.network);
     return {
       policy,
       refused: refusePolicy(policy, driver) ?? (typeof seccomp === "string" ? `${seccomp} (${policy.seccomp.because})` : undefined),
@@ -37,6 +41,7 @@ export function createSandboxPlaces({ config, home, driver, tenantOf }: SandboxP
         uid: tenantUidOf(osUidIndex),
         limits: limitsOfPolicy(policy),
         ...(typeof seccomp === "string" ? {} : { seccomp }),
+        ...(egress === undefined ? {} : { egress, onEgress: (event) => egressAudit.tell(tenantId, event) }),
       },
     };
   };

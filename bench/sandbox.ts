@@ -1,15 +1,19 @@
 // P50 and P95 of a sandbox run, cold and warm, beside a plain spawn of the same program, in turns, so that both see the same machine;
-// what a sandbox that waits costs in memory; what a fork bomb next door costs.
+// what the way out to the network adds; what a sandbox that waits costs in memory; what a fork bomb next door costs.
 // node bench/sandbox.ts [runs, default 100]
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { chown, mkdtemp, readdir, readFile, realpath, rm } from "node:fs/promises";
+import { type AddressInfo, connect, createServer as createTcpServer, type Socket } from "node:net";
 import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { performance } from "node:perf_hooks";
 import { setTimeout as sleep } from "node:timers/promises";
+import { parseEgressTarget } from "../domain/egress-rule.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { type BwrapDriverOptions, createBwrapDriver } from "../sandbox/bwrap-driver.ts";
+import { createEgressDecider, realOutside } from "../sandbox/egress-decision.ts";
+import { createEgressProxy } from "../sandbox/egress-proxy.ts";
 import { memoryOf } from "../sandbox/process-tree.ts";
 import { ownerName } from "../sandbox/run-owner.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits } from "../sandbox/sandbox-driver.ts";
@@ -68,7 +72,7 @@ async function compare(
   const show = (list: readonly number[]): string =>
     `P50 ${quantile(list, 0.5).toFixed(1)} ms  P95 ${quantile(list, 0.95).toFixed(1)} ms  min ${quantile(list, 0).toFixed(1)} ms`;
   console.log(
-    `${name.padEnd(38)} ${show(inside)}   plain spawn: ${show(outside)}   ratio at P50 ${(quantile(inside, 0.5) / quantile(outside, 0.5)).toFixed(1)}`,
+    `${name.padEnd(38)} ${show(inside)}   plain: ${show(outside)}   ratio at P50 ${(quantile(inside, 0.5) / quantile(outside, 0.5)).toFixed(1)}`,
   );
 }
 
@@ -176,9 +180,50 @@ async function benchNeighbour(options: BwrapDriverOptions, held: string): Promis
   await driver.dispose();
 }
 
+/** What the way out adds: a decision by itself, and a tunnel through the proxy next to a connection without one, by turns. */
+async function benchEgress(): Promise<void> {
+  const decide = createEgressDecider(
+    { rules: [...Array.from({ length: 50 }, (_, index) => `host-${index}.test:443`), "*.web.test:443"], allowPrivate: ["10.0.0.0/8"] },
+    { ...realOutside(), resolve: async () => ["93.184.216.34", "2606:2800:220:1::1"] },
+  );
+  const target = parseEgressTarget("files.web.test:443");
+  if (typeof target === "string") throw new Error(target);
+  const decisions: number[] = [];
+  for (let index = 0; index < runs * 10; index += 1) decisions.push(await timed(() => decide(target)));
+  const sorted = decisions.slice(WARM_UP).toSorted((a, b) => a - b);
+  console.log(
+    `egress decision of 51 rules, two addresses: P50 ${quantile(sorted, 0.5).toFixed(3)} ms  P95 ${quantile(sorted, 0.95).toFixed(3)} ms`,
+  );
+
+  const echo = createTcpServer((socket) => socket.pipe(socket)).listen(0, "127.0.0.1");
+  await once(echo, "listening");
+  const { port } = echo.address() as AddressInfo;
+  const directory = await mkdtemp(join(await realpath(tmpdir()), "openclaw-bench-egress-"));
+  const path = join(directory, "sock");
+  const limits = { upBytes: 1e12, downBytes: 1e12, connections: 1_000, requests: 1e9 };
+  const grant = { rules: [`web.test:${port}`], allowPrivate: [], limits };
+  const outside = { resolve: async () => ["127.0.0.1"], refuse: () => undefined };
+  const proxy = createEgressProxy(grant, { outside, onEvent: () => undefined });
+  await proxy.listen(path);
+  const roundTrip = async (socket: Socket, hello: string): Promise<void> => {
+    socket.write(hello);
+    await once(socket, "data");
+    socket.destroy();
+  };
+  await compare(
+    "egress: CONNECT until it stands",
+    () => roundTrip(connect(path), `CONNECT web.test:${port} HTTP/1.1\r\n\r\n`),
+    () => roundTrip(connect(port, "127.0.0.1"), "x"),
+  );
+  await proxy.close();
+  echo.close();
+  await rm(directory, { recursive: true });
+}
+
 console.log(
   `load ${loadavg()[0]?.toFixed(1)}, ${runs} runs each, by turns; node ${process.version}${isRoot ? ", root with dropped uid" : ""}`,
 );
+await benchEgress();
 for (const options of [{ enforcer: "any" }, { enforcer: "rlimit" }] as const satisfies readonly BwrapDriverOptions[]) {
   const driver = createBwrapDriver(options);
   const missing = await driver.probe();

@@ -1,6 +1,9 @@
 import { isIP } from "node:net";
 import { z } from "zod";
+import { refusePrivateNetwork } from "../domain/address-class.ts";
 import { AppError } from "../domain/app-error.ts";
+import { formatEgressRule, parseEgressRule } from "../domain/egress-rule.ts";
+import { parseIpNetwork } from "../domain/ip-address.ts";
 import { parseMarkup, parseRate } from "../domain/money.ts";
 
 /**
@@ -137,12 +140,38 @@ const sandboxModeSchema = z.strictObject({
   network: z.enum(["none", "allow-list"], "must be none or allow-list").optional(),
 });
 
+/** A destination that sandboxed code may reach, in its one spelling. */
+export const egressRule = z.string("must be text").transform((value, context) => {
+  const rule = parseEgressRule(value);
+  if (typeof rule !== "string") return formatEgressRule(rule);
+  context.addIssue({ code: "custom", message: rule });
+  return z.NEVER;
+});
+
+const privateNetwork = z.string("must be text").superRefine((value, context) => {
+  const parsed = parseIpNetwork(value);
+  const fault = parsed === undefined ? "must be an IP address or a network such as 10.0.0.0/8" : refusePrivateNetwork(parsed);
+  if (fault !== undefined) context.addIssue({ code: "custom", message: fault });
+});
+
+const sandboxNetworkSchema = z.strictObject({
+  default: z.literal("deny", "must be deny").optional(),
+  allow: z.array(egressRule).optional(),
+  // Networks of the operator's that the allowed names may resolve to; metadata services and this machine's loopback never.
+  allow_private: z.array(privateNetwork).optional(),
+  // Of one run: bytes that it sends and receives, connections at once, and destinations that it asks for.
+  max_up_mb: whole(1, 1_000_000).optional(),
+  max_down_mb: whole(1, 1_000_000).optional(),
+  max_connections: whole(1, 1_000).optional(),
+  max_requests: whole(1, 1_000_000).optional(),
+});
+
 const sandboxSchema = z.strictObject({
   require: z.enum(["cgroup", "any"], "must be cgroup or any").optional(),
   default_mode: name.optional(),
   modes: z.record(name, sandboxModeSchema).optional(),
-  network: z.strictObject({ default: z.literal("deny", "must be deny").optional(), allow: z.array(text).optional() }).optional(),
-  tenant_may_allow: z.array(text).optional(),
+  network: sandboxNetworkSchema.optional(),
+  tenant_may_allow: z.array(egressRule).optional(),
 });
 
 const backupSchema = z.strictObject({

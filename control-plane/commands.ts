@@ -47,6 +47,7 @@ export async function applyCommand(tx: ControlTx, owner: Owner, command: Command
     case "usage.alarm":
     case "sandbox.exec":
     case "sandbox.copy":
+    case "sandbox.egress":
       return; // the entry is all there is to do
     case "audit-key.create":
       return await createAuditKey(tx, command);

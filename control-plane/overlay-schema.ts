@@ -1,7 +1,7 @@
 import { z } from "zod";
 import type { SandboxLimitName } from "../domain/sandbox-policy.ts";
 import { channelPrefixes } from "../domain/session-id.ts";
-import { environmentName, flag, modelId, name, whole } from "./admin-config-schema.ts";
+import { egressRule, environmentName, flag, modelId, name, whole } from "./admin-config-schema.ts";
 
 /**
  * The shape of a tenant's overlay (contract §8). It is an allow-list: every mapping is strict, so that no key of the
@@ -74,7 +74,7 @@ const sandboxSchema = z.strictObject({
   default_mode: name.optional(),
   modes: z.record(name, sandboxModeSchema, "must be a mapping of modes").optional(),
   tools: z.record(toolName, name, "must be a mapping of tools to modes").optional(),
-  network: z.strictObject({ allow: listOf(entry, { max: 256 }).optional() }).optional(),
+  network: z.strictObject({ allow: listOf(egressRule, { max: 256 }).optional() }).optional(),
 });
 
 const skillSchema = z.strictObject({

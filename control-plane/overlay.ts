@@ -1,10 +1,10 @@
 import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
+import { isWithinRules } from "../domain/egress-rule.ts";
 import { sandboxLimitNames } from "../domain/sandbox-policy.ts";
 import { type AdminConfig, type ResolvedModel, defaultModelNames, resolveModel } from "./admin-config.ts";
 import { issueToTell } from "./configuration-issue.ts";
 import { type KeyPath, configurationError, readConfigurationText } from "./configuration-text.ts";
-import { coversHost } from "./network-allowance.ts";
 import { type OverlayFile, overlaySchema } from "./overlay-schema.ts";
 
 /** A tenant's overlay, read and checked against the administrator's configuration. The blocks that are not spelt out keep the file's key names. */
@@ -125,9 +125,10 @@ function checkSandbox({ sandbox }: OverlayFile, { sandbox: admin }: OverlayGroun
       if (own > Number(given)) throw fault(["sandbox", "modes", mode, limit], `must not be above the administrator's ${given}`);
     }
   }
-  for (const [place, host] of (sandbox?.network?.allow ?? []).entries()) {
-    if (!(admin.tenant_may_allow ?? []).some((allowance) => coversHost(allowance, host)))
-      throw fault(["sandbox", "network", "allow", place], `${quoted(host)} is not within what the administrator lets tenants allow`);
+  const bounds = [...(admin.network?.allow ?? []), ...(admin.tenant_may_allow ?? [])];
+  for (const [place, rule] of (sandbox?.network?.allow ?? []).entries()) {
+    if (!isWithinRules(bounds, rule))
+      throw fault(["sandbox", "network", "allow", place], `${quoted(rule)} is not within what the administrator lets tenants allow`);
   }
 }
 

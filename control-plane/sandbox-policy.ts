@@ -1,3 +1,4 @@
+import { isWithinRules } from "../domain/egress-rule.ts";
 import {
   builtInSandboxLimits,
   type Reasoned,
@@ -7,7 +8,6 @@ import {
   seccompProfileNames,
 } from "../domain/sandbox-policy.ts";
 import type { AdminConfig } from "./admin-config.ts";
-import { coversHost } from "./network-allowance.ts";
 import type { Overlay } from "./overlay.ts";
 
 type AdminSandbox = AdminConfig["sandbox"];
@@ -52,6 +52,7 @@ export function resolveSandboxPolicy({ admin, overlay, tool, annotation, mode }:
     image: said(from.mode.image, undefined, from.name),
     seccomp,
     network: networkOf(admin, [outer, inner], overlay),
+    networkAsked: [outer, inner].some(({ network }) => network === "allow-list"),
     asked: new Set(sandboxLimitNames.filter((name) => outer[name] !== undefined || inner[name] !== undefined || own?.[name] !== undefined)),
     require: admin.require ?? "any",
     fault:
@@ -131,7 +132,7 @@ function networkOf(admin: AdminSandbox, modes: readonly AdminMode[], overlay: Sa
   if (wishes === undefined) return { value: allowed, because: allowed.length === 0 ? "denied by default" : "the administrator's allow" };
   const bounds = [...allowed, ...(admin.tenant_may_allow ?? [])];
   return {
-    value: wishes.filter((wish) => bounds.some((bound) => coversHost(bound, wish))),
-    because: "the overlay's network.allow, within tenant_may_allow",
+    value: wishes.filter((wish) => isWithinRules(bounds, wish)),
+    because: "the overlay's network.allow, within the administrator's",
   };
 }

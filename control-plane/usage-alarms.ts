@@ -1,8 +1,7 @@
-import type { TenantCommand } from "../domain/audit.ts";
 import { sha256Hex } from "../domain/sha256.ts";
-import type { Owner, TenantId } from "../domain/tenant.ts";
+import type { TenantId } from "../domain/tenant.ts";
 import type { UsageDoubt } from "../domain/usage.ts";
-import type { ChainClient } from "../temporal/chain-client.ts";
+import { createOwnEntries, type OwnEntriesDeps } from "./own-entries.ts";
 
 /** A call whose tokens were counted here. */
 export type DoubtfulCall = { readonly callId: string; readonly model: string; readonly doubt: UsageDoubt };
@@ -14,16 +13,12 @@ export type UsageAlarms = {
   close(): Promise<void>;
 };
 
-export type UsageAlarmsDeps = {
-  readonly chainOf: (tenantId: TenantId) => ChainClient;
-  /** Makes sure that a worker polls the owner's queue. */
-  readonly wake: (owner: Owner) => Promise<void>;
+export type UsageAlarmsDeps = OwnEntriesDeps & {
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
   readonly count: (doubt: UsageDoubt) => void;
   readonly now?: () => number;
 };
 
-const patienceMs = 10_000;
 const rememberedAlarms = 10_000;
 
 /**
@@ -35,17 +30,7 @@ export function createUsageAlarms({ chainOf, wake, log, count, now = Date.now }:
   const writing = new Set<Promise<void>>();
   const closing = new AbortController();
 
-  async function write(tenantId: TenantId, opId: string, command: TenantCommand): Promise<void> {
-    const signal = AbortSignal.any([closing.signal, AbortSignal.timeout(patienceMs)]);
-    const actor = { type: "system", id: "billing" } as const;
-    await wake(tenantId);
-    const order = { opId, command, actor, requestId: opId, notAfterMs: Date.now() + patienceMs };
-    for (;;) {
-      const { state } = await chainOf(tenantId).change(order, signal);
-      if (state !== "moved") return;
-      await new Promise((resolve) => setTimeout(resolve, 100));
-    }
-  }
+  const write = createOwnEntries({ chainOf, wake });
 
   return {
     raise(tenantId, { callId, model, doubt }) {
@@ -58,7 +43,11 @@ export function createUsageAlarms({ chainOf, wake, log, count, now = Date.now }:
       if (raised.has(opId)) return;
       if (raised.size >= rememberedAlarms) raised.clear();
       raised.add(opId);
-      const written = write(tenantId, opId, { type: "usage.alarm", callId, model, doubt }).catch((error: unknown) => {
+      const written = write(
+        tenantId,
+        { opId, by: "billing", command: { type: "usage.alarm", callId, model, doubt } },
+        closing.signal,
+      ).catch((error: unknown) => {
         raised.delete(opId); // the next call of the kind tries again
         log("an alarm has no audit entry yet", { tenantId, callId, error: String(error) });
       });

@@ -1,5 +1,6 @@
 import type { ErrorCode } from "./app-error.ts";
 import { canonicalJson } from "./canonical-json.ts";
+import type { EgressVerdict } from "./egress-event.ts";
 import { type InvoiceEventKey, type InvoiceResolution, invoiceEventIdOf } from "./invoice.ts";
 import { sha256Hex } from "./sha256.ts";
 import type { QuotaChange, TenantQuota } from "./tenant-quota.ts";
@@ -67,7 +68,21 @@ export type TenantCommand =
   /** An administrator ran a command in the tenant's sandbox. `digest`: SHA-256 over its words and stdin, 64 hex. */
   | { readonly type: "sandbox.exec"; readonly mode: string; readonly digest: string }
   /** An administrator took a file out of the tenant's sandbox. `digest`: SHA-256 of its path, 64 hex. */
-  | { readonly type: "sandbox.copy"; readonly sizeBytes: number; readonly digest: string };
+  | { readonly type: "sandbox.copy"; readonly sizeBytes: number; readonly digest: string }
+  /** What sandboxed code asked for over the network and was answered; requests that came close together are told of at once. */
+  | ({ readonly type: "sandbox.egress" } & EgressNote);
+
+/** `count` of requests with one verdict for one destination, and the bytes of connections to it that have ended. */
+export type EgressNote = {
+  readonly verdict: EgressVerdict;
+  /** `host:port`, bounded and in ASCII; empty where none was named. */
+  readonly destination: string;
+  /** Of the last one that was reached or refused. */
+  readonly address: string | null;
+  readonly count: number;
+  readonly upBytes: number;
+  readonly downBytes: number;
+};
 
 /** Commands on the chain `system`. */
 export type SystemCommand =
@@ -136,6 +151,7 @@ const tenantActions: readonly string[] = [
   "payloads.decode",
   "sandbox.exec",
   "sandbox.copy",
+  "sandbox.egress",
 ] satisfies TenantCommand["type"][];
 
 export const belongsToChain = (owner: Owner, { type }: Command): boolean =>
@@ -169,6 +185,8 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
       return { tenant, target: `${command.mode}:${command.digest.slice(0, 8)}` };
     case "sandbox.copy":
       return { tenant, target: `${command.sizeBytes} bytes:${command.digest.slice(0, 8)}` };
+    case "sandbox.egress":
+      return { tenant, target: describeEgress(command) };
     case "temporal.operate":
       return { tenant, target: `${command.method} ${command.path}` };
     case "admin-key.create":
@@ -186,6 +204,14 @@ export function subjectOf(owner: Owner, command: Command): { readonly tenant: st
     case "invoice.resolve":
       return { tenant: command.tenantId, target: `${command.mode}:${invoiceEventIdOf(command)} ${command.as}` };
   }
+}
+
+function describeEgress({ verdict, destination, address, count, upBytes, downBytes }: EgressNote): string {
+  const facts = [
+    ...(count === 0 ? [] : [count === 1 ? "once" : `${count} times`]),
+    ...(verdict === "allowed" ? [`${upBytes} bytes sent`, `${downBytes} received`] : []),
+  ];
+  return `${verdict} ${destination || "(no destination)"}${address === null ? "" : ` at ${address}`}: ${facts.join(", ")}`;
 }
 
 /**

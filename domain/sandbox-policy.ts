@@ -25,6 +25,9 @@ export const builtInSandboxLimits: Readonly<Record<SandboxLimitName, number>> = 
   open_files: 256,
 };
 
+/** What one run may do over the network where `sandbox.network` says nothing else. */
+export const builtInNetworkLimits = { max_up_mb: 64, max_down_mb: 1_024, max_connections: 32, max_requests: 1_000 } as const;
+
 /** The filters of syscalls that need no file, the tightest first; any other is a file of the administrator's. */
 export const seccompProfileNames = ["strict", "default", "log"] as const;
 export type SeccompProfileName = (typeof seccompProfileNames)[number];
@@ -41,8 +44,10 @@ export type SandboxPolicy = {
   readonly image: Reasoned<string | undefined>;
   /** All of these hold: what one of them refuses is refused. */
   readonly seccomp: Reasoned<readonly string[]>;
-  /** What the program may reach; empty: nothing. */
+  /** What the program may reach, as `EgressRule`s in their one spelling; empty: nothing. */
   readonly network: Reasoned<readonly string[]>;
+  /** The mode says in so many words that it has a network: where it cannot, the mode is refused. */
+  readonly networkAsked: boolean;
   /** Limits that the administrator set for this mode: where they must hold by cgroup and cannot, the mode is refused. */
   readonly asked: ReadonlySet<SandboxLimitName>;
   readonly require: "cgroup" | "any";

@@ -1,4 +1,7 @@
 import { lstatSync, readlinkSync } from "node:fs";
+import { dirname } from "node:path";
+import { egressEnvironment, egressSocketInside, relayArguments } from "./egress-door.ts";
+import type { EgressGrant } from "./egress-grant.ts";
 import type { SandboxLimits } from "./sandbox-driver.ts";
 
 /** The uid and gid that a program sees itself as. */
@@ -19,11 +22,13 @@ export const goWords = { ready: "ready\n", began: "began\n" } as const;
  * in between would leave a sandbox that nobody ends; then nothing but the end of the descriptor is read here.
  * The program's arguments are in the `job` file, complete before our word comes. It says when it goes over to the program, so that a
  * sandbox that died before is told from a program that failed.
+ * A way out has its relay inside, which runs before the program does and is none of its children.
  * dash names the number of processes -p, bash -u; `-` leaves a limit as it is.
  */
 export const goScript = `ulimit -c 0 && ulimit -l 64 && ulimit -n "$1" && ulimit -f "$2" && ulimit -t "$3" || exit 125
 [ "$4" = - ] || ulimit -d "$4" || exit 125
 [ "$5" = - ] || ulimit -u "$5" 2>/dev/null || ulimit -p "$5" || exit 125
+[ "$6" = - ] || /usr/bin/perl -e "$6" "$7" "$8" "$9" "$0" || exit 125
 echo ready >&${runFds.go} && read -r go <&${runFds.go} || exit 125
 . /proc/self/fd/${runFds.job}
 exec ${runFds.job}<&-; echo began >&${runFds.go}; exec ${runFds.go}<&-; exec "$@"`;
@@ -54,24 +59,33 @@ const environment: Readonly<Record<string, string>> = {
  * What bubblewrap reads from its `--args` descriptor: on its command line the program could read them in /proc/1/cmdline.
  * Order matters: the root is made read-only last, `--perms` and `--size` apply to the next operation only.
  */
-export function bwrapArguments(workDirectory: string, { tmpBytes }: Pick<SandboxLimits, "tmpBytes">): string[] {
+export function bwrapArguments(workDirectory: string, { tmpBytes }: Pick<SandboxLimits, "tmpBytes">, wayOut?: WayOut): string[] {
   const tmpfs = (bytes: number, path: string): string[] => ["--perms", "1777", "--size", String(bytes), "--tmpfs", path];
   const readOnly = (path: string): string[] => ["--ro-bind-try", path, path];
   return [
     ...["--unshare-all", "--unshare-user", "--disable-userns", "--uid", INNER_ID, "--gid", INNER_ID, "--hostname", "sandbox"],
     ...["--new-session", "--die-with-parent", "--cap-drop", "ALL", "--clearenv"],
-    ...Object.entries(environment).flatMap(([name, value]) => ["--setenv", name, value]),
+    ...Object.entries({ ...environment, ...(wayOut === undefined ? {} : egressEnvironment(wayOut.grant)) }).flatMap(([name, value]) => [
+      "--setenv",
+      name,
+      value,
+    ]),
     ...["--ro-bind", "/usr", "/usr", ...systemLinks()],
     ...["--perms", "0755", "--dir", "/etc", "--perms", "0755", "--dir", "/etc/ssl"],
     ...[...readOnly("/etc/ld.so.cache"), ...readOnly("/etc/alternatives"), ...readOnly("/etc/ssl/certs")],
     ...["--perms", "0444", "--file", String(runFds.passwd), "/etc/passwd"],
     ...["--perms", "0444", "--file", String(runFds.group), "/etc/group"],
+    ...(wayOut === undefined ? [] : ["--perms", "0755", "--dir", "/run", "--perms", "0755", "--dir", dirname(egressSocketInside)]),
+    ...(wayOut === undefined ? [] : ["--ro-bind", wayOut.socketPath, egressSocketInside]),
     ...["--proc", "/proc", "--dev", "/dev", ...tmpfs(Math.min(SHM_BYTES, tmpBytes), "/dev/shm"), "--remount-ro", "/dev"],
     ...tmpfs(tmpBytes, "/tmp"),
     ...["--bind", workDirectory, "/work", "--chdir", "/work", "--remount-ro", "/"],
     ...["--seccomp", String(runFds.seccomp)],
   ];
 }
+
+/** What a sandbox may reach, and the socket on the host that leads there. */
+export type WayOut = { readonly grant: EgressGrant; readonly socketPath: string };
 
 let systemLinksOfHost: readonly string[] | undefined;
 
@@ -84,6 +98,10 @@ function systemLinks(): readonly string[] {
   });
   return systemLinksOfHost;
 }
+
+/** The rest of `goScript`'s arguments. */
+export const wayOutArguments = (grant: EgressGrant | undefined, limits: SandboxLimits): string[] =>
+  grant === undefined ? ["-"] : relayArguments(grant, limits);
 
 /**
  * The five limits of `goScript`, in the units of a POSIX shell: files, blocks of 512 bytes, seconds, KiB, processes.

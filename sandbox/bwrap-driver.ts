@@ -26,7 +26,7 @@ const probeLimits: SandboxLimits = {
   cpuSeconds: 5,
 };
 
-/** Runs programs in bubblewrap: all namespaces new, our seccomp filter, no network, and nothing writable but /work and /tmp. */
+/** Runs programs in bubblewrap: all namespaces new, our seccomp filter, no network but a way out to what is granted, and nothing writable but /work and /tmp. */
 export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriver {
   let host: BwrapHost | string | undefined;
   const prepared = (): BwrapHost | string => (host ??= prepareHost(options));
@@ -92,7 +92,7 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
     async dispose() {
       await slots?.close();
       if (host === undefined || typeof host === "string") return;
-      for (const kept of [host.seccomp, host.passwd, host.group, host.pipes]) kept.dispose();
+      for (const kept of [host.seccomp, host.passwd, host.group, host.pipes, host.doors]) kept.dispose();
       host = undefined;
     },
   };
@@ -101,7 +101,7 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
 const isRoot = (): boolean => process.getuid?.() === 0;
 const textOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString("utf8");
 
-const specOf = ({ argv: _argv, stdin: _stdin, onOutput: _onOutput, ...spec }: SandboxJob): SandboxSpec => spec;
+const specOf = ({ argv: _argv, stdin: _stdin, onOutput: _onOutput, onEgress: _onEgress, ...spec }: SandboxJob): SandboxSpec => spec;
 
 /** Runs with the same key may have each other's sandboxes: all that a sandbox is made from, but not what we hold from outside during the run. */
 function slotKeyOf({ limits, seccomp = defaultSeccompProfile, ...rest }: SandboxSpec): string {

@@ -1,5 +1,6 @@
 import { accessSync, constants, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { EgressDoors, type EgressDoorsOptions, sweepOrphanedDoors } from "./egress-door.ts";
 import { goScript, groupFile, lastRunFd, parseHardLimits, passwdFile } from "./bwrap-arguments.ts";
 import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
 import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
@@ -20,6 +21,8 @@ export type BwrapDriverOptions = {
   readonly cgroupParent?: string;
   /** Sandboxes that are started ahead of their runs; default: none. */
   readonly warm?: WarmLimits;
+  /** How the outside looks from the ways out of sandboxes; default: as this host sees it. */
+  readonly egress?: EgressDoorsOptions;
 };
 
 /** What is found out and made once for all runs. */
@@ -33,10 +36,11 @@ export type BwrapHost = {
   readonly passwd: ConstantFile;
   readonly group: ConstantFile;
   readonly pipes: PipePool;
+  readonly doors: EgressDoors;
 };
 
 /** What this host gives, or one sentence on what it lacks. */
-export function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptions): BwrapHost | string {
+export function prepareHost({ enforcer = "any", cgroupParent, egress }: BwrapDriverOptions): BwrapHost | string {
   const machine = machineOf(process.arch);
   if (process.platform !== "linux" || machine === undefined)
     return `The bwrap sandbox needs Linux on x86_64 or arm64; this is ${process.platform} on ${process.arch}.`;
@@ -45,6 +49,7 @@ export function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptio
   const places = enforcer === "rlimit" ? undefined : findCgroupPlaces(cgroupParent);
   if (places) reapOrphanedGroups(places);
   sweepOrphanedProcesses(goScript);
+  sweepOrphanedDoors();
   const inherited = inheritedDescriptors(lastRunFd);
   if (inherited.length > 0 && !isExecutable("/bin/bash"))
     return `Descriptors ${inherited.join(", ")} were left open by whoever started us, and there is no bash to close them.`;
@@ -59,6 +64,7 @@ export function prepareHost({ enforcer = "any", cgroupParent }: BwrapDriverOptio
     passwd: createConstantFile(passwdFile),
     group: createConstantFile(groupFile),
     pipes: new PipePool(),
+    doors: new EgressDoors(egress),
   };
 }
 

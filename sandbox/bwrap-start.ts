@@ -2,9 +2,10 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, lstatSync } from "node:fs";
 import type { Socket } from "node:net";
-import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds } from "./bwrap-arguments.ts";
+import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds, wayOutArguments } from "./bwrap-arguments.ts";
 import type { BwrapHost } from "./bwrap-host.ts";
 import { type BwrapStatus, readBwrapStatus } from "./bwrap-status.ts";
+import type { EgressDoor } from "./egress-door.ts";
 import { growingPause } from "./growing-pause.ts";
 import { createLaterFile, type LaterFile } from "./nameless-file.ts";
 import type { OutputPipe } from "./pipe-pool.ts";
@@ -29,7 +30,7 @@ export type StartedSandbox = {
   /** True once the sandbox has gone over to the program. */
   began(): boolean;
   /** Lets the program go, once; `ready` comes first. */
-  handOver(job: Pick<SandboxJob, "argv" | "stdin">): void;
+  handOver(job: Pick<SandboxJob, "argv" | "stdin" | "onEgress">): void;
   /** Watches the program from now on, where the kernel does not. */
   watch: ResourceHold["watch"];
   /** The signal that ended bubblewrap. */
@@ -40,14 +41,15 @@ export type StartedSandbox = {
 };
 
 /** The command line from outside to inside: close what we inherited, become bubblewrap, take the rlimits, wait for the program. */
-function commandLine({ bwrap, enforcer, hardLimits, inherited }: BwrapHost, { limits }: SandboxSpec, name: string): string[] {
+function commandLine({ bwrap, enforcer, hardLimits, inherited }: BwrapHost, { limits, egress }: SandboxSpec, name: string): string[] {
   const alone = enforcer.kind === "rlimit";
   // Only bash can close a descriptor of two digits.
   const close =
     inherited.length === 0
       ? []
       : ["/bin/bash", "--norc", "-p", "-c", `exec ${inherited.map((fd) => `${fd}>&-`).join(" ")}; exec "$@"`, "bash"];
-  const enter = ["/bin/sh", "-c", goScript, name, ...limitArguments(limits, hardLimits, { alone })];
+  const limited = limitArguments(limits, hardLimits, { alone });
+  const enter = ["/bin/sh", "-c", goScript, name, ...limited, ...wayOutArguments(egress, limits)];
   return [...close, bwrap, "--args", String(runFds.args), "--", ...enter];
 }
 
@@ -80,6 +82,8 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
       return file;
     };
     const [stdin, job] = [openFile(), openFile()];
+    const door = spec.egress === undefined ? undefined : await host.doors.open(spec.egress, spec.uid);
+    if (door !== undefined) undo.push(() => door.close());
     const constants = [host.seccomp.open(spec.seccomp), host.passwd.open(), host.group.open()].map(passOn);
     const [command = "", ...args] = commandLine(host, spec, name);
     const child = spawn(command, args, {
@@ -107,6 +111,7 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
       statusReader: status.reader,
       stdin,
       job,
+      door,
     });
   } catch (error) {
     for (const step of undo) await step();
@@ -133,9 +138,10 @@ type Parts = {
   readonly statusReader: Socket;
   readonly stdin: LaterFile;
   readonly job: LaterFile;
+  readonly door: EgressDoor | undefined;
 };
 
-function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader, stdin, job }: Parts): StartedSandbox {
+function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader, stdin, job, door }: Parts): StartedSandbox {
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]).catch(() => undefined);
@@ -146,13 +152,15 @@ function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader
   const inner = readGoWords(go);
   const argsStream = child.stdio[runFds.args] as Socket;
   argsStream.on("error", () => undefined); // A start that failed reads nothing.
-  argsStream.end(`${[...statusArguments, ...bwrapArguments(spec.workDirectory, spec.limits)].join("\0")}\0`);
+  const wayOut = door === undefined || spec.egress === undefined ? undefined : { grant: spec.egress, socketPath: door.socketPath };
+  argsStream.end(`${[...statusArguments, ...bwrapArguments(spec.workDirectory, spec.limits, wayOut)].join("\0")}\0`);
 
   let isHeld = false;
   const holdAll = async (): Promise<boolean> => {
     await outerHeld;
     const initPid = await Promise.race([inner.ready.then(() => bwrap.initPid), ended.then(() => undefined)]);
     if (initPid === undefined) return false;
+    door?.hide();
     const processes = processTree(initPid);
     if (processes.length < 2) throw new Error("The sandbox's processes cannot be found.");
     await hold.takeIn(processes);
@@ -181,7 +189,8 @@ function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader
     startError: () => startError,
     status: bwrap.status,
     began: inner.began,
-    handOver({ argv, stdin: bytes }) {
+    handOver({ argv, stdin: bytes, onEgress }) {
+      door?.attend(onEgress);
       if (bytes.length > 0) stdin.write(bytes);
       job.write(jobFile(argv, { hasStdin: bytes.length > 0 }));
       go.end("go\n");
@@ -194,6 +203,7 @@ function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader
       kill();
       // Killed during its start, bubblewrap may leave its other half, which nothing ties to it or to the hold yet.
       if (!isHeld) for (const pause = growingPause(); killNamed(name) > 0; await pause());
+      await door?.close();
       const used = await hold.release();
       // What nobody read would keep the streams open.
       for (const stream of [stdout, stderr, go]) stream.resume();

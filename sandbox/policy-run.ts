@@ -1,5 +1,8 @@
-import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
+import { builtInNetworkLimits, type SandboxPolicy } from "../domain/sandbox-policy.ts";
+import { permitsRelay } from "./egress-door.ts";
+import type { EgressGrant } from "./egress-grant.ts";
 import type { SandboxDriver, SandboxLimits } from "./sandbox-driver.ts";
+import type { SeccompProfile } from "./seccomp-profile.ts";
 
 const KiB = 1_024;
 const MiB = 1_024 * KiB;
@@ -23,6 +26,35 @@ export function limitsOfPolicy({ limits, asked }: SandboxPolicy): SandboxLimits 
     diskBytes,
     inodes: limits.inodes.value,
   };
+}
+
+/** `sandbox.network` of the administrator's `config.yaml`. */
+export type NetworkSettings = Partial<Record<keyof typeof builtInNetworkLimits, number | undefined>> & {
+  readonly allow_private?: readonly string[] | undefined;
+};
+
+/** What a run may reach; undefined: nothing. */
+export function egressOfPolicy({ network }: SandboxPolicy, settings: NetworkSettings = {}): EgressGrant | undefined {
+  if (network.value.length === 0) return undefined;
+  const limitOf = (name: keyof typeof builtInNetworkLimits): number => settings[name] ?? builtInNetworkLimits[name];
+  return {
+    rules: network.value,
+    allowPrivate: settings.allow_private ?? [],
+    limits: {
+      upBytes: limitOf("max_up_mb") * MiB,
+      downBytes: limitOf("max_down_mb") * MiB,
+      connections: limitOf("max_connections"),
+      requests: limitOf("max_requests"),
+    },
+  };
+}
+
+/** A policy without its network where the filter of syscalls lets no program have one; refused where the mode asks for one by name. */
+export function fitNetwork(policy: SandboxPolicy, seccomp: SeccompProfile): SandboxPolicy {
+  if (policy.network.value.length === 0 || permitsRelay(seccomp)) return policy;
+  const why = `the seccomp profile ${policy.seccomp.value.join(" with ")} allows no IP sockets that listen, which a network needs`;
+  const fault = policy.networkAsked ? `${why}, and the mode ${policy.mode.value} asks for network: allow-list` : undefined;
+  return { ...policy, network: { value: [], because: why }, fault: policy.fault ?? fault };
 }
 
 /** Why a policy cannot be held on this host, as a clause; undefined when it can. Nothing is weakened to make it fit. */

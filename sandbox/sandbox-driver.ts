@@ -1,3 +1,5 @@
+import type { EgressEvent } from "../domain/egress-event.ts";
+import type { EgressGrant } from "./egress-grant.ts";
 import type { SeccompProfile } from "./seccomp-profile.ts";
 
 /** What one run may use. Units are in the names; every limit is enforced or the run is refused. */
@@ -30,6 +32,8 @@ export type SandboxSpec = {
   readonly limits: SandboxLimits;
   /** Default: the profile `default`. */
   readonly seccomp?: SeccompProfile;
+  /** What it may reach over the network; default: nothing. */
+  readonly egress?: EgressGrant;
 };
 
 export type SandboxJob = SandboxSpec & {
@@ -37,6 +41,8 @@ export type SandboxJob = SandboxSpec & {
   readonly stdin: Uint8Array | string;
   /** Told of what is kept of the output, as it comes. */
   readonly onOutput?: (stream: "stdout" | "stderr", chunk: Uint8Array) => void;
+  /** Told of each destination that the program asks for, and of the ends of its connections. */
+  readonly onEgress?: (event: EgressEvent) => void;
 };
 
 /** How a limit was held: by a cgroup, by rlimits plus a polled sum, by polling alone, or not at all. */

@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { z } from "zod";
-import type { SandboxDriver, SandboxLimits, SandboxResult } from "../sandbox-driver.ts";
+import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "../sandbox-driver.ts";
 import type { Tool } from "../tool.ts";
 import { defineTool, explainReason, factsOf } from "./define-tool.ts";
 import { cutMiddle, decodeText, MAX_CONTENT_BYTES } from "./tool-text.ts";
@@ -23,12 +23,13 @@ const signalNames: Readonly<Record<number, string>> = {
 /** `exec`: a command line in the tenant's work directory. A program that fails is an outcome with `failed`; its exit code is in the text. */
 export function createExecTool({ driver }: { readonly driver: SandboxDriver }): Tool {
   const shell = existsSync("/bin/bash") ? "/bin/bash" : "/bin/sh";
-  return defineTool({
+  const describe = (network: readonly string[]): string =>
+    `Runs a command line with ${shell} in your work directory /work and returns its output and exit code. ` +
+    "Files in /work stay for later calls; everything else, /tmp, environment and background processes included, is gone when the command ends. " +
+    `${describeNetwork(network)} There is no terminal: pass -y and the like, never wait for input. Time, memory, processes and output are limited.`;
+  const tool = defineTool({
     name: "exec",
-    description:
-      `Runs a command line with ${shell} in your work directory /work and returns its output and exit code. ` +
-      "Files in /work stay for later calls; everything else, /tmp, environment and background processes included, is gone when the command ends. " +
-      `There is no network and no terminal: pass -y and the like, never wait for input. Time, memory, processes and output are limited.`,
+    description: describe([]),
     idempotent: false,
     schema: z.strictObject({
       command: z
@@ -48,10 +49,35 @@ export function createExecTool({ driver }: { readonly driver: SandboxDriver }): 
     }),
     async run(place, { command, timeout_seconds: seconds = Infinity }, signal) {
       const held = { ...place.limits, wallMs: Math.min(place.limits.wallMs, Math.ceil(seconds * 1000)) };
-      const result = await driver.run({ ...place, argv: [shell, "-c", command], stdin: "", limits: held }, signal);
-      return { content: describeRun(result, held), failed: result.reason !== "ok" || result.exitCode !== 0, facts: factsOf(result) };
+      const refusals = new Set<string>();
+      const onEgress: SandboxJob["onEgress"] = (event) => {
+        if (event.kind === "decided" && event.verdict !== "allowed" && refusals.size < MAX_REFUSALS) refusals.add(event.says);
+        place.onEgress?.(event);
+      };
+      const job = { ...place, argv: [shell, "-c", command], stdin: "", limits: held };
+      const result = await driver.run(place.egress === undefined ? job : { ...job, onEgress }, signal);
+      const told = [...refusals].map((says) => `[The network refused a request: ${says}.]`);
+      return {
+        content: [describeRun(result, held), ...told].join("\n"),
+        failed: result.reason !== "ok" || result.exitCode !== 0,
+        facts: factsOf(result),
+      };
     },
   });
+  return { ...tool, definitionFor: (network) => ({ ...tool.definition, description: describe(network) }) };
+}
+
+/** Of a run's refusals and of the allowed destinations, as many as a model needs to understand. */
+const MAX_REFUSALS = 5;
+const MAX_DESTINATIONS = 30;
+
+function describeNetwork(network: readonly string[]): string {
+  if (network.length === 0) return "There is no network.";
+  const more = network.length > MAX_DESTINATIONS ? ` and ${network.length - MAX_DESTINATIONS} more, listed in $OPENCLAW_NETWORK` : "";
+  return (
+    `The network reaches ${network.slice(0, MAX_DESTINATIONS).join(", ")}${more}, and nothing else, through the HTTP proxy in $HTTPS_PROXY, ` +
+    "which curl, git, pip, npm and most programs use by themselves; names are not resolved without it."
+  );
 }
 
 function describeRun(result: SandboxResult, limits: SandboxLimits): string {

@@ -37,7 +37,9 @@ export async function runFileHelper(
   signal: AbortSignal,
 ): Promise<HelperAnswer> {
   const held = { ...place.limits, wallMs: Math.min(place.limits.wallMs, MAX_WALL_MS) };
-  const job = { ...place, argv: ["/usr/bin/perl", "-e", script, ...call.args], stdin: call.stdin ?? "", limits: held };
+  // The helper's script needs no network, so it has none.
+  const { egress: _egress, onEgress: _onEgress, ...alone } = place;
+  const job = { ...alone, argv: ["/usr/bin/perl", "-e", script, ...call.args], stdin: call.stdin ?? "", limits: held };
   const result = await driver.run(job, signal);
   const facts = factsOf(result);
   if (result.reason === "ok" && result.exitCode === 0) return { output: result.stdout, facts };

@@ -1,9 +1,10 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { coversHost } from "../../control-plane/network-allowance.ts";
 import { resolveSandboxPolicy, type SandboxWish } from "../../control-plane/sandbox-policy.ts";
+import { isWithinRules } from "../../domain/egress-rule.ts";
 import { builtInSandboxLimits, sandboxLimitNames, seccompProfileNames } from "../../domain/sandbox-policy.ts";
-import { refusePolicy } from "../../sandbox/policy-run.ts";
+import { egressOfPolicy, fitNetwork, refusePolicy } from "../../sandbox/policy-run.ts";
+import { builtInProfile, parseSeccompProfile, type SeccompProfile } from "../../sandbox/seccomp-profile.ts";
 import type { Enforcement, SandboxResult } from "../../sandbox/sandbox-driver.ts";
 
 type Admin = SandboxWish["admin"];
@@ -11,7 +12,16 @@ type Tenant = SandboxWish["overlay"];
 
 const modeNames = ["default", "small", "large", "__proto__", "constructor"];
 const tools = ["exec", "read", "toString"];
-const hosts = ["*", "*.example.org", "example.org:443", "a.example.org", "api.test:8080", "*.test", "evil-example.org"];
+const hosts = [
+  "*.example.org:443",
+  "example.org:443",
+  "a.example.org:443",
+  "*.a.example.org:443",
+  "a.example.org:80",
+  "api.test:8080",
+  "10.0.0.1:443",
+  "evil-example.org:443",
+];
 
 const limitValues = fc.record(Object.fromEntries(sandboxLimitNames.map((name) => [name, fc.integer({ min: 1, max: 100_000 })])), {
   requiredKeys: [],
@@ -82,7 +92,7 @@ describe("whatever an overlay says", () => {
           expectNoLooserFilter(both.seccomp.value, alone.seccomp.value);
           if (alone.fault?.includes("not configured") === true) expect(both.fault).toBeDefined();
           const bounds = [...(admin.network?.allow ?? []), ...(admin.tenant_may_allow ?? [])];
-          for (const host of both.network.value) expect(bounds.some((bound) => coversHost(bound, host))).toBe(true);
+          for (const rule of both.network.value) expect(isWithinRules(bounds, rule), rule).toBe(true);
         },
       ),
       { numRuns: 2_000 },
@@ -98,7 +108,7 @@ const admin: Admin = {
     large: { memory_limit_mb: 4_096, wall_seconds: 600 },
   },
   network: { allow: ["pypi.org:443"] },
-  tenant_may_allow: ["*.example.org"],
+  tenant_may_allow: ["*.example.org:443"],
 };
 
 test("every value says where it comes from", () => {
@@ -127,8 +137,38 @@ test("a tenant's list replaces the administrator's, within what it may allow", (
   const allowed = (...allow: string[]) => resolveSandboxPolicy({ admin, overlay: { network: { allow } }, tool: "exec" }).network.value;
 
   expect(allowed()).toEqual([]);
-  expect(allowed("api.example.org:443", "example.com")).toEqual(["api.example.org:443"]);
+  expect(allowed("api.example.org:443", "pypi.org:443", "example.com:443")).toEqual(["api.example.org:443", "pypi.org:443"]);
   expect(resolveSandboxPolicy({ admin, overlay: undefined }).network.value).toEqual(["pypi.org:443"]);
+});
+
+test("a filter without sockets that listen takes the network away, and refuses a mode that asks for one", () => {
+  const policyOf = (network: "allow-list" | undefined, seccomp: string) =>
+    resolveSandboxPolicy({ admin: { ...admin, modes: { default: { seccomp, ...(network ? { network } : {}) } } }, overlay: undefined });
+  const deaf = parseSeccompProfile('{ "extends": "default", "deny": ["listen"] }') as SeccompProfile;
+  const [strict, usual] = [builtInProfile("strict"), builtInProfile("default")] as [SeccompProfile, SeccompProfile];
+
+  expect(fitNetwork(policyOf(undefined, "default"), usual).network.value).toEqual(["pypi.org:443"]);
+  for (const profile of [strict, deaf]) {
+    const fitted = fitNetwork(policyOf(undefined, "strict"), profile);
+    expect(fitted).toMatchObject({ network: { value: [], because: expect.stringContaining("no IP sockets") }, fault: undefined });
+    expect(egressOfPolicy(fitted)).toBeUndefined();
+    expect(fitNetwork(policyOf("allow-list", "strict"), profile).fault).toContain("asks for network: allow-list");
+  }
+});
+
+test("what a run may do over the network is the administrator's word, with defaults", () => {
+  const policy = resolveSandboxPolicy({ admin, overlay: undefined });
+  const MiB = 1_024 * 1_024;
+
+  expect(egressOfPolicy(policy)).toEqual({
+    rules: ["pypi.org:443"],
+    allowPrivate: [],
+    limits: { upBytes: 64 * MiB, downBytes: 1_024 * MiB, connections: 32, requests: 1_000 },
+  });
+  expect(egressOfPolicy(policy, { max_up_mb: 1, allow_private: ["10.0.0.0/8"] })).toMatchObject({
+    allowPrivate: ["10.0.0.0/8"],
+    limits: { upBytes: MiB, connections: 32 },
+  });
 });
 
 test("of two modes' filters the tighter one holds, and both where a file says what they are", () => {

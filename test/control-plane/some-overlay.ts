@@ -21,8 +21,8 @@ sandbox:
   modes:
     strict: { memory_limit_mb: 256, cpu_quota: 0.5, wall_seconds: 30 }
     docker: { runtime: docker, image: "debian:12" }
-  network: { default: deny, allow: [registry.example] }
-  tenant_may_allow: ["*.example.com", "api.example.org:443", "10.0.0.0/8"]
+  network: { default: deny, allow: ["registry.example:443"] }
+  tenant_may_allow: ["*.example.com:443", "*.example.com:8443", "api.example.org:443", "10.0.0.7:5432"]
 `;
 
 export const someGround = parseAdminConfig(adminConfigText);

@@ -1,11 +1,16 @@
 // The driver in a process of its own, for tests of an ordinary user and of a gateway that is killed: JSON lines in, JSON lines out.
 import { createInterface } from "node:readline";
 import { type BwrapDriverOptions, createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
+import { testOutside } from "./egress-outside.ts";
 import type { SandboxJob } from "../../sandbox/sandbox-driver.ts";
 
 export type DriverRequest = { readonly id: number } & ({ readonly probe: true } | { readonly abort: true } | { readonly job: SandboxJob });
 
-const driver = createBwrapDriver(JSON.parse(process.argv[2] ?? "{}") as BwrapDriverOptions);
+/** `egressNames`: the names that sandboxes may resolve, with their addresses, in place of the host's own. */
+export type DriverProcessOptions = BwrapDriverOptions & { readonly egressNames?: Readonly<Record<string, readonly string[]>> };
+
+const { egressNames, ...options } = JSON.parse(process.argv[2] ?? "{}") as DriverProcessOptions;
+const driver = createBwrapDriver(egressNames === undefined ? options : { ...options, egress: { outside: testOutside(egressNames) } });
 const running = new Map<number, AbortController>();
 const answer = (id: number, value: unknown): void => void process.stdout.write(`${JSON.stringify({ id, value })}\n`);
 
@@ -24,4 +29,4 @@ async function serve(request: DriverRequest): Promise<void> {
 
 createInterface({ input: process.stdin })
   .on("line", (line) => void serve(JSON.parse(line) as DriverRequest))
-  .on("close", () => process.exit(0));
+  .on("close", () => void driver.dispose().finally(() => process.exit(0)));

@@ -4,9 +4,9 @@ import { chmod, chown, mkdir, mkdtemp, readdir, readFile, realpath, rm } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { type BwrapDriverOptions, createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
+import { createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "../../sandbox/sandbox-driver.ts";
-import type { DriverRequest } from "./driver-process.ts";
+import type { DriverProcessOptions, DriverRequest } from "./driver-process.ts";
 
 export const MiB = 1024 * 1024;
 export const isRoot = process.getuid?.() === 0;
@@ -25,7 +25,7 @@ export const limits: SandboxLimits = {
   cpuSeconds: 10,
 };
 
-export type Variant = { readonly name: string; readonly options: BwrapDriverOptions; readonly asUser: boolean };
+export type Variant = { readonly name: string; readonly options: DriverProcessOptions; readonly asUser: boolean };
 
 /** The ways that the suite runs in: as root with each enforcer, and as an ordinary user. */
 export const variants: readonly Variant[] = isRoot
@@ -49,7 +49,7 @@ export type TestDriver = SandboxDriver & { readonly process?: ChildProcess };
 
 /** A driver in another process, as another uid where one is given, with a directory left open for it by its parent. */
 export function startDriverProcess(
-  options: BwrapDriverOptions,
+  options: DriverProcessOptions,
   { uid, inherit }: { readonly uid?: number; readonly inherit?: string } = {},
 ): TestDriver {
   // Node itself closes an unbroken row of inherited descriptors at its start; a lone high one goes on to whatever it runs.
