@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import { isatty } from "node:tty";
 import type { Command } from "commander";
 import type { CliContext } from "./cli-context.ts";
@@ -6,6 +5,7 @@ import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
 import { tenantArgument } from "./tenant-argument.ts";
 import { jsonText } from "./terminal.ts";
+import { textArgument } from "./text-argument.ts";
 
 type JsonFlag = { readonly json?: boolean };
 
@@ -63,18 +63,9 @@ export function addOverlayCommands(tenants: Command, { variables, terminal }: Cl
           exitCodes.usage,
           "Name a file, or send the text on standard input: openclaw tenants overlay set acme < acme.yaml",
         );
-      const text = readText(file);
+      const text = await textArgument(file, terminal);
       await connectGateway(variables).request({ method: "PUT", path, text: { contentType: "application/yaml", content: text } });
       if (json) return terminal.write(jsonText({ tenant: raw, overlay: text, fault: null }));
       return terminal.note(`The overlay of ${raw} is set.`);
     });
-}
-
-/** @throws {CliError} usage */
-function readText(file: string): string {
-  try {
-    return readFileSync(file === "-" ? 0 : file, "utf8");
-  } catch (error) {
-    throw new CliError(exitCodes.usage, `${file} cannot be read: ${(error as Error).message}`, { cause: error });
-  }
 }

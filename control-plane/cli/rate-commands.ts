@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import { isatty } from "node:tty";
 import type { Command } from "commander";
 import { z } from "zod";
@@ -6,6 +5,7 @@ import type { CliContext } from "./cli-context.ts";
 import { CliError, exitCodes } from "./exit-code.ts";
 import { connectGateway } from "./gateway-client.ts";
 import { type Column, jsonText, paint, tableText } from "./terminal.ts";
+import { textArgument } from "./text-argument.ts";
 
 const ratesSchema = z.looseObject({
   input: z.string(),
@@ -110,7 +110,7 @@ export function addRateCommands(program: Command, { variables, terminal }: CliCo
     .action(async (file: string, { json }: JsonFlag) => {
       if (file === "-" && isatty(0))
         throw new CliError(exitCodes.usage, "Name a file, or send the card on standard input: openclaw billing rates set < card.yaml");
-      const text = { contentType: "application/yaml", content: readText(file) };
+      const text = { contentType: "application/yaml", content: await textArgument(file, terminal) };
       const card = await connectGateway(variables).json(setSchema, { method: "PUT", path: "/v1/rate-card", text });
       if (json) return await terminal.write(jsonText(card));
       return terminal.note(`The rate card ${card.hash.slice(0, 12)} with ${Object.keys(card.rate_card).length} models is in force.`);
@@ -141,13 +141,4 @@ function yamlOf({ rate_card }: z.infer<typeof cardSchema>): string {
     return `  ${JSON.stringify(model)}: { ${pairs.join(", ")} }\n`;
   });
   return lines.length === 0 ? "rate_card: {}\n" : `rate_card:\n${lines.join("")}`;
-}
-
-/** @throws {CliError} usage */
-function readText(file: string): string {
-  try {
-    return readFileSync(file === "-" ? 0 : file, "utf8");
-  } catch (error) {
-    throw new CliError(exitCodes.usage, `${file} cannot be read: ${(error as Error).message}`, { cause: error });
-  }
 }
