@@ -1,13 +1,14 @@
 import { limitAtOnce } from "./at-once.ts";
 import { AppError } from "../domain/app-error.ts";
 import { formatUsd } from "../domain/money.ts";
+import { utcDayOf } from "../domain/quota-ledger.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import type { Database, TransactionOptions } from "../storage/database.ts";
 import { type DueFee, readDueFees } from "../storage/platform-fee-repository.ts";
 import { readUsedToday } from "../storage/usage-totals.ts";
 import { csvLine, csvLineSql, type CsvCell, isPlainCsv } from "./billing-csv.ts";
 import type { Period } from "./billing-period.ts";
-import { SessionCosts, startOfDay } from "./session-costs.ts";
+import { SessionCosts } from "./session-costs.ts";
 
 export type ReportRequest = {
   /** Undefined: all tenants, deleted ones too. */
@@ -315,7 +316,7 @@ export function createBillingReports({ database, pageRows = 5_000, now = Date.no
       const days: DailyRow[] = [];
       for await (const page of dailyPages({ tenantId, period })) days.push(...page);
       const nowMs = now();
-      const today = new Date(startOfDay(nowMs)).toISOString().slice(0, 10);
+      const today = utcDayOf(nowMs);
       const closedCalls = days.reduce((total, { day, calls }) => total + (day < today ? Number(calls) : 0), 0);
       const dearest = await sessionCosts.dearest(tenantId, period, { nowMs, closedCalls, count: 10 });
       return {

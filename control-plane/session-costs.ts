@@ -1,3 +1,4 @@
+import { utcDayOf } from "../domain/quota-ledger.ts";
 import type { TenantId } from "../domain/tenant.ts";
 
 /** What the calls of one session came to. */
@@ -13,7 +14,6 @@ type Summed = { readonly calls: number; readonly sessions: readonly SessionCost[
 
 /** Sessions that are remembered in all; each takes some 150 bytes. */
 const mostRemembered = 100_000;
-const dayMs = 86_400_000;
 
 /**
  * The dearest sessions of a period. To sum a million rows takes Postgres 0.4 s, and nearly all of them never change: so what days that
@@ -42,7 +42,7 @@ export class SessionCosts {
     { fromMs, untilMs }: Stretch,
     { nowMs, closedCalls, count }: { readonly nowMs: number; readonly closedCalls: number; readonly count: number },
   ): Promise<readonly SessionCost[]> {
-    const todayMs = Math.min(Math.max(startOfDay(nowMs), fromMs), untilMs);
+    const todayMs = Math.min(Math.max(Date.parse(utcDayOf(nowMs)), fromMs), untilMs);
     const [closed, open] = await Promise.all([
       closedCalls === 0 ? [] : this.#closed(tenantId, { fromMs, untilMs: todayMs }, closedCalls),
       todayMs === untilMs ? [] : this.#sum(tenantId, { fromMs: todayMs, untilMs }),
@@ -101,9 +101,6 @@ export class SessionCosts {
     return known;
   }
 }
-
-/** The UTC day's. */
-export const startOfDay = (ms: number): number => Math.floor(ms / dayMs) * dayMs;
 
 /** Of two that cost the same the one with the smaller id is first, as `collate "C"` has them: ids are ASCII. */
 const byCost = (a: SessionCost, b: SessionCost): number =>
