@@ -4,6 +4,7 @@ import type { FinishedTurn } from "../domain/turn.ts";
 import type { TurnEvent } from "../streams/token-bus.ts";
 import { type AnswerHead, type ChunkDelta, toChunk, toUsageChunk } from "./chat-response.ts";
 import { errorBodyOf } from "./error-edge.ts";
+import { createEventStream } from "./event-stream.ts";
 import type { RunningTurn } from "./turn-service.ts";
 
 /**
@@ -66,32 +67,3 @@ const toolCallDelta = ({ index, id, name, arguments: json }: { index: number; id
   ...(id === undefined ? {} : { id, type: "function" }),
   function: { ...(name === undefined ? {} : { name }), arguments: json },
 });
-
-/** Server-sent events over the raw response, begun by the first one. */
-function createEventStream(reply: FastifyReply) {
-  let isOpen = false;
-  const { raw } = reply;
-  const write = (text: string): void => {
-    if (!raw.destroyed && !raw.writableEnded) raw.write(text);
-  };
-  return {
-    isOpen: () => isOpen,
-    send(data: object): void {
-      if (!isOpen) {
-        isOpen = true;
-        reply.hijack();
-        raw.writeHead(200, {
-          ...(reply.getHeaders() as Record<string, string>),
-          "content-type": "text/event-stream; charset=utf-8",
-          "cache-control": "no-cache, no-transform",
-          "x-accel-buffering": "no",
-        });
-      }
-      write(`data: ${JSON.stringify(data)}\n\n`);
-    },
-    end(isComplete: boolean): void {
-      if (isComplete) write("data: [DONE]\n\n");
-      raw.end();
-    },
-  };
-}

@@ -1,0 +1,30 @@
+import type { FastifyReply } from "fastify";
+
+/** Server-sent events over the raw response, begun by the first one. */
+export function createEventStream(reply: FastifyReply) {
+  let isOpen = false;
+  const { raw } = reply;
+  const write = (text: string): void => {
+    if (!raw.destroyed && !raw.writableEnded) raw.write(text);
+  };
+  return {
+    isOpen: () => isOpen,
+    send(data: object): void {
+      if (!isOpen) {
+        isOpen = true;
+        reply.hijack();
+        raw.writeHead(200, {
+          ...(reply.getHeaders() as Record<string, string>),
+          "content-type": "text/event-stream; charset=utf-8",
+          "cache-control": "no-cache, no-transform",
+          "x-accel-buffering": "no",
+        });
+      }
+      write(`data: ${JSON.stringify(data)}\n\n`);
+    },
+    end(isComplete: boolean): void {
+      if (isComplete) write("data: [DONE]\n\n");
+      raw.end();
+    },
+  };
+}
