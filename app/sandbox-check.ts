@@ -4,6 +4,7 @@ import { resolveSandboxPolicy } from "../control-plane/sandbox-policy.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { findCgroupPlaces } from "../sandbox/cgroup-place.ts";
 import { refusePolicy } from "../sandbox/policy-run.ts";
+import { containerOf, createSandboxDrivers } from "./sandbox-drivers.ts";
 import { createSeccompProfiles } from "./seccomp-profiles.ts";
 
 /** Starts a sandbox, as the worker does at its start. */
@@ -51,14 +52,18 @@ export async function checkSandboxModes(config: AdminConfig | undefined, home: s
   const modes = Object.keys(config?.sandbox.modes ?? {});
   if (config === undefined || modes.length === 0) return undefined;
   const check = "sandbox modes";
-  const driver = createBwrapDriver();
+  const driver = createSandboxDrivers({ config });
   const profiles = createSeccompProfiles({ home });
   try {
     const refusals = await Promise.all(
       modes.map(async (mode) => {
         const policy = resolveSandboxPolicy({ admin: config.sandbox, overlay: undefined, mode });
         const profile = await profiles.of(policy.seccomp.value);
-        const refused = refusePolicy(policy, driver) ?? (typeof profile === "string" ? profile : undefined);
+        const container = containerOf(policy);
+        const refused =
+          refusePolicy(policy, driver) ??
+          (typeof profile === "string" ? profile : undefined) ??
+          (container === undefined ? undefined : await driver.probe(container));
         return refused === undefined ? [] : [`${mode}: ${refused}`];
       }),
     );

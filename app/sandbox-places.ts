@@ -6,13 +6,14 @@ import type { TenantId } from "../domain/tenant.ts";
 import { limitsOfPolicy, refusePolicy } from "../sandbox/policy-run.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
 import type { ToolPlace } from "../sandbox/tool.ts";
+import { containerOf } from "./sandbox-drivers.ts";
 import { createSeccompProfiles } from "./seccomp-profiles.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 
 export type SandboxPlacesDeps = {
   readonly config: Pick<AdminConfig, "sandbox">;
   readonly home: string;
-  readonly driver: Pick<SandboxDriver, "enforcement">;
+  readonly driver: Pick<SandboxDriver, "enforcement" | "probe">;
   readonly tenantOf: (tenantId: TenantId) => Promise<Pick<Tenant, "osUidIndex">>;
 };
 
@@ -28,15 +29,18 @@ export function createSandboxPlaces({ config, home, driver, tenantOf }: SandboxP
   const profiles = createSeccompProfiles({ home });
   return async (tenantId: TenantId, wish: Omit<SandboxWish, "admin">): Promise<SandboxPlace> => {
     const policy = resolveSandboxPolicy({ ...wish, admin: config.sandbox });
+    const container = containerOf(policy);
     const [{ osUidIndex }, seccomp] = await Promise.all([tenantOf(tenantId), profiles.of(policy.seccomp.value)]);
+    const refused = refusePolicy(policy, driver) ?? (typeof seccomp === "string" ? `${seccomp} (${policy.seccomp.because})` : undefined);
     return {
       policy,
-      refused: refusePolicy(policy, driver) ?? (typeof seccomp === "string" ? `${seccomp} (${policy.seccomp.because})` : undefined),
+      refused: refused ?? (container === undefined ? undefined : await driver.probe(container)),
       place: {
         workDirectory: createTenantDirectory(home, { tenantId, osUidIndex }).sandbox,
         uid: tenantUidOf(osUidIndex),
         limits: limitsOfPolicy(policy),
         ...(typeof seccomp === "string" ? {} : { seccomp }),
+        ...(container === undefined ? {} : { container }),
       },
     };
   };

@@ -1,4 +1,5 @@
 import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
+import { refuseImageName } from "./docker-image.ts";
 import type { SandboxDriver, SandboxLimits } from "./sandbox-driver.ts";
 
 const KiB = 1_024;
@@ -25,14 +26,20 @@ export function limitsOfPolicy({ limits, asked }: SandboxPolicy): SandboxLimits 
   };
 }
 
-/** Why a policy cannot be held on this host, as a clause; undefined when it can. Nothing is weakened to make it fit. */
+/** Why a policy cannot be held on this host, as a clause; undefined when it can, or when only the Docker daemon can tell (`probe`). Nothing is weakened to make it fit. */
 export function refusePolicy(policy: SandboxPolicy, driver: Pick<SandboxDriver, "enforcement">): string | undefined {
   const { fault, runtime, runtimeClass, image, require, asked } = policy;
   if (fault !== undefined) return fault;
-  if (runtime.value !== "bwrap") return `runtime ${runtime.value} is not available here (${runtime.because})`;
-  if (runtimeClass.value !== undefined)
-    return `runtime_class ${runtimeClass.value} needs the runtime docker, which is not available here (${runtimeClass.because})`;
-  if (image.value !== undefined) return `image ${image.value} needs the runtime docker, which is not available here (${image.because})`;
+  if (runtime.value === "docker") {
+    if (image.value === undefined) return `runtime docker needs an image (${runtime.because})`;
+    const misnamed = refuseImageName(image.value);
+    if (misnamed !== undefined) return `${misnamed} (${image.because})`;
+    return policy.network.value.length > 0
+      ? `runtime docker has no network, and the mode asks for one (${policy.network.because})`
+      : undefined;
+  }
+  if (runtimeClass.value !== undefined) return `runtime_class ${runtimeClass.value} needs the runtime docker (${runtimeClass.because})`;
+  if (image.value !== undefined) return `image ${image.value} needs the runtime docker (${image.because})`;
   const held = driver.enforcement();
   if (held === undefined) return "no sandbox can be started on this host";
   if (require !== "cgroup") return undefined;

@@ -39,7 +39,7 @@ export type SandboxSpec = {
   /** Default: the profile `default`. */
   readonly seccomp?: SeccompProfile;
   /** Default: none, bubblewrap. */
-  readonly container?: SandboxContainer;
+  readonly container?: SandboxContainer | undefined;
 };
 
 export type SandboxJob = SandboxSpec & {

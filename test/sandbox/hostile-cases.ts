@@ -299,7 +299,7 @@ export function hostileCases(world: HostileWorld): readonly HostileCase[] {
       ["the kernel's log", "dmesg | grep -q ."],
       ["the kernel's addresses", "head -1 /proc/kallsyms | grep -qv ^0000000000000000"],
       ["the host's name", `test "$(hostname)" = ${apart(world.hostName)}`, "anyone"],
-      ["the host's list of hosts", "test -s /etc/hosts", "anyone"],
+      ["the host's list of hosts", `sha256sum /etc/hosts | grep -q ^${world.hostsDigest}`, "anyone"],
       ["the host's sockets", `grep -qi :${host.tcpPort.toString(16).padStart(4, "0")} /proc/net/tcp`, "anyone"],
     ]),
     ...casesOf("processes", [
