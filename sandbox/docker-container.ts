@@ -40,7 +40,7 @@ const maskedPaths = [
 const readOnlyPaths = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 function optionsOf(
-  { machine, imageId, runtimeClass }: DockerHost,
+  { machine, imageId, runtimeClass, isGvisor }: DockerHost,
   spec: SandboxSpec,
 ): Docker.ContainerCreateOptions & { HostConfig: object } {
   const { workDirectory, limits, seccomp = defaultSeccompProfile } = spec;
@@ -73,7 +73,7 @@ function optionsOf(
       Sysctls: { "net.ipv4.ip_unprivileged_port_start": "1024" },
       Memory: limits.memoryBytes,
       MemorySwap: limits.memoryBytes,
-      PidsLimit: limits.processes + OWN_PROCESSES + (runtimeClass === "runsc" ? GVISOR_PROCESSES : 0),
+      PidsLimit: limits.processes + OWN_PROCESSES + (isGvisor ? GVISOR_PROCESSES : 0),
       ...(limits.cpus === undefined ? {} : { NanoCpus: Math.round(limits.cpus * 1e9) }),
       Ulimits: [
         ulimit("core", 0),
@@ -106,7 +106,17 @@ export async function startContainer(host: DockerHost, spec: SandboxSpec): Promi
     host.docker.modem.demuxStream(attached, stdout as never, stderr as never);
     await container.start({ abortSignal: withinReason() });
     const { State } = await container.inspect();
-    return tend({ spec, directory, container, stdout, stderr, attached, gone, groups: groupsOf(State.Pid, container.id) });
+    return tend({
+      spec,
+      directory,
+      container,
+      stdout,
+      stderr,
+      attached,
+      gone,
+      groups: groupsOf(State.Pid, container.id),
+      isGvisor: host.isGvisor,
+    });
   } catch (error) {
     await removeContainer(container);
     throw error;
@@ -134,12 +144,16 @@ type Parts = {
   readonly attached: NodeJS.ReadWriteStream;
   readonly gone: Promise<void>;
   readonly groups: ReturnType<typeof groupsOf>;
+  readonly isGvisor: boolean;
 };
 
 /** How a container ended that its runner did not see to its end. */
-type End = { readonly exitCode: number | undefined; readonly outOfMemory: boolean };
+type End = { readonly exitCode: number | undefined; readonly outOfMemory: boolean; readonly outOfProcesses: boolean };
 
-function tend({ spec, directory, container, stdout, stderr, attached, gone, groups }: Parts): StartedSandbox {
+/** Go's status of a program that gave up: gVisor's kernel does when the host refuses it a thread. */
+const GVISOR_GAVE_UP = 2;
+
+function tend({ spec, directory, container, stdout, stderr, attached, gone, groups, isGvisor }: Parts): StartedSandbox {
   let exitCode: number | undefined;
   let signal: string | undefined;
   let isHandedOver = false;
@@ -169,7 +183,9 @@ function tend({ spec, directory, container, stdout, stderr, attached, gone, grou
     await killing;
     await container.wait({ abortSignal: withinReason() });
     const { State } = await container.inspect();
-    return { exitCode: State.ExitCode === KILLED_EXIT_CODE ? undefined : State.ExitCode, outOfMemory: State.OOMKilled };
+    const outOfProcesses = isGvisor && State.ExitCode === GVISOR_GAVE_UP;
+    const isUntold = outOfProcesses || State.ExitCode === KILLED_EXIT_CODE;
+    return { exitCode: isUntold ? undefined : State.ExitCode, outOfMemory: State.OOMKilled, outOfProcesses };
   };
   return {
     stdout: stdout.stream,
@@ -197,7 +213,7 @@ function tend({ spec, directory, container, stdout, stderr, attached, gone, grou
         // A kill between the program's end and our hearing of it takes nothing back.
         if (!isTold) [exitCode, signal] = [end.exitCode, end.exitCode === undefined ? "SIGKILL" : undefined];
         const before = used ?? read();
-        used = { ...before, memory: before.memory || end.outOfMemory };
+        used = { ...before, memory: before.memory || end.outOfMemory, processes: before.processes || end.outOfProcesses };
       } else used = read();
       // Nothing of the program is alive, and the directory is free; the daemon takes its time to clear away.
       leaving.add(removeContainer(container).finally(() => attached.removeAllListeners("data")));

@@ -10,7 +10,13 @@ import type { SandboxContainer, SandboxLimits } from "./sandbox-driver.ts";
 import { type Machine, machineOf } from "./seccomp-filter.ts";
 
 /** A daemon, with an image and a runtime of its that a container was tried with. */
-export type DockerHost = { readonly docker: Docker; readonly machine: Machine; readonly imageId: string; readonly runtimeClass: string };
+export type DockerHost = {
+  readonly docker: Docker;
+  readonly machine: Machine;
+  readonly imageId: string;
+  readonly runtimeClass: string;
+  readonly isGvisor: boolean;
+};
 
 /** What the kernel and the daemon hold of a container's limits. */
 export const dockerEnforcer = { memory: "group", processes: "group", cpu: "group" } as const;
@@ -43,7 +49,8 @@ export async function prepareContainer(docker: Docker, { image, runtimeClass }: 
   const named = refuseImageName(image);
   if (machine === undefined || named !== undefined) return named ?? `There is no syscall filter for ${process.arch}.`;
   try {
-    const refusal = refuseDaemon((await docker.info()) as DaemonInfo, runtimeClass);
+    const info = (await docker.info()) as DaemonInfo;
+    const refusal = refuseDaemon(info, runtimeClass);
     if (refusal !== undefined) return refusal;
     const found = await docker
       .getImage(image)
@@ -55,7 +62,9 @@ export async function prepareContainer(docker: Docker, { image, runtimeClass }: 
     if (found === undefined)
       return `The image ${image} is not on this machine, and none is fetched by itself: docker pull, load or import it.`;
     if (Object.keys(found.Config?.Volumes ?? {}).length > 0) return `The image ${image} has a VOLUME, which would be writable.`;
-    const host = { docker, machine, imageId: found.Id, runtimeClass };
+    // Told by its program or its kind of containerd's, whatever it is called.
+    const isGvisor = JSON.stringify([runtimeClass, info.Runtimes[runtimeClass]]).includes("runsc");
+    const host = { docker, machine, imageId: found.Id, runtimeClass, isGvisor };
     const fault = await tryContainer(host);
     return fault === undefined ? host : `A container of ${image} with ${runtimeClass} does not do as it must: ${fault}`;
   } catch (error) {

@@ -1,11 +1,13 @@
 // The driver in a process of its own, for tests of an ordinary user and of a gateway that is killed: JSON lines in, JSON lines out.
 import { createInterface } from "node:readline";
 import { type BwrapDriverOptions, createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
+import { createDockerDriver, type DockerDriverOptions } from "../../sandbox/docker-driver.ts";
 import type { SandboxJob } from "../../sandbox/sandbox-driver.ts";
 
 export type DriverRequest = { readonly id: number } & ({ readonly probe: true } | { readonly abort: true } | { readonly job: SandboxJob });
 
-const driver = createBwrapDriver(JSON.parse(process.argv[2] ?? "{}") as BwrapDriverOptions);
+const options = JSON.parse(process.argv[2] ?? "{}") as BwrapDriverOptions | DockerDriverOptions;
+const driver = "socketPath" in options ? createDockerDriver(options) : createBwrapDriver(options as BwrapDriverOptions);
 const running = new Map<number, AbortController>();
 const answer = (id: number, value: unknown): void => void process.stdout.write(`${JSON.stringify({ id, value })}\n`);
 

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { type BwrapDriverOptions, createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
+import type { DockerDriverOptions } from "../../sandbox/docker-driver.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "../../sandbox/sandbox-driver.ts";
 import type { DriverRequest } from "./driver-process.ts";
 
@@ -49,7 +50,7 @@ export type TestDriver = SandboxDriver & { readonly process?: ChildProcess };
 
 /** A driver in another process, as another uid where one is given, with a directory left open for it by its parent. */
 export function startDriverProcess(
-  options: BwrapDriverOptions,
+  options: BwrapDriverOptions | DockerDriverOptions,
   { uid, inherit }: { readonly uid?: number; readonly inherit?: string } = {},
 ): TestDriver {
   // Node itself closes an unbroken row of inherited descriptors at its start; a lone high one goes on to whatever it runs.
