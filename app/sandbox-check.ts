@@ -70,7 +70,7 @@ export async function checkSandboxModes(config: AdminConfig | undefined, home: s
     const said = refusals.flat();
     if (said.length === 0) return { finding: { check, state: "ok", says: `this host can hold ${modes.join(", ")}` } };
     const mend = "correct sandbox.modes in config.yaml, or what they name; until then nothing runs in these modes";
-    return { finding: { check, state: "failed", says: oneLine(said.join("; ")), mend } };
+    return { finding: { check, state: "failed", says: said.map(oneLine).join("; "), mend } };
   } finally {
     await driver.dispose();
   }

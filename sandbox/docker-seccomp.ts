@@ -38,7 +38,7 @@ const argument = (index: number, mask: number, wanted: number): Argument => ({
  * Every number of 32 bits but these, as few masked comparisons: where the path to a refused number turns one way, all that lies the other
  * way is allowed. libseccomp has no rule with two comparisons of one argument.
  */
-export function allBut(refused: readonly number[]): { readonly mask: number; readonly wanted: number }[] {
+function allBut(refused: readonly number[]): { readonly mask: number; readonly wanted: number }[] {
   const found: { mask: number; wanted: number }[] = [];
   const walk = (depth: number, prefix: number, below: readonly number[]): void => {
     const mask = depth === 0 ? 0 : (INT << (32 - depth)) >>> 0;

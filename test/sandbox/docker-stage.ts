@@ -1,7 +1,7 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { accessSync, constants, writeFileSync } from "node:fs";
-import { mkdtemp, readFile, realpath, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, realpath, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -101,7 +101,3 @@ export const inContainer = (driver: SandboxDriver, container: SandboxContainer):
   ...driver,
   run: async (job, signal) => await driver.run({ ...job, container }, signal),
 });
-
-/** Whether a process is there that is no zombie. */
-export const isRunning = async (pid: number): Promise<boolean> =>
-  !/^State:\s+Z/m.test(await readFile(`/proc/${pid}/status`, "utf8").catch(() => "State: Z"));
