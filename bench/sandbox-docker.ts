@@ -57,16 +57,14 @@ for (const runtimeClass of named.length > 0 ? named : ["runc", "runsc"]) {
   const drivers = { cold: createDockerDriver(), warm: createDockerDriver({ warm: { ttlMs: 3_600_000, perKey: 1, total: 1 } }) };
   for (const [name, driver] of Object.entries(drivers)) {
     const [inside, outside]: [number[], number[]] = [[], []];
+    let last: string | undefined;
     for (let index = 0; index < runs + WARM_UP; index += 1) {
-      // Until what ended is cleared away and, if there is to be one, the next container waits.
+      // Until what ended is cleared away and, if there is to be one, another container waits.
       const wanted = name === "warm" && index > 0 ? 1 : 0;
-      const containers = async (): Promise<string[]> => (await docker.listContainers({ all: true })).map(({ State }) => State);
-      for (
-        let states = await containers();
-        states.length !== wanted || states.some((state) => state !== "running");
-        states = await containers()
-      )
-        await sleep(20);
+      let waiting = await docker.listContainers({ all: true });
+      for (; waiting.length !== wanted || waiting.some(({ Id, State }) => Id === last || State !== "running"); await sleep(20))
+        waiting = await docker.listContainers({ all: true });
+      last = waiting[0]?.Id;
       await sleep(300);
       const [bare, contained] = [await timed(plain), await timed(() => run(driver))];
       if (index < WARM_UP) continue;
