@@ -25,7 +25,6 @@ import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
 import { connectTemporal, type TemporalConnection } from "../temporal/temporal-connection.ts";
 import { type LaneSettings, type TenantClient, forTenant } from "../temporal/tenant-client.ts";
 import type { ProductFacts } from "./console-output.ts";
-import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { gateRuns } from "../sandbox/fair-gate.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
 import { warmDefaults } from "../sandbox/warm-slots.ts";
@@ -36,6 +35,7 @@ import { startGateway } from "./gateway-role.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
 import { Resources } from "./resources.ts";
+import { createSandboxDrivers } from "./sandbox-drivers.ts";
 import { type Backends, startBackends } from "./backends.ts";
 import type { Role } from "./start-arguments.ts";
 import { installTemporalRuntime } from "./temporal-runtime.ts";
@@ -131,10 +131,9 @@ export async function startProduct(environment: Environment, { role, variables }
       (leases) => leases.close(),
     );
     const metrics = createMetrics({ database });
-    const enforcer = config.sandbox.require === "cgroup" ? "cgroup" : "any";
     // A gateway alone runs a sandbox when an administrator asks for it, a worker for every tool.
-    const bwrap = createBwrapDriver(role === "gateway" ? { enforcer } : { enforcer, warm: warmDefaults });
-    const sandbox = resources.add(metrics.observeSandbox(gateRuns(bwrap)), (driver) => driver.dispose());
+    const drivers = createSandboxDrivers(role === "gateway" ? { config } : { config, warm: warmDefaults });
+    const sandbox = resources.add(metrics.observeSandbox(gateRuns(drivers)), (driver) => driver.dispose());
     const egressAudit = createEgressAudit({
       chainOf: (tenantId) => clientOf(tenantId).chain,
       wake: async (owner) => await wake(owner),

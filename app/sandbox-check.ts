@@ -4,6 +4,7 @@ import { resolveSandboxPolicy } from "../control-plane/sandbox-policy.ts";
 import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { findCgroupPlaces } from "../sandbox/cgroup-place.ts";
 import { fitNetwork, refusePolicy } from "../sandbox/policy-run.ts";
+import { containerOf, createSandboxDrivers } from "./sandbox-drivers.ts";
 import { createSeccompProfiles } from "./seccomp-profiles.ts";
 
 /** Starts a sandbox, as the worker does at its start. */
@@ -51,7 +52,7 @@ export async function checkSandboxModes(config: AdminConfig | undefined, home: s
   const modes = Object.keys(config?.sandbox.modes ?? {});
   if (config === undefined || modes.length === 0) return undefined;
   const check = "sandbox modes";
-  const driver = createBwrapDriver();
+  const driver = createSandboxDrivers({ config });
   const profiles = createSeccompProfiles({ home });
   try {
     const refusals = await Promise.all(
@@ -59,14 +60,18 @@ export async function checkSandboxModes(config: AdminConfig | undefined, home: s
         const policy = resolveSandboxPolicy({ admin: config.sandbox, overlay: undefined, mode });
         const profile = await profiles.of(policy.seccomp.value);
         const fitted = typeof profile === "string" ? policy : fitNetwork(policy, profile);
-        const refused = refusePolicy(fitted, driver) ?? (typeof profile === "string" ? profile : undefined);
+        const container = containerOf(fitted);
+        const refused =
+          refusePolicy(fitted, driver) ??
+          (typeof profile === "string" ? profile : undefined) ??
+          (container === undefined ? undefined : await driver.probe(container));
         return refused === undefined ? [] : [`${mode}: ${refused}`];
       }),
     );
     const said = refusals.flat();
     if (said.length === 0) return { finding: { check, state: "ok", says: `this host can hold ${modes.join(", ")}` } };
     const mend = "correct sandbox.modes in config.yaml, or what they name; until then nothing runs in these modes";
-    return { finding: { check, state: "failed", says: oneLine(said.join("; ")), mend } };
+    return { finding: { check, state: "failed", says: said.map(oneLine).join("; "), mend } };
   } finally {
     await driver.dispose();
   }

@@ -19,13 +19,13 @@ export function createTenantSandboxes({ driver, overlays, ...rest }: TenantSandb
     async explain(tenantId, tool) {
       const { overlay } = await overlays.of(tenantId);
       const installed = tools.get(tool);
-      const { policy, refused } = await placeOf(tenantId, { overlay: overlay.sandbox, tool, annotation: installed?.sandboxMode });
+      const { policy, refused, place } = await placeOf(tenantId, { overlay: overlay.sandbox, tool, annotation: installed?.sandboxMode });
       return {
         policy,
         refused,
         allowed: isToolAllowed(overlay, tool),
         installed: installed !== undefined,
-        enforcement: driver.enforcement(),
+        enforcement: driver.enforcement(place.container),
       };
     },
     async open(tenantId, mode) {

@@ -8,7 +8,11 @@ import { enforcementOf } from "./sandbox-result.ts";
 
 type Reason = SandboxResult["reason"];
 
-export type ProgramRun = { readonly enforcer: ResourceEnforcer; readonly startedAtMs: number; readonly signal: AbortSignal };
+export type ProgramRun = {
+  readonly enforcer: Pick<ResourceEnforcer, "memory" | "processes" | "cpu">;
+  readonly startedAtMs: number;
+  readonly signal: AbortSignal;
+};
 
 /** Runs the job's program in a sandbox that was started for it, to the end of both; its clock begins here. */
 export async function runProgram(

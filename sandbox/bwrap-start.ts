@@ -1,7 +1,8 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, lstatSync } from "node:fs";
+import { closeSync } from "node:fs";
 import type { Socket } from "node:net";
+import type { Readable } from "node:stream";
 import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds, wayOutArguments } from "./bwrap-arguments.ts";
 import type { BwrapHost } from "./bwrap-host.ts";
 import { type BwrapStatus, readBwrapStatus } from "./bwrap-status.ts";
@@ -13,11 +14,12 @@ import { processTree } from "./process-tree.ts";
 import type { Exceeded, ResourceHold, Usage } from "./resource-enforcer.ts";
 import { killNamed, newRunName } from "./run-owner.ts";
 import type { SandboxJob, SandboxSpec } from "./sandbox-driver.ts";
+import { directoryIdentity } from "./work-directory.ts";
 
 /** A sandbox that is being made, or is complete and waits for the one program that it will run. */
 export type StartedSandbox = {
-  readonly stdout: Socket;
-  readonly stderr: Socket;
+  readonly stdout: Readable;
+  readonly stderr: Readable;
   /** True once the sandbox is complete, held within its limits and waiting; false when it ended before. @throws when it cannot be held */
   readonly ready: Promise<boolean>;
   /** bubblewrap has ended, or could not be started at all. */
@@ -26,7 +28,7 @@ export type StartedSandbox = {
   isCurrent(): boolean;
   /** The system's refusal to start it. */
   startError(): Error | undefined;
-  status(): BwrapStatus;
+  status(): Pick<BwrapStatus, "exitCode">;
   /** True once the sandbox has gone over to the program. */
   began(): boolean;
   /** Lets the program go, once; `ready` comes first. */
@@ -57,7 +59,7 @@ const statusArguments = ["--json-status-fd", String(runFds.status)];
 
 /** Starts bubblewrap for a program that is told to it later. @throws when the host cannot make what it needs */
 export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<StartedSandbox> {
-  const directory = identityOf(spec.workDirectory);
+  const directory = directoryIdentity(spec.workDirectory);
   const name = newRunName();
   /** What is to be undone when the start fails. */
   const undo: (() => unknown)[] = [];
@@ -121,12 +123,6 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
   }
 }
 
-/** A directory that is mounted keeps its inode, so nothing else can have these numbers while a sandbox has it. */
-function identityOf(directory: string): string | undefined {
-  const found = lstatSync(directory, { bigint: true, throwIfNoEntry: false });
-  return found?.isDirectory() ? `${found.dev}:${found.ino}` : undefined;
-}
-
 type Parts = {
   readonly spec: SandboxSpec;
   readonly name: string;
@@ -185,7 +181,7 @@ function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader
     stderr,
     ready,
     ended,
-    isCurrent: () => directory !== undefined && identityOf(spec.workDirectory) === directory,
+    isCurrent: () => directory !== undefined && directoryIdentity(spec.workDirectory) === directory,
     startError: () => startError,
     status: bwrap.status,
     began: inner.began,

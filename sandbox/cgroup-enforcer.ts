@@ -1,7 +1,17 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type CgroupPlaces, countIn, directoriesOf, killMembers, membersOf, numberIn, removeGroup, wakeGroups } from "./cgroup-place.ts";
+import {
+  type CgroupPlaces,
+  countIn,
+  directoriesOf,
+  type GroupFiles,
+  killMembers,
+  membersOf,
+  numberIn,
+  removeGroup,
+  wakeGroups,
+} from "./cgroup-place.ts";
 import { growingPause } from "./growing-pause.ts";
 import { BWRAP_PROCESSES, type Exceeded, type ResourceEnforcer, type ResourceHold, type Usage } from "./resource-enforcer.ts";
 import { newRunName } from "./run-owner.ts";
@@ -9,7 +19,7 @@ import { newRunName } from "./run-owner.ts";
 /** Long enough for a process that the kernel holds in a disk wait; nothing but that outlives SIGKILL. */
 const RELEASE_WITHIN_MS = 10_000;
 
-type Group = { readonly directories: readonly string[]; kill(): void; exceeded(): Exceeded; usage(): Usage };
+type Group = { readonly directories: readonly string[]; kill(): void; read(): Exceeded & Usage };
 type Limits = Parameters<ResourceEnforcer["hold"]>[0];
 
 /** The kernel's default period of a CPU share. */
@@ -53,17 +63,7 @@ function makeV1(places: CgroupPlaces & { version: 1 }, { memoryBytes, processes,
       killMembers(memory);
       killMembers(pids);
     },
-    exceeded: () => ({
-      memory: countIn(join(memory, "memory.oom_control"), "oom_kill") > 0,
-      processes: countIn(join(pids, "pids.events"), "max") > 0,
-    }),
-    usage: () => {
-      const cpuNs = places.cpuacct === undefined ? undefined : numberIn(join(places.cpuacct, name, "cpuacct.usage"));
-      return {
-        peakMemoryBytes: numberIn(join(memory, "memory.max_usage_in_bytes")),
-        cpuMs: cpuNs === undefined ? undefined : Math.round(cpuNs / 1e6),
-      };
-    },
+    read: () => readGroup({ version: 1, memory, pids, cpuacct: places.cpuacct === undefined ? undefined : join(places.cpuacct, name) }),
   };
 }
 
@@ -82,15 +82,27 @@ function makeV2({ parent, cpu }: CgroupPlaces & { version: 2 }, { memoryBytes, p
       // cgroup.kill came with Linux 5.14; before it, the list is killed, and release() repeats that until it stays empty.
       if (!writeIfThere(join(group, "cgroup.kill"), "1")) killMembers(group);
     },
-    exceeded: () => ({
-      memory: countIn(join(group, "memory.events"), "oom_kill") > 0,
-      processes: countIn(join(group, "pids.events"), "max") > 0,
-    }),
+    read: () => readGroup({ version: 2, parent: group }),
+  };
+}
+
+/** What a group went over and used until now. */
+export function readGroup(files: GroupFiles): Exceeded & Usage {
+  if (files.version === 1) {
+    const cpuNs = files.cpuacct === undefined ? undefined : numberIn(join(files.cpuacct, "cpuacct.usage"));
+    return {
+      memory: countIn(join(files.memory, "memory.oom_control"), "oom_kill") > 0,
+      processes: countIn(join(files.pids, "pids.events"), "max") > 0,
+      peakMemoryBytes: numberIn(join(files.memory, "memory.max_usage_in_bytes")),
+      cpuMs: cpuNs === undefined ? undefined : Math.round(cpuNs / 1e6),
+    };
+  }
+  return {
+    memory: countIn(join(files.parent, "memory.events"), "oom_kill") > 0,
+    processes: countIn(join(files.parent, "pids.events"), "max") > 0,
     // memory.peak came with Linux 5.19.
-    usage: () => ({
-      peakMemoryBytes: numberIn(join(group, "memory.peak")),
-      cpuMs: Math.round(countIn(join(group, "cpu.stat"), "usage_usec") / 1e3),
-    }),
+    peakMemoryBytes: numberIn(join(files.parent, "memory.peak")),
+    cpuMs: Math.round(countIn(join(files.parent, "cpu.stat"), "usage_usec") / 1e3),
   };
 }
 
@@ -105,7 +117,7 @@ function makeGroup(directories: readonly string[], setLimits: () => void): void 
   }
 }
 
-function holdOf({ directories, kill, exceeded, usage }: Group, awake: Promise<void>): ResourceHold {
+function holdOf({ directories, kill, read }: Group, awake: Promise<void>): ResourceHold {
   return {
     async takeIn(pids) {
       // Not by a synchronous call: moving a process may wait.
@@ -121,7 +133,7 @@ function holdOf({ directories, kill, exceeded, usage }: Group, awake: Promise<vo
         if (Date.now() > deadline) throw new Error(`Processes of ${directories.join(" and ")} do not end.`);
         kill();
       }
-      const result = { ...exceeded(), ...usage() };
+      const result = read();
       for (const directory of directories) {
         for (const pause = growingPause(); !removeGroup(directory); await pause()) {
           if (Date.now() > deadline) throw new Error(`The cgroup ${directory} cannot be removed.`);

@@ -17,6 +17,11 @@ export type CgroupPlaces = { readonly own?: string | undefined } &
     | { readonly version: 2; readonly parent: string; readonly cpu: boolean }
   );
 
+/** Where one group's numbers are read. */
+export type GroupFiles =
+  | { readonly version: 1; readonly memory: string; readonly pids: string; readonly cpuacct: string | undefined }
+  | { readonly version: 2; readonly parent: string };
+
 /**
  * The groups of this process, where new ones can be made below them; undefined where the host has none that we may write.
  * @param parent a cgroup v2 directory that was delegated to us, instead of the one that we are in
@@ -68,9 +73,9 @@ function cgroupMounts(): CgroupMount[] {
 }
 
 /** Controller (or the empty string for v2) → path of our group in its hierarchy. */
-function ownGroups(): ReadonlyMap<string, string> {
+function ownGroups(pid: number | "self" = "self"): ReadonlyMap<string, string> {
   return new Map(
-    readLines("/proc/self/cgroup").flatMap((line) => {
+    readLines(`/proc/${pid}/cgroup`).flatMap((line) => {
       const [, controllers = "", ...path] = line.split(":");
       return controllers.split(",").map((controller): [string, string] => [controller, path.join(":")]);
     }),
@@ -85,6 +90,15 @@ function directoryOf(mounts: readonly CgroupMount[], own: ReadonlyMap<string, st
   if (path === undefined || !mount) return undefined;
   // In a container the mount may begin at our own group.
   return join(mount.mountPoint, path.startsWith(mount.root) ? path.slice(mount.root.length) : path);
+}
+
+/** Where the groups of another process are told of; undefined where we see none of them. */
+export function groupsOfProcess(pid: number): GroupFiles | undefined {
+  const [mounts, groups] = [cgroupMounts(), ownGroups(pid)];
+  const [memory, pids, cpuacct] = ["memory", "pids", "cpuacct"].map((controller) => directoryOf(mounts, groups, controller));
+  if (memory !== undefined && pids !== undefined) return { version: 1, memory, pids, cpuacct };
+  const parent = directoryOf(mounts, groups, "");
+  return parent === undefined ? undefined : { version: 2, parent };
 }
 
 /** Tried, not guessed: a read-only mount, a missing right and a full hierarchy all show only when a group is made. */

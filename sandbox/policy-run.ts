@@ -1,4 +1,5 @@
 import { builtInNetworkLimits, type SandboxPolicy } from "../domain/sandbox-policy.ts";
+import { refuseImageName } from "./docker-image.ts";
 import { permitsRelay } from "./egress-door.ts";
 import type { EgressGrant } from "./egress-grant.ts";
 import type { SandboxDriver, SandboxLimits } from "./sandbox-driver.ts";
@@ -49,22 +50,31 @@ export function egressOfPolicy({ network }: SandboxPolicy, settings: NetworkSett
   };
 }
 
-/** A policy without its network where the filter of syscalls lets no program have one; refused where the mode asks for one by name. */
+/** A policy without its network where its programs can have none; refused where the mode asks for one by name. */
 export function fitNetwork(policy: SandboxPolicy, seccomp: SeccompProfile): SandboxPolicy {
-  if (policy.network.value.length === 0 || permitsRelay(seccomp)) return policy;
-  const why = `the seccomp profile ${policy.seccomp.value.join(" with ")} allows no IP sockets that listen, which a network needs`;
+  const why = policy.network.value.length === 0 ? undefined : networkObstacle(policy, seccomp);
+  if (why === undefined) return policy;
   const fault = policy.networkAsked ? `${why}, and the mode ${policy.mode.value} asks for network: allow-list` : undefined;
   return { ...policy, network: { value: [], because: why }, fault: policy.fault ?? fault };
 }
 
-/** Why a policy cannot be held on this host, as a clause; undefined when it can. Nothing is weakened to make it fit. */
+function networkObstacle({ runtime, seccomp: asked }: SandboxPolicy, seccomp: SeccompProfile): string | undefined {
+  if (runtime.value === "docker") return "the runtime docker has no network";
+  if (permitsRelay(seccomp)) return undefined;
+  return `the seccomp profile ${asked.value.join(" with ")} allows no IP sockets that listen, which a network needs`;
+}
+
+/** Why a policy cannot be held on this host, as a clause; undefined when it can, or when only the Docker daemon can tell (`probe`). Nothing is weakened to make it fit. */
 export function refusePolicy(policy: SandboxPolicy, driver: Pick<SandboxDriver, "enforcement">): string | undefined {
   const { fault, runtime, runtimeClass, image, require, asked } = policy;
   if (fault !== undefined) return fault;
-  if (runtime.value !== "bwrap") return `runtime ${runtime.value} is not available here (${runtime.because})`;
-  if (runtimeClass.value !== undefined)
-    return `runtime_class ${runtimeClass.value} needs the runtime docker, which is not available here (${runtimeClass.because})`;
-  if (image.value !== undefined) return `image ${image.value} needs the runtime docker, which is not available here (${image.because})`;
+  if (runtime.value === "docker") {
+    if (image.value === undefined) return `runtime docker needs an image (${runtime.because})`;
+    const misnamed = refuseImageName(image.value);
+    return misnamed === undefined ? undefined : `${misnamed} (${image.because})`;
+  }
+  if (runtimeClass.value !== undefined) return `runtime_class ${runtimeClass.value} needs the runtime docker (${runtimeClass.because})`;
+  if (image.value !== undefined) return `image ${image.value} needs the runtime docker (${image.because})`;
   const held = driver.enforcement();
   if (held === undefined) return "no sandbox can be started on this host";
   if (require !== "cgroup") return undefined;

@@ -23,6 +23,14 @@ export type SandboxLimits = {
   readonly inodes?: number;
 };
 
+/** A container in place of bubblewrap. */
+export type SandboxContainer = {
+  /** `sha256:…` or `name@sha256:…`; it has to be here already. */
+  readonly image: string;
+  /** The name by which the Docker daemon knows it: `runc`, `runsc`. */
+  readonly runtimeClass: string;
+};
+
 /** What a sandbox is made from, before it is known what will run in it. */
 export type SandboxSpec = {
   /** The only directory that the program may write; a real directory, no link in any component. Seen as /work inside. */
@@ -34,6 +42,8 @@ export type SandboxSpec = {
   readonly seccomp?: SeccompProfile;
   /** What it may reach over the network; default: nothing. */
   readonly egress?: EgressGrant;
+  /** Default: none, bubblewrap. */
+  readonly container?: SandboxContainer | undefined;
 };
 
 export type SandboxJob = SandboxSpec & {
@@ -75,9 +85,9 @@ export type SandboxResult = {
 export interface SandboxDriver {
   readonly name: string;
   /** How this host would hold the limits; undefined when it cannot run the driver. */
-  enforcement(): SandboxResult["enforcement"] | undefined;
-  /** Undefined when this host can run the driver, else one sentence that says what is missing. */
-  probe(): Promise<string | undefined>;
+  enforcement(container?: SandboxContainer): SandboxResult["enforcement"] | undefined;
+  /** Undefined when this host can run the driver, in this container where one is given, else one sentence that says what is missing. */
+  probe(container?: SandboxContainer): Promise<string | undefined>;
   /** Starts a sandbox ahead of a run that is expected, where the driver keeps any ready. */
   prepare(spec: SandboxSpec): void;
   /** Runs one program to its end; nothing that it started outlives the call. */

@@ -15,7 +15,11 @@ export const notStarted = (why: string): SandboxResult => ({
   enforcement: { wall: "none", memory: "none", processes: "none", output: "none", cpu: "none", disk: "none", inodes: "none" },
 });
 
-export const enforcementOf = ({ memory, processes, cpu }: ResourceEnforcer): SandboxResult["enforcement"] => ({
+export const enforcementOf = ({
+  memory,
+  processes,
+  cpu,
+}: Pick<ResourceEnforcer, "memory" | "processes" | "cpu">): SandboxResult["enforcement"] => ({
   wall: "group",
   memory,
   processes,

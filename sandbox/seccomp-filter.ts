@@ -78,26 +78,28 @@ const allowed: Readonly<Record<string, string>> = {
 };
 
 /** Answered "no such call" so that libc takes the older way. clone3 keeps its flags behind a pointer, which a filter cannot read. */
-const unknownToPrograms = `clone3 io_uring_setup io_uring_enter io_uring_register setxattrat getxattrat listxattrat removexattrat
-  cachestat statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules open_tree_attr set_mempolicy_home_node`;
+export const unknownToPrograms: readonly string[] =
+  `clone3 io_uring_setup io_uring_enter io_uring_register setxattrat getxattrat listxattrat removexattrat
+  cachestat statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules open_tree_attr set_mempolicy_home_node`.split(/\s+/);
 
 /** NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWTIME of linux/sched.h. */
-const NAMESPACE_FLAGS = 0x7e020080;
+export const NAMESPACE_FLAGS = 0x7e020080;
 const AF_UNIX = 1;
 const AF_INET = 2;
 const AF_INET6 = 10;
-const SOCKET_TYPE_MASK = 0xf;
+export const socketFamilies = (ipSockets: boolean): readonly number[] => (ipSockets ? [AF_UNIX, AF_INET, AF_INET6] : [AF_UNIX]);
+export const SOCKET_TYPE_MASK = 0xf;
 /** STREAM, DGRAM and SEQPACKET: not RAW, not PACKET. */
-const socketTypes = [1, 2, 5];
+export const socketTypes = [1, 2, 5];
 /** The default one, TCP and UDP: not SCTP, MPTCP, UDP-Lite and whatever else would load a kernel module. */
-const socketProtocols = [0, 6, 17];
+export const socketProtocols = [0, 6, 17];
 /** TIOCSTI, TIOCLINUX, TIOCSETD and TIOCCONS: they type into, paste into or take over a terminal. */
-const refusedIoctls = [0x5412, 0x541c, 0x5423, 0x541d];
+export const refusedIoctls = [0x5412, 0x541c, 0x5423, 0x541d];
 /** PER_LINUX, PER_LINUX32, UNAME26 with each, ADDR_NO_RANDOMIZE (debuggers), and "tell me". */
-const personalities = [0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xffffffff];
-const FILE_TYPE_MASK = 0xf000;
+export const personalities = [0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xffffffff];
+export const FILE_TYPE_MASK = 0xf000;
 /** An ordinary file (also written 0), a FIFO, a socket: never a device. */
-const nodeTypes = [0x0, 0x1000, 0x8000, 0xc000];
+export const nodeTypes = [0x0, 0x1000, 0x8000, 0xc000];
 /** The bit that marks a call of the x32 ABI on x86_64. */
 const X32_BIT = 0x40000000;
 
@@ -140,7 +142,7 @@ export function compileSeccompFilter(
   };
   const rules: Readonly<Record<string, readonly BpfInstruction[]>> = argumentRules(refuse, { ipSockets });
 
-  for (const name of names(unknownToPrograms)) put(name, [verdict(failWith(ENOSYS))]);
+  for (const name of unknownToPrograms) put(name, [verdict(failWith(ENOSYS))]);
   for (const name of allowedNames) put(name, rules[name] ?? [verdict(ALLOW)]);
   if (!uncountedMemory) for (const name of uncounted.filter((one) => allowedNames.includes(one))) put(name, [verdict(failWith(ENOSYS))]);
 
@@ -167,7 +169,7 @@ function argumentRules(refuse: (errno: number) => BpfInstruction, { ipSockets }:
   const node = [keepBits(FILE_TYPE_MASK), ...oneOf(nodeTypes, [verdict(ALLOW)], [refuse(EPERM)])];
   const byProtocol = [loadArgument(2), ...oneOf(socketProtocols, [verdict(ALLOW)], [refuse(EPROTONOSUPPORT)])];
   const byType = [loadArgument(1), keepBits(SOCKET_TYPE_MASK), ...oneOf(socketTypes, byProtocol, [refuse(EPERM)])];
-  const families = ipSockets ? [AF_UNIX, AF_INET, AF_INET6] : [AF_UNIX];
+  const families = socketFamilies(ipSockets);
   return {
     clone: [loadArgument(0), ifAnyBit(NAMESPACE_FLAGS, 1, 0), verdict(ALLOW), refuse(EPERM)],
     socket: [loadArgument(0), ...oneOf(families, byType, [refuse(EAFNOSUPPORT)])],

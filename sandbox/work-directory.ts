@@ -25,3 +25,9 @@ function look(path: string): Stats | Error {
     return error as Error;
   }
 }
+
+/** A directory that is mounted keeps its inode, so nothing else can have these numbers while a sandbox has it. */
+export function directoryIdentity(directory: string): string | undefined {
+  const found = lstatSync(directory, { bigint: true, throwIfNoEntry: false });
+  return found?.isDirectory() ? `${found.dev}:${found.ino}` : undefined;
+}

@@ -108,7 +108,7 @@ describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
 
   test("a mode that this host cannot hold is refused, and so are an unknown one and a repeat; nothing is audited", async () => {
     const before = await rows("select count(*)::int as n from control.audit_entry where action = 'sandbox.exec'");
-    expect((await exec("--mode", "container", "--", "true")).stderr).toContain("runtime docker is not available");
+    expect((await exec("--mode", "container", "--", "true")).stderr).toContain("runtime docker needs an image");
     expect((await exec("--mode", "container", "--", "true")).code).toBe(4);
     expect((await post({ command: ["true"], mode: "absent" })).status).toBe(400);
     expect((await post({ command: [] })).status).toBe(400);

@@ -209,7 +209,8 @@ describe("a mode that cannot be held here is refused with the reason", () => {
   const only = (mode: NonNullable<Admin["modes"]>[string], more: Admin = {}): Admin => ({ default_mode: "m", modes: { m: mode }, ...more });
 
   test.each([
-    ["a runtime that is not there", only({ runtime: "docker" }), "runtime docker is not available"],
+    ["a container without an image", only({ runtime: "docker" }), "runtime docker needs an image"],
+    ["a container of whatever a name means", only({ runtime: "docker", image: "debian:12" }), "neither by its id"],
     ["a runtime class", only({ runtime_class: "runsc" }), "runtime_class runsc"],
     ["an image", only({ image: "sha256:0" }), "image sha256:0"],
     ["a filter that refuses nothing, for a tool", only({ seccomp: "log" }), "seccomp: log refuses nothing"],

@@ -1,16 +1,24 @@
 // The driver in a process of its own, for tests of an ordinary user and of a gateway that is killed: JSON lines in, JSON lines out.
 import { createInterface } from "node:readline";
 import { type BwrapDriverOptions, createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
+import { createDockerDriver, type DockerDriverOptions } from "../../sandbox/docker-driver.ts";
 import { testOutside } from "./egress-outside.ts";
-import type { SandboxJob } from "../../sandbox/sandbox-driver.ts";
+import type { SandboxDriver, SandboxJob } from "../../sandbox/sandbox-driver.ts";
 
 export type DriverRequest = { readonly id: number } & ({ readonly probe: true } | { readonly abort: true } | { readonly job: SandboxJob });
 
 /** `egressNames`: the names that sandboxes may resolve, with their addresses, in place of the host's own. */
-export type DriverProcessOptions = BwrapDriverOptions & { readonly egressNames?: Readonly<Record<string, readonly string[]>> };
+export type BwrapProcessOptions = BwrapDriverOptions & { readonly egressNames?: Readonly<Record<string, readonly string[]>> };
+export type DriverProcessOptions = BwrapProcessOptions | DockerDriverOptions;
 
-const { egressNames, ...options } = JSON.parse(process.argv[2] ?? "{}") as DriverProcessOptions;
-const driver = createBwrapDriver(egressNames === undefined ? options : { ...options, egress: { outside: testOutside(egressNames) } });
+function createBwrap({ egressNames, ...options }: BwrapProcessOptions): SandboxDriver {
+  return createBwrapDriver(egressNames === undefined ? options : { ...options, egress: { outside: testOutside(egressNames) } });
+}
+
+const driverOf = (asked: DriverProcessOptions): SandboxDriver =>
+  "socketPath" in asked ? createDockerDriver(asked) : createBwrap(asked as BwrapProcessOptions);
+
+const driver = driverOf(JSON.parse(process.argv[2] ?? "{}") as DriverProcessOptions);
 const running = new Map<number, AbortController>();
 const answer = (id: number, value: unknown): void => void process.stdout.write(`${JSON.stringify({ id, value })}\n`);
 

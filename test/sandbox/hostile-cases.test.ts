@@ -12,6 +12,7 @@ const world = {
   base: "",
   planted: "planted",
   hostName: "host",
+  hostsDigest: "digest",
   neighbourDirectory: "",
   host: { ...nowhere, socketPath: "" },
   sandboxed: nowhere,

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
@@ -27,6 +27,8 @@ export type HostileWorld = {
   /** A word in the environment of this process. */
   readonly planted: string;
   readonly hostName: string;
+  /** SHA-256 of the host's /etc/hosts: a container has one of its own. */
+  readonly hostsDigest: string;
   readonly neighbourDirectory: string;
   /** Offered on the bare host, which the positive control reaches. */
   readonly host: HostileBeacon & { readonly socketPath: string };
@@ -87,6 +89,9 @@ export async function setHostileWorld({
     base,
     planted,
     hostName: hostname(),
+    hostsDigest: createHash("sha256")
+      .update(await readFile("/etc/hosts"))
+      .digest("hex"),
     neighbourDirectory: globex.workDirectory,
     host: { ...host, socketPath: join(hostDirectory, "beacon.sock") },
     sandboxed,

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { createBwrapDriver } from "../../sandbox/bwrap-driver.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "../../sandbox/sandbox-driver.ts";
-import type { DriverProcessOptions, DriverRequest } from "./driver-process.ts";
+import type { BwrapProcessOptions, DriverProcessOptions, DriverRequest } from "./driver-process.ts";
 
 export const MiB = 1024 * 1024;
 export const isRoot = process.getuid?.() === 0;
@@ -25,7 +25,7 @@ export const limits: SandboxLimits = {
   cpuSeconds: 10,
 };
 
-export type Variant = { readonly name: string; readonly options: DriverProcessOptions; readonly asUser: boolean };
+export type Variant = { readonly name: string; readonly options: BwrapProcessOptions; readonly asUser: boolean };
 
 /** The ways that the suite runs in: as root with each enforcer, and as an ordinary user. */
 export const variants: readonly Variant[] = isRoot
