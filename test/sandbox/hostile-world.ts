@@ -143,13 +143,21 @@ export async function runOutsideOf(stage: Pick<Stage, "base">, one: HostileCase)
 /** Whether the case must get there outside, for this process's user. */
 export const breaksOutside = ({ control }: HostileCase): boolean => control === "anyone" || (control === "root" && isRoot);
 
-/** All of `items` through `work`, a few at a time; in their order. */
-export async function inTurns<Item, Result>(items: readonly Item[], work: (item: Item) => Promise<Result>, atOnce = 4): Promise<Result[]> {
-  const results: Result[] = [];
-  const left = items.entries();
+/** Cases share a directory: what fills it would end its neighbours' runs as well. */
+const fillsDisk = ({ limits: own }: HostileCase): boolean => own?.inodes !== undefined || own?.diskBytes !== undefined;
+
+/** All cases through `work`, a few at a time, those that fill the disk one by one after them; in their order. */
+export async function inTurns(
+  cases: readonly HostileCase[],
+  work: (one: HostileCase) => Promise<HostileVerdict>,
+  atOnce = 4,
+): Promise<HostileVerdict[]> {
+  const verdicts: HostileVerdict[] = [];
+  const left = [...cases.entries()].filter(([, one]) => !fillsDisk(one)).values();
   const turn = async (): Promise<void> => {
-    for (const [index, item] of left) results[index] = await work(item);
+    for (const [index, one] of left) verdicts[index] = await work(one);
   };
   await Promise.all(Array.from({ length: atOnce }, turn));
-  return results;
+  for (const [index, one] of cases.entries()) if (fillsDisk(one)) verdicts[index] = await work(one);
+  return verdicts;
 }
