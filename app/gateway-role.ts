@@ -133,6 +133,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     config,
     home,
     driver: parts.sandbox,
+    volumes: parts.volumes,
     egressAudit: parts.egressAudit,
     overlays,
     tenantOf: parts.tenantOf,

@@ -36,6 +36,8 @@ import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
 import { Resources } from "./resources.ts";
 import { createSandboxDrivers } from "./sandbox-drivers.ts";
+import { volumeSizeOf } from "./sandbox-places.ts";
+import { SandboxVolumes } from "../storage/sandbox-volume.ts";
 import { type Backends, startBackends } from "./backends.ts";
 import type { Role } from "./start-arguments.ts";
 import { installTemporalRuntime } from "./temporal-runtime.ts";
@@ -71,6 +73,7 @@ export type ProductParts = {
   readonly quota: QuotaLeases;
   /** Of tools and of administrators' commands. */
   readonly sandbox: SandboxDriver;
+  readonly volumes: SandboxVolumes;
   readonly egressAudit: EgressAudit;
   readonly log: Log;
   readonly metrics: Metrics;
@@ -131,6 +134,10 @@ export async function startProduct(environment: Environment, { role, variables }
       (leases) => leases.close(),
     );
     const metrics = createMetrics({ database });
+    // Other processes of this home may use what is mounted.
+    const volumes = resources.add(new SandboxVolumes({ home, size: volumeSizeOf(config) }), async (kept) => {
+      if (role === "all") await kept.close();
+    });
     // A gateway alone runs a sandbox when an administrator asks for it, a worker for every tool.
     const drivers = createSandboxDrivers(role === "gateway" ? { config } : { config, warm: warmDefaults });
     const sandbox = resources.add(metrics.observeSandbox(gateRuns(drivers)), (driver) => driver.dispose());
@@ -155,6 +162,7 @@ export async function startProduct(environment: Environment, { role, variables }
       tenantOf: remembered.of,
       quota,
       sandbox,
+      volumes,
       egressAudit,
       log,
       metrics,

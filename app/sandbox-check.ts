@@ -5,6 +5,7 @@ import { createBwrapDriver } from "../sandbox/bwrap-driver.ts";
 import { findCgroupPlaces } from "../sandbox/cgroup-place.ts";
 import { fitNetwork, refusePolicy } from "../sandbox/policy-run.ts";
 import { containerOf, createSandboxDrivers } from "./sandbox-drivers.ts";
+import { SandboxVolumes } from "../storage/sandbox-volume.ts";
 import { createSeccompProfiles } from "./seccomp-profiles.ts";
 
 /** Starts a sandbox, as the worker does at its start. */
@@ -68,7 +69,8 @@ export async function checkSandboxModes(config: AdminConfig | undefined, home: s
         return refused === undefined ? [] : [`${mode}: ${refused}`];
       }),
     );
-    const said = refusals.flat();
+    const unmountable = config.sandbox.disk_quota === "image" ? await new SandboxVolumes({ home, size: undefined }).probe() : undefined;
+    const said = [...refusals.flat(), ...(unmountable === undefined ? [] : [`disk_quota: ${unmountable}`])];
     if (said.length === 0) return { finding: { check, state: "ok", says: `this host can hold ${modes.join(", ")}` } };
     const mend = "correct sandbox.modes in config.yaml, or what they name; until then nothing runs in these modes";
     return { finding: { check, state: "failed", says: said.map(oneLine).join("; "), mend } };

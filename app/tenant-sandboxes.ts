@@ -3,6 +3,8 @@ import type { OverlayReader } from "../control-plane/overlays.ts";
 import type { CommandEnd, TenantSandboxes } from "../gateway/sandbox-routes.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import type { SandboxDriver, SandboxResult } from "../sandbox/sandbox-driver.ts";
+import type { ToolPlace } from "../sandbox/tool.ts";
+import { hadNoProgram } from "../sandbox/sandbox-result.ts";
 import { openSandboxFile } from "../storage/sandbox-file.ts";
 import { createSandboxPlaces, type SandboxPlacesDeps } from "./sandbox-places.ts";
 
@@ -25,7 +27,7 @@ export function createTenantSandboxes({ driver, overlays, ...rest }: TenantSandb
         refused,
         allowed: isToolAllowed(overlay, tool),
         installed: installed !== undefined,
-        enforcement: driver.enforcement(place.container),
+        enforcement: enforcementIn(driver, place),
       };
     },
     async open(tenantId, mode) {
@@ -33,10 +35,22 @@ export function createTenantSandboxes({ driver, overlays, ...rest }: TenantSandb
       const { policy, refused, place } = await placeOf(tenantId, { overlay: overlay.sandbox, mode });
       return { policy, refused, run: async (command, signal) => endOf(await driver.run({ ...place, ...command }, signal)) };
     },
-    openFile: async (tenantId, path) => await openSandboxFile(rest.home, tenantId, path),
+    async openFile(tenantId, path) {
+      // Its place is resolved first, for a directory may have to be mounted.
+      await placeOf(tenantId, { overlay: undefined });
+      return await openSandboxFile(rest.home, tenantId, path);
+    },
   };
 }
 
+/** How the limits would be held there. */
+function enforcementIn(driver: Pick<SandboxDriver, "enforcement">, { container, heldByVolume = [] }: ToolPlace) {
+  const held = driver.enforcement(container);
+  if (held === undefined) return undefined;
+  const volume = { diskBytes: { disk: "group" }, inodes: { inodes: "group" } } as const;
+  return heldByVolume.reduce<typeof held>((all, name) => ({ ...all, ...volume[name] }), held);
+}
+
 function endOf({ stdout: _stdout, stderr, ...result }: SandboxResult): CommandEnd {
-  return { ...result, detail: result.reason === "failed_to_start" ? Buffer.from(stderr).toString("utf8").slice(0, 1_000) : undefined };
+  return { ...result, detail: hadNoProgram(result) ? Buffer.from(stderr).toString("utf8").slice(0, 1_000) : undefined };
 }

@@ -54,6 +54,7 @@ export async function startWorkers(
     tenantOf,
     quota,
     sandbox,
+    volumes,
     egressAudit,
     log,
     metrics,
@@ -91,7 +92,7 @@ export async function startWorkers(
     overlayOf: async (tenantId, digest) =>
       digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
     promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
-    placeOf: createSandboxPlaces({ config, home, driver: sandbox, egressAudit, tenantOf }),
+    placeOf: createSandboxPlaces({ config, home, driver: sandbox, volumes, egressAudit, tenantOf }),
     modelOf: servedModels(config, variables),
     pricing: async (tenantId) => {
       const tenant = await tenantOf(tenantId);

@@ -168,6 +168,8 @@ const sandboxNetworkSchema = z.strictObject({
 
 const sandboxSchema = z.strictObject({
   require: z.enum(["cgroup", "any"], "must be cgroup or any").optional(),
+  // image: each tenant's directory is a file system of its own, no larger than the largest disk_mb and inodes of a mode.
+  disk_quota: z.enum(["image", "polled"], "must be image or polled").optional(),
   default_mode: name.optional(),
   modes: z.record(name, sandboxModeSchema).optional(),
   network: sandboxNetworkSchema.optional(),

@@ -7,7 +7,7 @@ import { runProgram } from "./bwrap-run.ts";
 import { type StartedSandbox, startSandbox } from "./bwrap-start.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult, SandboxSpec } from "./sandbox-driver.ts";
 import { refuseOwner, refuseProgram, slotKeyOf, specOf } from "./sandbox-job.ts";
-import { enforcementOf, notStarted } from "./sandbox-result.ts";
+import { denied, enforcementOf, notStarted } from "./sandbox-result.ts";
 import { WarmSlots } from "./warm-slots.ts";
 import { refuseWorkDirectory } from "./work-directory.ts";
 
@@ -46,9 +46,11 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
   async function run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
     const ready = prepared();
     if (typeof ready === "string") return notStarted(ready);
-    const refusal = refuseOwner(job) ?? refuseProgram(job) ?? refuseWorkDirectory(job.workDirectory);
-    if (refusal !== undefined) return notStarted(refusal);
-    if (signal.aborted) return { ...notStarted(""), reason: "cancelled" };
+    const refusal = refuseOwner(job) ?? refuseProgram(job);
+    if (refusal !== undefined) return denied(refusal);
+    const obstacle = refuseWorkDirectory(job.workDirectory);
+    if (obstacle !== undefined) return notStarted(obstacle);
+    if (signal.aborted) return { ...denied(""), reason: "cancelled" };
     const call = { enforcer: ready.enforcer, startedAtMs: performance.now(), signal };
     const spec = specOf(job);
     const warm = await slots?.take(slotKeyOf(spec));

@@ -1,7 +1,7 @@
 import { performance } from "node:perf_hooks";
 import { type BoundedOutput, keepOutput } from "./bounded-output.ts";
 import type { StartedSandbox } from "./bwrap-start.ts";
-import { type DiskWatch, watchDisk } from "./disk-watch.ts";
+import { type DiskWatch, isFull, watchDisk } from "./disk-watch.ts";
 import type { Exceeded, ResourceEnforcer } from "./resource-enforcer.ts";
 import type { SandboxJob, SandboxResult } from "./sandbox-driver.ts";
 import { enforcementOf } from "./sandbox-result.ts";
@@ -58,6 +58,7 @@ export async function runProgram(
   // A program that fills the directory and ends between two looks is told of it as well.
   if (await disk?.end()) killedFor ??= "disk";
   await Promise.all([stdout.ended, stderr.ended]);
+  if (sandbox.began() && sandbox.status().exitCode !== 0 && (await isVolumeFull(job))) killedFor ??= "disk";
 
   const said = sandbox.began() ? sandbox.status().exitCode : undefined;
   // Of a run that we killed bubblewrap may have lived long enough to tell of it.
@@ -73,17 +74,26 @@ export async function runProgram(
     wallMs: Math.round(performance.now() - startedAtMs),
     peakMemoryBytes: exceeded.peakMemoryBytes,
     cpuMs: exceeded.cpuMs,
-    enforcement: enforcementOf(enforcer),
+    enforcement: enforcementOf(enforcer, job.heldByVolume),
   };
 }
 
-function diskWatchOf({ workDirectory, limits: { diskBytes, inodes } }: SandboxJob, exceeded: () => void): DiskWatch | undefined {
-  if (diskBytes === undefined && inodes === undefined) return undefined;
-  return watchDisk(workDirectory, { bytes: diskBytes ?? Infinity, inodes: inodes ?? Infinity }, exceeded);
+function diskWatchOf({ workDirectory, limits, heldByVolume = [] }: SandboxJob, exceeded: () => void): DiskWatch | undefined {
+  const [bytes, inodes] = (["diskBytes", "inodes"] as const).map((name) => (heldByVolume.includes(name) ? undefined : limits[name]));
+  if (bytes === undefined && inodes === undefined) return undefined;
+  return watchDisk(workDirectory, { bytes: bytes ?? Infinity, inodes: inodes ?? Infinity }, exceeded);
+}
+
+/** What a program that could not finish had no room for. */
+async function isVolumeFull({ workDirectory, heldByVolume = [] }: SandboxJob): Promise<boolean> {
+  return heldByVolume.length > 0 && (await isFull(workDirectory));
 }
 
 /** How bubblewrap tells of a program that SIGKILL ended: 128 + 9. */
 const KILLED_EXIT_CODE = 137;
+
+/** 128 + SIGSYS: our filter ends a program that speaks another machine's calls; all other calls it refuses. */
+const FILTERED_EXIT_CODE = 159;
 
 /** Why the run ended. A limit that was hit tells more than the clock that ran out because of it. */
 function reasonOf(killedFor: Reason | undefined, exceeded: Exceeded, exitCode: number | undefined): Reason {
@@ -91,6 +101,7 @@ function reasonOf(killedFor: Reason | undefined, exceeded: Exceeded, exitCode: n
   if (exceeded.memory) return "memory";
   if (exceeded.processes && exitCode !== 0) return "pids";
   // The clock may strike while a program that has ended is cleaned up.
+  if (exitCode === FILTERED_EXIT_CODE) return "denied";
   if (exitCode !== undefined) return "ok";
   return killedFor ?? "failed_to_start";
 }

@@ -90,6 +90,16 @@ async function fileSystemUse(directory: string): Promise<DiskUse> {
   }
 }
 
+/** Whether a file system has no room for another file, or for a block of one. */
+export async function isFull(directory: string): Promise<boolean> {
+  try {
+    const { bavail, ffree } = await statfs(directory);
+    return bavail === 0 || ffree === 0;
+  } catch {
+    return false;
+  }
+}
+
 export type DiskWatch = {
   /** What was there before the run is known; only then may the program be let go. */
   readonly ready: Promise<void>;

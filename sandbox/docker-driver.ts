@@ -6,7 +6,7 @@ import { containersCleared, startContainer } from "./docker-container.ts";
 import { connectDocker, dockerEnforcer, type DockerHost, prepareContainer } from "./docker-host.ts";
 import type { SandboxContainer, SandboxDriver, SandboxJob, SandboxResult, SandboxSpec } from "./sandbox-driver.ts";
 import { refuseOwner, refuseProgram, slotKeyOf, specOf } from "./sandbox-job.ts";
-import { enforcementOf, notStarted } from "./sandbox-result.ts";
+import { denied, enforcementOf, notStarted } from "./sandbox-result.ts";
 import { WarmSlots, type WarmLimits } from "./warm-slots.ts";
 import { refuseWorkDirectory } from "./work-directory.ts";
 
@@ -55,9 +55,11 @@ export function createDockerDriver({ socketPath, warm }: DockerDriverOptions = {
   async function run(job: SandboxJob, signal: AbortSignal): Promise<SandboxResult> {
     const host = await hostOf(job.container);
     if (typeof host === "string") return notStarted(host);
-    const refusal = refuseEgress(job) ?? refuseOwner(job) ?? refuseProgram(job) ?? refuseWorkDirectory(job.workDirectory);
-    if (refusal !== undefined) return notStarted(refusal);
-    if (signal.aborted) return { ...notStarted(""), reason: "cancelled" };
+    const refusal = refuseEgress(job) ?? refuseOwner(job) ?? refuseProgram(job);
+    if (refusal !== undefined) return denied(refusal);
+    const obstacle = refuseWorkDirectory(job.workDirectory);
+    if (obstacle !== undefined) return notStarted(obstacle);
+    if (signal.aborted) return { ...denied(""), reason: "cancelled" };
     const call = { enforcer: dockerEnforcer, startedAtMs: performance.now(), signal };
     const spec = specOf(job);
     const ready = await slots?.take(slotKeyOf(spec));

@@ -42,6 +42,8 @@ export type SandboxSpec = {
   readonly seccomp?: SeccompProfile;
   /** What it may reach over the network; default: nothing. */
   readonly egress?: EgressGrant;
+  /** The limits that the work directory's own file system holds, being no larger: they are not watched. Default: none. */
+  readonly heldByVolume?: readonly ("diskBytes" | "inodes")[];
   /** Default: none, bubblewrap. */
   readonly container?: SandboxContainer | undefined;
 };
@@ -55,14 +57,15 @@ export type SandboxJob = SandboxSpec & {
   readonly onEgress?: (event: EgressEvent) => void;
 };
 
-/** How a limit was held: by a cgroup, by rlimits plus a polled sum, by polling alone, or not at all. */
+/** How a limit was held: by the kernel for all processes together (a cgroup; a file system of its own), by rlimits plus a polled sum, by polling alone, or not at all. */
 export type Enforcement = "group" | "per-process" | "per-uid" | "polled" | "none";
 
 export type SandboxResult = {
   /** The program's exit status; undefined when a signal ended it. */
   readonly exitCode: number | undefined;
   readonly signal: string | undefined;
-  readonly reason: "ok" | "wall" | "memory" | "pids" | "output" | "disk" | "cancelled" | "failed_to_start";
+  /** `denied`: refused before anything ran, or ended by the filter of syscalls. */
+  readonly reason: "ok" | "wall" | "memory" | "pids" | "output" | "disk" | "denied" | "cancelled" | "failed_to_start";
   readonly stdout: Uint8Array;
   readonly stderr: Uint8Array;
   readonly truncated: boolean;

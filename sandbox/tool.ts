@@ -2,7 +2,10 @@ import type { ToolDefinition } from "../domain/conversation.ts";
 import type { SandboxJob } from "./sandbox-driver.ts";
 
 /** Where a tool acts, resolved by the activity: the tenant's sandbox directory and uid, and what its mode says. */
-export type ToolPlace = Pick<SandboxJob, "workDirectory" | "uid" | "limits" | "seccomp" | "egress" | "onEgress" | "container">;
+export type ToolPlace = Pick<
+  SandboxJob,
+  "workDirectory" | "uid" | "limits" | "seccomp" | "egress" | "onEgress" | "container" | "heldByVolume"
+>;
 
 export type ToolOutcome = {
   /** What the model reads, cut to a bounded length. */

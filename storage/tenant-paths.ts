@@ -15,6 +15,7 @@ import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import { removeOwnEntry } from "./confined-path.ts";
+import { removeSandboxVolume } from "./sandbox-volume.ts";
 import { runsAsRoot, traversableDirectory } from "./traversable-directory.ts";
 
 /** First of the uids that belong to tenants; a tenant's own is this plus its `os_uid_index`. */
@@ -91,7 +92,10 @@ export function tenantDirectoryNames(home: string): readonly string[] {
 /** Removes a tenant's directory and all that is in it, by descriptors; safe to repeat. @throws {Error} when something in it cannot be removed */
 export async function removeTenantDirectory(home: string, tenantId: TenantId): Promise<void> {
   const tenants = join(home, "tenants");
-  if (existsSync(tenants)) await removeOwnEntry(realpathSync(tenants), tenantId);
+  if (!existsSync(tenants)) return;
+  const place = realpathSync(tenants);
+  await removeSandboxVolume(home, { tenantId, directory: join(place, tenantId, "sandbox" satisfies (typeof parts)[number]) });
+  await removeOwnEntry(place, tenantId);
 }
 
 const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;

@@ -129,7 +129,8 @@ async function passOn(response: Response, terminal: Terminal): Promise<CommandEn
 }
 
 function endLike({ exit_code: exitCode, signal, reason, detail, truncated, mode }: CommandEnd, terminal: Terminal): void {
-  if (reason === "failed_to_start") throw new CliError(exitCodes.failed, `The sandbox did not start: ${detail ?? "it gave no reason"}`);
+  if (reason === "failed_to_start" || detail != null)
+    throw new CliError(exitCodes.failed, `The sandbox did not start: ${detail ?? "it gave no reason"}`);
   if (truncated) terminal.note("openclaw: there was more output than the mode keeps; the rest is lost");
   if (reason !== "ok") terminal.note(`openclaw: the command met a limit of the mode ${mode}: ${reason}`);
   else if (signal !== null) terminal.note(`openclaw: the command was ended by ${signal}`);

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { hadNoProgram } from "../sandbox-result.ts";
 import type { SandboxLimits, SandboxResult } from "../sandbox-driver.ts";
 import type { Tool, ToolOutcome, ToolPlace } from "../tool.ts";
 
@@ -52,7 +53,7 @@ export function factsOf({
   enforcement,
   stderr,
 }: SandboxResult): ToolOutcome["facts"] {
-  const detail = reason === "failed_to_start" ? { detail: Buffer.from(stderr).toString("utf8").slice(0, 1000) } : {};
+  const detail = hadNoProgram({ reason, exitCode }) ? { detail: Buffer.from(stderr).toString("utf8").slice(0, 1000) } : {};
   return {
     exitCode: exitCode ?? null,
     signal: signal ?? null,
@@ -81,6 +82,7 @@ export function explainReason(
       ...(diskBytes === undefined ? [] : [`${Math.floor(diskBytes / 1024 / 1024)} MiB`]),
       ...(inodes === undefined ? [] : [`${inodes} files and directories`]),
     ].join(" and ")}. Remove what is not needed.`,
+    denied: "It was refused: the sandbox does not allow it.",
     cancelled: "It was cancelled.",
     failed_to_start: "The sandbox could not be started. This is not the command's fault.",
   };

@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import { z } from "zod";
+import { hadNoProgram } from "../sandbox-result.ts";
 import type { SandboxDriver, SandboxJob, SandboxLimits, SandboxResult } from "../sandbox-driver.ts";
 import type { Tool } from "../tool.ts";
 import { defineTool, explainReason, factsOf } from "./define-tool.ts";
@@ -83,7 +84,7 @@ function describeNetwork(network: readonly string[]): string {
 function describeRun(result: SandboxResult, limits: SandboxLimits): string {
   const { exitCode, reason, truncated } = result;
   const stdout = decodeText(result.stdout);
-  const stderr = reason === "failed_to_start" ? "" : decodeText(result.stderr);
+  const stderr = hadNoProgram(result) ? "" : decodeText(result.stderr);
   // Each stream gets what the other leaves of the room, but never less than half of it.
   const room = MAX_CONTENT_BYTES - 1024;
   const errors = cutMiddle(stderr, Math.max(room >> 1, room - Buffer.byteLength(stdout)));

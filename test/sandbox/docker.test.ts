@@ -77,7 +77,7 @@ describe.skipIf(isSkipped)("containers of a daemon", () => {
     ]);
     expect(await driver.probe({ image: daemon.imageId, runtimeClass: "runc" })).toBeUndefined();
     expect(await createDockerDriver({ socketPath: join(stage.base, "none") }).probe()).toContain("does not answer");
-    expect(await driver.run(jobOf("true", { uid: 0 }), never)).toMatchObject({ reason: "failed_to_start" });
+    expect(await driver.run(jobOf("true", { uid: 0 }), never)).toMatchObject({ reason: "denied" });
   });
 
   test.runIf(runtimeClasses.includes("runsc"))("gVisor without the syscall filter is refused", async () => {

@@ -48,6 +48,14 @@ describe.skipIf(missing !== undefined).each(variants.filter(({ options }) => opt
       expect(sockets.out.trim().split(" ")).toEqual(["0", "97", "97", "1"]);
     });
 
+    test.runIf(process.arch === "x64")("a program that speaks another machine's calls is ended, and the result says denied", async () => {
+      expect(await run(builtInProfile("default"), "exec perl -e 'syscall(0x40000000 + 39); print 1'")).toMatchObject({
+        reason: "denied",
+        exitCode: 159,
+        out: "",
+      });
+    });
+
     test("a profile from a file lets through what it allows and refuses what it denies", async () => {
       const profile = parseSeccompProfile('{ "extends": "default", "allow": ["semget"], "deny": ["symlink", "symlinkat", "socket"] }');
       const probes = `${call("semget", "0, 1, 0x380")}; ${call("socket", "1, 1, 0")}; ${call("shmget", "0, 4096, 0x380")}; ln -s a b 2> /dev/null || echo refused`;

@@ -207,7 +207,7 @@ describe.skipIf(missing !== undefined).each(variants.filter(({ asUser }) => !asU
       await run("true");
       const before = await shells(1);
 
-      expect((await driver.run({ ...stage.acme, argv, stdin: "", limits }, never)).reason).toBe("failed_to_start");
+      expect((await driver.run({ ...stage.acme, argv, stdin: "", limits }, never)).reason).toBe("denied");
 
       expect(await waitingShells()).toEqual(before);
     });
