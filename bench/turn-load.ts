@@ -59,17 +59,19 @@ export async function runLoad(call: Caller, { callers, seconds, mark }: LoadOpti
 
 export type ChatOptions = {
   readonly url: string;
+  /** Default: `/v1/chat/completions`. */
+  readonly path?: string;
   readonly token: string;
   readonly model: string;
   readonly stream: boolean;
   readonly headersOf: (caller: number) => Readonly<Record<string, string>>;
 };
 
-const firstText = /"content":"[^"]/;
+const firstText = /"content": ?"[^"]/;
 const agent = new Agent({ keepAlive: true, maxSockets: 128 });
 
 /** A chat completion over plain `node:http`: a client that costs little, since it shares the machine with what it measures. */
-export function chatCaller({ url, token, model, stream, headersOf }: ChatOptions): Caller {
+export function chatCaller({ url, path = "/v1/chat/completions", token, model, stream, headersOf }: ChatOptions): Caller {
   const { hostname, port } = new URL(url);
   const body = JSON.stringify({ model, stream, messages: [{ role: "user", content: "Say hello to the world." }] });
   return async (caller) =>
@@ -82,7 +84,7 @@ export function chatCaller({ url, token, model, stream, headersOf }: ChatOptions
           agent,
           hostname,
           port,
-          path: "/v1/chat/completions",
+          path,
           method: "POST",
           headers: {
             authorization: `Bearer ${token}`,
@@ -99,7 +101,7 @@ export function chatCaller({ url, token, model, stream, headersOf }: ChatOptions
           });
           answer.on("error", reject);
           answer.on("end", () => {
-            const isWhole = stream ? text.includes('"world."') && text.endsWith("data: [DONE]\n\n") : text.includes("Hello, world.");
+            const isWhole = stream ? text.includes('"world."') && text.trimEnd().endsWith("data: [DONE]") : text.includes("Hello, world.");
             if (answer.statusCode === 200 && isWhole) resolve({ ms: performance.now() - startedAt, firstTextMs });
             else reject(new Error(`a turn answered ${answer.statusCode}: ${text.slice(0, 500)}`));
           });

@@ -1,4 +1,4 @@
-// A model provider that costs next to nothing: it answers every Chat Completions call with the same two pieces of text and a count.
+// A model provider that costs next to nothing: it answers every Chat Completions call with the same text, in two pieces when streamed, and a count.
 // A call of the model `bench-slow` is answered after 200 ms. `GET /calls` tells how many calls it has had.
 // node bench/turn-model-server.ts; prints its address.
 import { once } from "node:events";
@@ -19,6 +19,17 @@ const answer = Buffer.from(
   ].join(""),
 );
 
+const whole = Buffer.from(
+  JSON.stringify({
+    id: "bench",
+    object: "chat.completion",
+    created: 1,
+    model: "bench",
+    choices: [{ index: 0, message: { role: "assistant", content: "Hello, world." }, finish_reason: "stop" }],
+    usage: { prompt_tokens: 12, completion_tokens: 4, total_tokens: 16 },
+  }),
+);
+
 let calls = 0;
 const server = createServer((request, response) => {
   if (request.method === "GET") {
@@ -30,15 +41,16 @@ const server = createServer((request, response) => {
   request.on("data", (piece: string) => (body += piece));
   request.on("end", () => {
     calls++;
-    if (body.includes(`"${slowModel}"`)) setTimeout(() => send(response), slowModelMs);
-    else send(response);
+    const isStreamed = /"stream": ?true/.test(body);
+    if (body.includes(`"${slowModel}"`)) setTimeout(() => send(response, isStreamed), slowModelMs);
+    else send(response, isStreamed);
   });
 });
 server.keepAliveTimeout = 60_000;
 
-function send(response: ServerResponse): void {
-  response.writeHead(200, { "content-type": "text/event-stream" });
-  response.end(answer);
+function send(response: ServerResponse, isStreamed: boolean): void {
+  response.writeHead(200, { "content-type": isStreamed ? "text/event-stream" : "application/json" });
+  response.end(isStreamed ? answer : whole);
 }
 
 server.listen(0, "127.0.0.1");
