@@ -8,8 +8,11 @@ import type { SandboxLimits } from "./sandbox-driver.ts";
 const INNER_ID = "1000";
 const SHM_BYTES = 16 * 1024 * 1024;
 
-/** Descriptors beside stdin, stdout and stderr. bubblewrap closes all but `go` and `job`, which `goScript` closes (one digit: dash knows no others). */
-export const runFds = { go: 3, args: 4, status: 5, seccomp: 6, passwd: 7, group: 8, job: 9 } as const;
+/**
+ * Descriptors beside stdin and the two that bubblewrap complains on. Its own processes keep none of them, so that what the program writes
+ * ends with the program; `goScript` closes what it passes on (one digit: dash knows no others).
+ */
+export const runFds = { go: 3, args: 4, status: 5, out: 6, errors: 7, job: 8, seccomp: 9, passwd: 10, group: 11 } as const;
 export const lastRunFd = Math.max(...Object.values(runFds));
 
 /** What `goScript` says on the `go` descriptor. */
@@ -31,7 +34,8 @@ export const goScript = `ulimit -c 0 && ulimit -l 64 && ulimit -n "$1" && ulimit
 [ "$6" = - ] || /usr/bin/perl -e "$6" "$7" "$8" "$9" "$0" || exit 125
 echo ready >&${runFds.go} && read -r go <&${runFds.go} || exit 125
 . /proc/self/fd/${runFds.job}
-exec ${runFds.job}<&-; echo began >&${runFds.go}; exec ${runFds.go}<&-; exec "$@"`;
+exec ${runFds.job}<&- >&${runFds.out} 2>&${runFds.errors} ${runFds.out}>&- ${runFds.errors}>&-
+echo began >&${runFds.go}; exec ${runFds.go}<&-; exec "$@"`;
 
 /**
  * The `job` file: `goScript` reads it as a shell, so each argument is quoted whole and nothing in it means anything.

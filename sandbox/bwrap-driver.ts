@@ -94,6 +94,7 @@ export function createBwrapDriver(options: BwrapDriverOptions = {}): SandboxDriv
     async dispose() {
       await slots?.close();
       if (host === undefined || typeof host === "string") return;
+      await host.leaving.empty();
       for (const kept of [host.seccomp, host.passwd, host.group, host.pipes, host.doors]) kept.dispose();
       host = undefined;
     },

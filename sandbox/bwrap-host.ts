@@ -6,6 +6,7 @@ import { createCgroupEnforcer } from "./cgroup-enforcer.ts";
 import { findCgroupPlaces, reapOrphanedGroups } from "./cgroup-place.ts";
 import { inheritedDescriptors } from "./inherited-descriptors.ts";
 import { type ConstantFile, createConstantFile } from "./nameless-file.ts";
+import { Leaving } from "./leaving.ts";
 import { PipePool } from "./pipe-pool.ts";
 import type { ResourceEnforcer } from "./resource-enforcer.ts";
 import { createRlimitEnforcer } from "./rlimit-enforcer.ts";
@@ -37,6 +38,7 @@ export type BwrapHost = {
   readonly group: ConstantFile;
   readonly pipes: PipePool;
   readonly doors: EgressDoors;
+  readonly leaving: Leaving;
 };
 
 /** What this host gives, or one sentence on what it lacks. */
@@ -65,6 +67,7 @@ export function prepareHost({ enforcer = "any", cgroupParent, egress }: BwrapDri
     group: createConstantFile(groupFile),
     pipes: new PipePool(),
     doors: new EgressDoors(egress),
+    leaving: new Leaving(),
   };
 }
 

@@ -69,7 +69,7 @@ export async function runProgram(
     signal: exitCode === undefined ? (killedFor === undefined ? sandbox.signal() : "SIGKILL") : undefined,
     reason: reasonOf(killedFor, exceeded, exitCode),
     stdout: stdout.bytes(),
-    stderr: startError ? Buffer.from(startError.message) : stderr.bytes(),
+    stderr: startError ? Buffer.from(startError.message) : sandbox.began() ? stderr.bytes() : sandbox.complaint(),
     truncated: stdout.truncated() || stderr.truncated(),
     wallMs: Math.round(performance.now() - startedAtMs),
     peakMemoryBytes: exceeded.peakMemoryBytes,

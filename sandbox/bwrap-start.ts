@@ -2,12 +2,15 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync } from "node:fs";
 import type { Socket } from "node:net";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Readable } from "node:stream";
 import { bwrapArguments, goScript, goWords, jobFile, limitArguments, runFds, wayOutArguments } from "./bwrap-arguments.ts";
 import type { BwrapHost } from "./bwrap-host.ts";
 import { type BwrapStatus, readBwrapStatus } from "./bwrap-status.ts";
 import type { EgressDoor } from "./egress-door.ts";
+import { keepOutput } from "./bounded-output.ts";
 import { growingPause } from "./growing-pause.ts";
+import type { Leaving } from "./leaving.ts";
 import { createLaterFile, type LaterFile } from "./nameless-file.ts";
 import type { OutputPipe } from "./pipe-pool.ts";
 import { processTree } from "./process-tree.ts";
@@ -22,12 +25,14 @@ export type StartedSandbox = {
   readonly stderr: Readable;
   /** True once the sandbox is complete, held within its limits and waiting; false when it ended before. @throws when it cannot be held */
   readonly ready: Promise<boolean>;
-  /** bubblewrap has ended, or could not be started at all. */
+  /** The program has ended and left nothing running, or the sandbox has ended, or could not be started at all. */
   readonly ended: Promise<unknown>;
   /** True while the directory that the sandbox has as /work still is the one of that name. */
   isCurrent(): boolean;
   /** The system's refusal to start it. */
   startError(): Error | undefined;
+  /** What it said when it could not be started. */
+  complaint(): Uint8Array;
   status(): Pick<BwrapStatus, "exitCode">;
   /** True once the sandbox has gone over to the program. */
   began(): boolean;
@@ -38,7 +43,7 @@ export type StartedSandbox = {
   /** The signal that ended bubblewrap. */
   signal(): string | undefined;
   kill(): void;
-  /** Kills what is left, waits until all of it is gone and everything was read, and gives back what was made for it. */
+  /** Kills what is left of the program, waits until all of it is gone and everything was read; what was made for it is given back then or soon after. */
   end(): Promise<Exceeded & Usage>;
 };
 
@@ -76,7 +81,8 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
       passOn(pipe.programFd);
       return pipe;
     };
-    const [stdout, stderr, status] = [await openPipe(), await openPipe(), await openPipe({ lasting: true })];
+    const [stdout, stderr, complaints] = [await openPipe(), await openPipe(), await openPipe()];
+    const status = await openPipe({ lasting: true });
     const openFile = (): LaterFile => {
       const file = createLaterFile();
       undo.push(file.dispose);
@@ -95,9 +101,9 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
       detached: true,
       // In the order of runFds.
       stdio: [
-        ...([stdin.programFd, stdout.programFd, stderr.programFd, "pipe", "pipe", status.programFd] as const),
+        ...([stdin.programFd, complaints.programFd, complaints.programFd, "pipe", "pipe", status.programFd] as const),
+        ...([stdout.programFd, stderr.programFd, job.programFd] as const),
         ...constants,
-        job.programFd,
       ],
       // Before bubblewrap, so that what it makes is the tenant's; Node clears the supplementary groups as well.
       ...(process.getuid?.() === 0 && spec.uid !== undefined ? { uid: spec.uid, gid: spec.uid } : {}),
@@ -110,6 +116,8 @@ export async function startSandbox(host: BwrapHost, spec: SandboxSpec): Promise<
       hold,
       stdout: stdout.reader,
       stderr: stderr.reader,
+      complaints: complaints.reader,
+      leaving: host.leaving,
       statusReader: status.reader,
       stdin,
       job,
@@ -131,13 +139,30 @@ type Parts = {
   readonly hold: ResourceHold;
   readonly stdout: Socket;
   readonly stderr: Socket;
+  /** bubblewrap's own. */
+  readonly complaints: Socket;
+  readonly leaving: Leaving;
   readonly statusReader: Socket;
   readonly stdin: LaterFile;
   readonly job: LaterFile;
   readonly door: EgressDoor | undefined;
 };
 
-function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader, stdin, job, door }: Parts): StartedSandbox {
+function tend({
+  spec,
+  name,
+  directory,
+  child,
+  hold,
+  stdout,
+  stderr,
+  complaints,
+  leaving,
+  statusReader,
+  stdin,
+  job,
+  door,
+}: Parts): StartedSandbox {
   let startError: Error | undefined;
   child.on("error", (error) => (startError = error));
   const ended = Promise.race([once(child, "exit"), new Promise((resolve) => child.once("error", resolve))]).catch(() => undefined);
@@ -162,6 +187,14 @@ function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader
     await hold.takeIn(processes);
     return (isHeld = true);
   };
+  const complained = keepOutput(complaints, { limitBytes: MAX_COMPLAINT_BYTES, onFlood: () => undefined });
+  /** Nothing is alive but bubblewrap's own two processes, which run no code of the program's. */
+  let isEmpty = false;
+  const programEnded = async (): Promise<void> => {
+    await Promise.all([bwrap.exited, closeOf(stdout), closeOf(stderr)]);
+    isEmpty = isHeld && hold.holdsOnly([child.pid ?? 0, bwrap.status().initPid ?? 0]);
+    if (!isEmpty) await ended;
+  };
   const ready = holdAll();
   ready.catch(() => undefined); // Whoever waits for it is told.
 
@@ -180,9 +213,10 @@ function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader
     stdout,
     stderr,
     ready,
-    ended,
+    ended: Promise.race([ended, programEnded()]),
     isCurrent: () => directory !== undefined && directoryIdentity(spec.workDirectory) === directory,
     startError: () => startError,
+    complaint: () => complained.bytes(),
     status: bwrap.status,
     began: inner.began,
     handOver({ argv, stdin: bytes, onEgress }) {
@@ -195,21 +229,38 @@ function tend({ spec, name, directory, child, hold, stdout, stderr, statusReader
     signal: () => child.signalCode ?? undefined,
     kill,
     async end() {
-      // bubblewrap ends with its program; what the program left running dies here, and only then is the call over.
-      kill();
-      // Killed during its start, bubblewrap may leave its other half, which nothing ties to it or to the hold yet.
-      if (!isHeld) for (const pause = growingPause(); killNamed(name) > 0; await pause());
-      await door?.close();
-      const used = await hold.release();
-      // What nobody read would keep the streams open.
-      for (const stream of [stdout, stderr, go]) stream.resume();
-      const closed = [stdout, stderr, go].map(async (stream) => stream.closed || (await once(stream, "close")));
-      await Promise.all([...closed, bwrap.ended]);
-      for (const file of [stdin, job]) file.dispose();
-      return used;
+      if (!isEmpty) return await clearAway();
+      // Not before the caller has its result; the next driver sweeps up what does not end.
+      leaving.add(
+        nextTurn()
+          .then(clearAway)
+          .catch(() => undefined),
+      );
+      return hold.read();
     },
   };
+
+  async function clearAway(): Promise<Exceeded & Usage> {
+    // bubblewrap ends with its program; what the program left running dies here, and only then is the call over.
+    kill();
+    // Killed during its start, bubblewrap may leave its other half, which nothing ties to it or to the hold yet.
+    if (!isHeld) for (const pause = growingPause(); killNamed(name) > 0; await pause());
+    await door?.close();
+    const used = await hold.release();
+    // What nobody read would keep the streams open.
+    for (const stream of [stdout, stderr, go]) stream.resume();
+    await Promise.all([...[stdout, stderr, complaints, go].map(closeOf), bwrap.ended]);
+    for (const file of [stdin, job]) file.dispose();
+    return used;
+  }
 }
+
+/** What is kept of what bubblewrap says when it cannot start. */
+const MAX_COMPLAINT_BYTES = 4_096;
+
+const closeOf = async (stream: Socket): Promise<void> => {
+  if (!stream.closed) await once(stream, "close");
+};
 
 /** Hears what `goScript` says. */
 function readGoWords(go: Socket): { readonly ready: Promise<true>; began(): boolean } {

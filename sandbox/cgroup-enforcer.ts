@@ -127,6 +127,8 @@ function holdOf({ directories, kill, read }: Group, awake: Promise<void>): Resou
     born: () => undefined,
     watch: () => undefined,
     kill,
+    holdsOnly: (pids) => directories.every((directory) => membersOf(directory).every((pid) => pids.includes(pid))),
+    read,
     async release() {
       const deadline = Date.now() + RELEASE_WITHIN_MS;
       for (const pause = growingPause(); directories.some((directory) => membersOf(directory).length > 0); await pause()) {

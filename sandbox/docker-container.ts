@@ -13,6 +13,7 @@ import type { Exceeded, Usage } from "./resource-enforcer.ts";
 import type { SandboxJob, SandboxSpec } from "./sandbox-driver.ts";
 import { syscallTables } from "./seccomp-filter.ts";
 import { defaultSeccompProfile } from "./seccomp-profile.ts";
+import { Leaving } from "./leaving.ts";
 import { directoryIdentity } from "./work-directory.ts";
 
 const runner = readFileSync(join(import.meta.dirname, "docker-runner.pl"), "utf8");
@@ -194,6 +195,7 @@ function tend({ spec, directory, container, stdout, stderr, attached, gone, grou
     ended,
     isCurrent: () => directory !== undefined && directoryIdentity(spec.workDirectory) === directory,
     startError: () => undefined,
+    complaint: () => new Uint8Array(),
     status: () => ({ exitCode }),
     began: () => isHandedOver,
     handOver(job) {
@@ -240,19 +242,6 @@ function jobFrame(
 }
 
 /** Containers that are being removed after their run. */
-class Leaving {
-  readonly #removals = new Set<Promise<void>>();
-
-  add(removal: Promise<void>): void {
-    this.#removals.add(removal);
-    void removal.then(() => this.#removals.delete(removal));
-  }
-
-  async empty(): Promise<void> {
-    while (this.#removals.size > 0) await Promise.all(this.#removals);
-  }
-}
-
 const leaving = new Leaving();
 /** Until the daemon has cleared away what ended. */
 export const containersCleared = async (): Promise<void> => await leaving.empty();

@@ -20,6 +20,10 @@ export interface ResourceHold {
   watch(exceeded: (what: "memory" | "processes") => void): void;
   /** Kills what is in the hold at this moment. */
   kill(): void;
+  /** Whether the kernel says that no others than these are in the hold; false where it does not say. */
+  holdsOnly(pids: readonly number[]): boolean;
+  /** What it went over and used until now. */
+  read(): Exceeded & Usage;
   /** Kills until nothing is left, removes what was made for the run and tells what it went over and used. @throws when something cannot be killed */
   release(): Promise<Exceeded & Usage>;
 }

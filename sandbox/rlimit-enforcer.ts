@@ -53,6 +53,9 @@ export function createRlimitEnforcer(): ResourceEnforcer {
           timer = setInterval(look, POLL_MS);
         },
         kill,
+        // The list of a process's children may miss one while others come and go.
+        holdsOnly: () => false,
+        read: () => ({ ...over, peakMemoryBytes, cpuMs }),
         async release() {
           clearInterval(timer);
           const deadline = Date.now() + RELEASE_WITHIN_MS;

@@ -109,7 +109,7 @@ describe.skipIf(isSkipped)("containers of a daemon", () => {
     await driver.dispose();
 
     await untilContainers(0);
-    expect(await tenantProcesses()).toEqual([]);
+    await expect.poll(tenantProcesses, { timeout: 20_000 }).toEqual([]);
   });
 
   test("a program can neither end its call early nor say how it ended", async () => {
@@ -140,7 +140,7 @@ describe.skipIf(isSkipped)("containers of a daemon", () => {
     await lost;
 
     while ((await daemon.containers()).some(({ State }) => State === "running")) await new Promise((resolve) => setTimeout(resolve, 50));
-    expect(await tenantProcesses()).toEqual([]);
+    await expect.poll(tenantProcesses, { timeout: 20_000 }).toEqual([]);
     expect((await daemon.containers()).length).toBeGreaterThan(0);
     const next = newDriver();
     expect(await next.probe()).toBeUndefined();

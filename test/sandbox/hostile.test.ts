@@ -362,7 +362,7 @@ describe.skipIf(missing !== undefined).each(variants)("hostile programs, $name",
   });
 
   test("nothing is left: processes, mounts, cgroups, descriptors", async () => {
-    expect(await tenantProcesses()).toEqual([]);
+    await expect.poll(tenantProcesses, { timeout: 20_000 }).toEqual([]);
     expect(await mountsOfHost()).toBe(mountsBefore);
     // A killed gateway's group is removed by the next driver; other tests kill theirs meanwhile.
     const leftBehind = async (): Promise<string[]> => {
