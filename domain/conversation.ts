@@ -32,7 +32,7 @@ export type ChatMessage =
       readonly refusal?: string | undefined;
       readonly name?: string | undefined;
     }
-  | { readonly role: "tool"; readonly toolCallId: string; readonly content: string };
+  | { readonly role: "tool"; readonly toolCallId: string; readonly content: string | readonly ContentPart[] };
 
 /** What a custom tool's free text must look like. */
 export type CustomToolFormat =

@@ -24,6 +24,8 @@ import type { ModelLimits } from "./model-limits.ts";
 import type { ModelRequest } from "./model-provider.ts";
 import { type Refuse, refuseFor } from "./provider-failure.ts";
 
+type Content = TextBlockParam | ImageBlockParam | DocumentBlockParam;
+
 /** The tool whose input is the answer of a call that wants any JSON object: the API has no mode for it. */
 export const jsonAnswerTool = "answer_as_json_object";
 
@@ -217,13 +219,10 @@ function toBlocks(message: ChatMessage, refuse: Refuse): ContentBlockParam[] {
     case "system":
     case "developer":
       return []; // in `system`
-    case "user": {
-      const parts: readonly ContentPart[] =
-        typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content;
-      return parts.flatMap((part) => toContent(part, refuse));
-    }
+    case "user":
+      return toContents(message.content, refuse);
     case "tool":
-      return [{ type: "tool_result", tool_use_id: toToolUseId(message.toolCallId), content: toText(message.content) }];
+      return [{ type: "tool_result", tool_use_id: toToolUseId(message.toolCallId), content: toContents(message.content, refuse) }];
     case "assistant":
       return [
         ...toText(message.content ?? ""),
@@ -238,7 +237,10 @@ function toBlocks(message: ChatMessage, refuse: Refuse): ContentBlockParam[] {
   }
 }
 
-function toContent(part: ContentPart, refuse: Refuse): ContentBlockParam[] {
+const toContents = (content: string | readonly ContentPart[], refuse: Refuse): Content[] =>
+  typeof content === "string" ? toText(content) : content.flatMap((part) => toContent(part, refuse));
+
+function toContent(part: ContentPart, refuse: Refuse): Content[] {
   switch (part.type) {
     case "text":
       return toText(part.text);

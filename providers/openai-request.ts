@@ -102,11 +102,11 @@ function toOpenAiMessage(kind: OpenAiKind, message: ChatMessage, refuse: Refuse)
       // Compatible servers' chat templates do not know the newer role.
       return { role: kind === "openai" ? message.role : "system", content: message.content, ...name };
     case "user": {
-      const { content } = message;
-      return { role: "user", content: typeof content === "string" ? content : content.map((part) => toOpenAiPart(part, refuse)), ...name };
+      return { role: "user", content: toOpenAiContent(message.content, refuse), ...name };
     }
     case "tool":
-      return { role: "tool", tool_call_id: message.toolCallId, content: message.content };
+      // The API itself knows texts here; servers that take more are given it, and the others refuse it.
+      return { role: "tool", tool_call_id: message.toolCallId, content: toOpenAiContent(message.content, refuse) as string };
     case "assistant": {
       const calls = message.toolCalls ?? [];
       const refusal = message.refusal === undefined ? {} : { refusal: message.refusal };
@@ -120,6 +120,9 @@ const toOpenAiToolCall = (call: ToolCall): ChatCompletionMessageToolCall =>
   call.custom === true
     ? { id: call.id, type: "custom", custom: { name: call.name, input: call.arguments } }
     : { id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } };
+
+const toOpenAiContent = (content: string | readonly ContentPart[], refuse: Refuse): string | ChatCompletionContentPart[] =>
+  typeof content === "string" ? content : content.map((part) => toOpenAiPart(part, refuse));
 
 function toOpenAiPart(part: ContentPart, refuse: Refuse): ChatCompletionContentPart {
   switch (part.type) {

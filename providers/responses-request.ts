@@ -99,12 +99,11 @@ function toItems(message: ChatMessage, messages: readonly ChatMessage[], refuse:
     case "developer":
       return [{ role: message.role, content: message.content }];
     case "user": {
-      const { content } = message;
-      return [{ role: "user", content: typeof content === "string" ? content : content.map((part) => toPart(part, refuse)) }];
+      return [{ role: "user", content: toContent(message.content, refuse) }];
     }
     case "tool": {
       const type = isCustomCall(messages, message.toolCallId) ? "custom_tool_call_output" : "function_call_output";
-      return [{ type, call_id: message.toolCallId, output: message.content }];
+      return [{ type, call_id: message.toolCallId, output: toContent(message.content, refuse) }];
     }
     case "assistant": {
       const words = [message.content ?? "", message.refusal ?? ""].filter((text) => text !== "").join("\n");
@@ -121,6 +120,9 @@ const toCallItem = ({ id, name, arguments: given, custom }: ToolCall): ResponseI
   custom === true
     ? { type: "custom_tool_call", call_id: id, name, input: given }
     : { type: "function_call", call_id: id, name, arguments: given };
+
+const toContent = (content: string | readonly ContentPart[], refuse: Refuse): string | ResponseInputContent[] =>
+  typeof content === "string" ? content : content.map((part) => toPart(part, refuse));
 
 function toPart(part: ContentPart, refuse: Refuse): ResponseInputContent {
   switch (part.type) {
