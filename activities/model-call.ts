@@ -395,14 +395,14 @@ async function standingVerdict(tx: TenantTx, { turnId }: TurnRow): Promise<CallO
 
 function doneTurn(call: OpenedCall, reply: ModelReply, usage: CountedUsage): FinishedTurn {
   const total = call.earlier.reduce((sum, { usage: used }) => addUsage(sum, used), addUsage(noUsage, usage));
-  const texts = [...call.earlier.map(({ reply: { content } }) => content), reply.content].filter((text) => text !== null && text !== "");
+  const replies = [...call.earlier.map((earlier) => earlier.reply), reply];
   return {
     state: "done",
     reply: {
-      content: texts.length === 0 ? null : texts.join(stepSeparator),
-      toolCalls: reply.toolCalls,
-      finishReason: reply.finishReason,
-      refusal: reply.refusal,
+      ...reply,
+      content: joined(replies.map(({ content }) => content)) ?? null,
+      refusal: joined(replies.map(({ refusal }) => refusal)),
+      ...(reply.logprobs === undefined ? {} : { logprobs: replies.flatMap(({ logprobs = [] }) => logprobs) }),
       model: call.model.id,
       usage: total,
       modelCalls: call.step + 1,
@@ -419,22 +419,44 @@ const sizeOf = ({ promptTokens, price, input }: Route): CallSize => ({ promptTok
 /** Between the texts of two model calls of one turn. */
 const stepSeparator = "\n\n";
 
+/** Several replies' texts as one; undefined where none said anything. */
+function joined(texts: readonly (string | null | undefined)[]): string | undefined {
+  const said = texts.filter((text) => text !== null && text !== undefined && text !== "");
+  return said.length === 0 ? undefined : said.join(stepSeparator);
+}
+
 /** Publishes one call's deltas as the turn's events; text of a later call follows the earlier ones' after a separator. */
 function publisherOf(bus: TokenBus, call: OpenedCall): (delta: ModelDelta) => void {
-  const before = call.earlier
-    .map(({ reply }) => reply.content ?? "")
-    .filter((text) => text !== "")
-    .join(stepSeparator);
+  const earlier = call.earlier.map(({ reply }) => reply);
   const { turnId, request, mode } = call.turn;
   const clientRunsTools = mode === "gateway" || request.tools.length > 0;
-  let offset = before.length;
+  const voices = {
+    text: createVoice(joined(earlier.map(({ content }) => content)), earlier.flatMap(({ logprobs = [] }) => logprobs).length),
+    refusal: createVoice(joined(earlier.map(({ refusal }) => refusal)), 0),
+  };
   return (delta) => {
-    if (delta.type === "text" && delta.text !== "") {
-      const shown = delta.text.replaceAll("\0", "\uFFFD"); // as the row will hold it
-      const text = offset === before.length && before !== "" ? stepSeparator + shown : shown;
-      bus.publish(turnId, { type: "text", offset, text });
-      offset += text.length;
-    } else if (delta.type === "tool_call" && clientRunsTools) bus.publish(turnId, delta);
+    if (delta.type !== "tool_call") {
+      const piece = voices[delta.type](delta);
+      if (piece !== undefined) bus.publish(turnId, { type: delta.type, ...piece });
+    } else if (clientRunsTools) bus.publish(turnId, delta);
+  };
+}
+
+/** Gives each piece of a call's text its place behind what earlier calls of its turn said. */
+function createVoice(before = "", tokensBefore: number) {
+  let offset = before.length;
+  let tokens = tokensBefore;
+  return ({ text, logprobs = [] }: Extract<ModelDelta, { text: string }>) => {
+    const shown = text.replaceAll("\0", "\uFFFD"); // as the row will hold it
+    const isFirst = shown !== "" && before !== "" && offset === before.length;
+    const piece = {
+      offset,
+      text: isFirst ? stepSeparator + shown : shown,
+      ...(logprobs.length === 0 ? {} : { logprobs: { offset: tokens, tokens: logprobs } }),
+    };
+    offset += piece.text.length;
+    tokens += logprobs.length;
+    return piece.text === "" && logprobs.length === 0 ? undefined : piece;
   };
 }
 
@@ -443,8 +465,11 @@ function toAppError(error: ModelCallError): AppError {
   switch (error.kind) {
     case "busy":
       return new AppError("provider_busy", { client: { retryAfterSeconds } });
-    case "refused":
-      return new AppError("provider_refused", { client: { message: error.message } });
+    case "refused": {
+      const { message, unsupported: param } = error;
+      if (param === undefined) return new AppError("provider_refused", { client: { message } });
+      return new AppError("unsupported_parameter", { client: { message, param } });
+    }
     case "aborted":
       return new AppError("turn_aborted");
     case "unreachable":

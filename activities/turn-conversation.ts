@@ -57,9 +57,10 @@ export function transcriptOf({
 
 const isInstruction = ({ role }: ChatMessage): boolean => role === "system" || role === "developer";
 
-const assistantMessage = ({ content, toolCalls }: ModelReply): ChatMessage => ({
+const assistantMessage = ({ content, toolCalls, refusal }: ModelReply): ChatMessage => ({
   role: "assistant",
   content,
+  ...(refusal === undefined ? {} : { refusal }),
   ...(toolCalls.length === 0 ? {} : { toolCalls }),
 });
 

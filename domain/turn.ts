@@ -1,5 +1,5 @@
 import type { ErrorCode, StoredError } from "./app-error.ts";
-import type { ChatMessage, FinishReason, SamplingSettings, ToolCall, ToolDefinition } from "./conversation.ts";
+import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "./conversation.ts";
 import type { SessionId } from "./session-id.ts";
 import type { TurnId } from "./turn-id.ts";
 import type { Usage } from "./usage.ts";
@@ -19,13 +19,11 @@ export type TurnTicket = { readonly turnId: TurnId; readonly sessionId: SessionI
 /** What a lane answers. `queued`: the lane moved to a new run and carries the turn; its row will tell. */
 export type TurnVerdict = { readonly state: "done" | "failed" | "aborted" | "queued"; readonly code?: ErrorCode | undefined };
 
-/** The answer of a finished turn, as its row holds it. */
-export type TurnReply = {
-  readonly content: string | null;
-  /** Calls that the client has to run; empty when the tenant's own tools ran inside the turn. */
-  readonly toolCalls: readonly ToolCall[];
-  readonly finishReason: FinishReason;
-  readonly refusal?: string | undefined;
+/**
+ * The answer of a finished turn, as its row holds it: the texts of all its model calls, the rest of the last one's. `toolCalls` are
+ * those that the client has to run; none when the tenant's own tools ran inside the turn.
+ */
+export type TurnReply = ModelReply & {
   readonly model: string;
   /** Summed over the turn's model calls. */
   readonly usage: Usage;

@@ -1,94 +1,79 @@
 import { z } from "zod";
 import { AppError } from "../domain/app-error.ts";
-import type { ChatMessage, ContentPart, SamplingSettings, ToolChoice, ToolDefinition } from "../domain/conversation.ts";
+import type { ChatMessage, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
+import { chatMessage, toChatMessages, toText } from "./chat-messages.ts";
+import { refusal, schemaRefusal, toTools, toolFields } from "./chat-tools.ts";
+import { strictSchemaFault } from "./strict-schema.ts";
 
-/** Fields of OpenAI's Chat Completions that are refused by name rather than ignored (contract §3). */
-const unsupported = [
-  "audio",
-  "function_call",
-  "functions",
-  "logit_bias",
-  "logprobs",
-  "modalities",
-  "prediction",
-  "prompt_cache_key",
-  "prompt_cache_retention",
-  "safety_identifier",
-  "service_tier",
-  "store",
-  "top_logprobs",
-  "verbosity",
-  "web_search_options",
-] as const;
+/** Fields of OpenAI's Chat Completions that are refused by name rather than ignored (contract §3), and why. */
+const unsupported: Readonly<Record<string, string>> = {
+  audio: "Answers are text here.",
+  moderation: "Ask /v1/moderations.",
+};
 
 const text = z.string();
-const textParts = z.array(z.object({ type: z.literal("text"), text }).strip());
-const plainContent = z.union([text, textParts]);
-const userPart = z.discriminatedUnion("type", [
-  z.object({ type: z.literal("text"), text }),
-  z.object({
-    type: z.literal("image_url"),
-    image_url: z.object({ url: z.string().max(12_000_000), detail: z.enum(["auto", "low", "high"]).optional() }),
-  }),
-]);
-const toolCall = z.object({
-  id: text.min(1),
-  type: z.literal("function"),
-  function: z.object({ name: text, arguments: text }),
-});
-const name = text.optional();
-
-const message = z.discriminatedUnion("role", [
-  z.object({ role: z.literal("system"), content: plainContent, name }),
-  z.object({ role: z.literal("developer"), content: plainContent, name }),
-  z.object({ role: z.literal("user"), content: z.union([text, z.array(userPart).min(1)]), name }),
-  z.object({
-    role: z.literal("assistant"),
-    content: plainContent.nullish(),
-    tool_calls: z.array(toolCall).optional(),
-    refusal: text.nullish(),
-    name,
-  }),
-  z.object({ role: z.literal("tool"), content: plainContent, tool_call_id: text.min(1) }),
-]);
-
-const tool = z.strictObject({
-  type: z.literal("function"),
-  function: z.strictObject({
-    name: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
-    description: text.optional(),
-    parameters: z.record(text, z.unknown()).optional(),
-    strict: z.boolean().nullish(),
-  }),
-});
+const textParts = z.array(z.object({ type: z.literal("text"), text })).min(1);
 
 const fields = {
   model: text.min(1).max(256),
   messages: z.array(z.unknown()).min(1),
   stream: z.boolean().nullish(),
-  stream_options: z.strictObject({ include_usage: z.boolean().optional(), include_obfuscation: z.literal(false).optional() }).nullish(),
+  stream_options: z.strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: z.boolean().nullish() }).nullish(),
   max_tokens: z.int().min(1).nullish(),
   max_completion_tokens: z.int().min(1).nullish(),
   temperature: z.number().min(0).max(2).nullish(),
   top_p: z.number().min(0).max(1).nullish(),
   presence_penalty: z.number().min(-2).max(2).nullish(),
   frequency_penalty: z.number().min(-2).max(2).nullish(),
+  logit_bias: z.record(z.string().regex(/^\d{1,9}$/), z.number().min(-100).max(100)).nullish(),
+  logprobs: z.boolean().nullish(),
+  top_logprobs: z.int().min(0).max(20).nullish(),
   stop: z.union([text, z.array(text).min(1).max(4)]).nullish(),
   seed: z.int().nullish(),
   n: z.literal(1, "Only n = 1 is supported.").nullish(),
-  reasoning_effort: text.nullish(),
-  response_format: z.looseObject({ type: z.enum(["text", "json_object", "json_schema"]) }).nullish(),
-  tools: z.array(tool).max(128).nullish(),
-  tool_choice: z
-    .union([z.enum(["auto", "none", "required"]), z.object({ type: z.literal("function"), function: z.object({ name: text }) })])
+  reasoning_effort: text.max(32).nullish(),
+  verbosity: z.enum(["low", "medium", "high"]).nullish(),
+  prediction: z.strictObject({ type: z.literal("content"), content: z.union([text, textParts]) }).nullish(),
+  modalities: z
+    .array(z.enum(["text", "audio"]))
+    .min(1)
+    .max(2)
     .nullish(),
-  parallel_tool_calls: z.boolean().nullish(),
+  service_tier: z.enum(["auto", "default", "flex", "scale", "priority", "fast"]).nullish(),
+  store: z.boolean().nullish(),
+  prompt_cache_key: text.max(512).nullish(),
+  prompt_cache_retention: z.enum(["in_memory", "24h"]).nullish(),
+  prompt_cache_options: z.strictObject({ mode: z.enum(["implicit", "explicit"]).optional(), ttl: z.literal("30m").optional() }).nullish(),
+  safety_identifier: text.max(512).nullish(),
+  web_search_options: z
+    .strictObject({ search_context_size: z.enum(["low", "medium", "high"]).optional(), user_location: z.looseObject({}).nullish() })
+    .nullish(),
+  response_format: z
+    .discriminatedUnion("type", [
+      z.strictObject({ type: z.literal("text") }),
+      z.strictObject({ type: z.literal("json_object") }),
+      z.strictObject({
+        type: z.literal("json_schema"),
+        json_schema: z.strictObject({
+          name: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
+          description: text.nullish(),
+          schema: z.record(text, z.unknown()).nullish(),
+          strict: z.boolean().nullish(),
+        }),
+      }),
+    ])
+    .nullish(),
+  ...toolFields,
   user: text.max(256).nullish(),
-  metadata: z.record(text.max(64), text.max(512)).nullish(),
+  metadata: z
+    .record(text.max(64), text.max(512))
+    .refine((pairs) => Object.keys(pairs).length <= 16, "It holds 16 pairs at most.")
+    .nullish(),
 };
 const chatBody = z.object(fields);
+type ChatBody = z.infer<typeof chatBody>;
 /** The same for the API's description, which is not afraid of many faults. */
-export const describedChatBody = z.object({ ...fields, messages: z.array(message).min(1) });
+export const describedChatBody = z.object({ ...fields, messages: z.array(chatMessage).min(1) });
 
 export type ChatRequest = {
   readonly model: string;
@@ -96,12 +81,22 @@ export type ChatRequest = {
   readonly tools: readonly ToolDefinition[];
   readonly settings: SamplingSettings;
   readonly stream: boolean;
-  readonly includeUsage: boolean;
+  readonly shape: AnswerShape;
   /** Whom the caller speaks for; the overlay may make it the session's name. */
   readonly user: string | undefined;
 };
 
-const isUnsupported = (key: string): boolean => (unsupported as readonly string[]).includes(key);
+/** How the caller wants its answer written. */
+export type AnswerShape = {
+  /** In a stream's last chunk; a JSON answer always has it. */
+  readonly includeUsage: boolean;
+  /** Random characters hide the length of each streamed piece. */
+  readonly obfuscate: boolean;
+  /** The request spoke of functions, as the API did before it had tools, and so does the answer. */
+  readonly withFunctions: boolean;
+  /** Given back as it came. */
+  readonly metadata: Readonly<Record<string, string>> | undefined;
+};
 
 /**
  * Reads a Chat Completions body. Every documented field is honoured or refused by its name.
@@ -111,34 +106,44 @@ export function parseChatRequest(raw: unknown): ChatRequest {
   if (raw === null || typeof raw !== "object" || Array.isArray(raw))
     throw new AppError("invalid_request", { client: { message: "The body must be a JSON object." } });
   for (const [key, value] of Object.entries(raw)) {
-    if (isUnsupported(key) && value !== null && !(key === "store" && value === false)) {
-      throw new AppError("unsupported_parameter", { client: { message: `The parameter '${key}' is not supported here.`, param: key } });
-    }
-    if (!isUnsupported(key) && !Object.hasOwn(fields, key))
-      throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
+    if (Object.hasOwn(unsupported, key)) {
+      if (value !== null) throw unsupportedField(key, unsupported[key] ?? "");
+    } else if (!Object.hasOwn(fields, key)) throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
   }
   const request = parse(chatBody, raw, []);
   // One by one: a schema collects every fault of what it is given, and a body of many bad messages would take it a minute.
-  const messages = request.messages.map((raw_, place) => toMessage(parse(message, raw_, ["messages", place])));
-  const forcesTool = request.tool_choice != null && request.tool_choice !== "auto" && request.tool_choice !== "none";
-  if (forcesTool && (request.tools ?? []).length === 0)
-    throw refusal("'tool_choice' is only allowed when 'tools' are specified.", "tool_choice");
-  if (request.stream_options != null && request.stream !== true)
-    throw refusal("'stream_options' is only allowed when 'stream' is true.", "stream_options");
+  const messages = request.messages.map((message, place) => parse(chatMessage, message, ["messages", place]));
+  refuseTogether(request);
+  const { tools, ...choice } = toTools(request);
   return {
     model: request.model,
-    messages,
-    tools: (request.tools ?? []).map(({ function: { name: toolName, description, parameters, strict } }) => ({
-      name: toolName,
-      description,
-      parameters,
-      strict: strict ?? undefined,
-    })),
-    settings: settingsOf(request),
+    messages: toChatMessages(messages),
+    tools,
+    settings: { ...settingsOf(request), ...choice },
     stream: request.stream === true,
-    includeUsage: request.stream_options?.include_usage === true,
+    shape: {
+      includeUsage: request.stream_options?.include_usage === true,
+      obfuscate: request.stream_options?.include_obfuscation === true,
+      withFunctions: request.functions != null || messages.some(({ role }) => role === "function"),
+      metadata: request.metadata ?? undefined,
+    },
     user: request.user || undefined,
   };
+}
+
+const unsupportedField = (param: string, why: string): AppError =>
+  new AppError("unsupported_parameter", { client: { message: `The parameter '${param}' is not supported here. ${why}`, param } });
+
+/** What no field says for itself: values that are not honoured, and fields that ask for one another. */
+function refuseTogether({ store, modalities, logprobs, top_logprobs, stream, stream_options, response_format }: ChatBody): void {
+  if (store === true) throw unsupportedField("store", "Completions are not kept: use a session, or the Responses API.");
+  if (modalities?.includes("audio") === true) throw unsupportedField("modalities", "Answers are text here.");
+  if (top_logprobs != null && logprobs !== true) throw refusal("'top_logprobs' is only allowed when 'logprobs' is true.", "top_logprobs");
+  if (stream_options != null && stream !== true) throw refusal("'stream_options' is only allowed when 'stream' is true.", "stream_options");
+  if (response_format?.type !== "json_schema") return;
+  const { strict, schema } = response_format.json_schema;
+  const fault = strict === true ? strictSchemaFault(schema ?? {}) : undefined;
+  if (fault !== undefined) throw schemaRefusal(fault, "response_format.json_schema.schema");
 }
 
 /** @throws {AppError} `invalid_request` naming the deepest field at fault */
@@ -149,8 +154,8 @@ function parse<T>(schema: z.ZodType<T>, raw: unknown, prefix: readonly PropertyK
   throw refusal(`Invalid value for '${issue.path}': ${issue.message}`, issue.path);
 }
 
-function settingsOf(request: z.infer<typeof chatBody>): SamplingSettings {
-  const settings: SamplingSettings = {
+function settingsOf(request: ChatBody): SamplingSettings {
+  return {
     maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
     temperature: request.temperature ?? undefined,
     topP: request.top_p ?? undefined,
@@ -158,42 +163,21 @@ function settingsOf(request: z.infer<typeof chatBody>): SamplingSettings {
     seed: request.seed ?? undefined,
     presencePenalty: request.presence_penalty ?? undefined,
     frequencyPenalty: request.frequency_penalty ?? undefined,
+    logitBias: request.logit_bias ?? undefined,
+    logprobs: request.logprobs ?? undefined,
+    topLogprobs: request.top_logprobs ?? undefined,
     reasoningEffort: request.reasoning_effort ?? undefined,
+    verbosity: request.verbosity ?? undefined,
+    prediction: request.prediction == null ? undefined : toText(request.prediction.content),
+    serviceTier: request.service_tier ?? undefined,
+    promptCacheKey: request.prompt_cache_key ?? undefined,
+    promptCacheRetention: request.prompt_cache_retention ?? undefined,
+    promptCacheOptions: request.prompt_cache_options ?? undefined,
+    safetyIdentifier: request.safety_identifier ?? undefined,
+    webSearch: request.web_search_options ?? undefined,
     responseFormat: request.response_format ?? undefined,
-    parallelToolCalls: request.parallel_tool_calls ?? undefined,
-    toolChoice: toToolChoice(request.tool_choice),
   };
-  return settings;
 }
-
-const toToolChoice = (choice: z.infer<typeof chatBody>["tool_choice"]): ToolChoice | undefined =>
-  choice == null ? undefined : typeof choice === "string" ? choice : { name: choice.function.name };
-
-function toMessage(raw: z.infer<typeof message>): ChatMessage {
-  switch (raw.role) {
-    case "system":
-    case "developer":
-      return { role: raw.role, content: toText(raw.content) };
-    case "user":
-      return { role: "user", content: typeof raw.content === "string" ? raw.content : raw.content.map(toPart) };
-    case "assistant":
-      return {
-        role: "assistant",
-        content: raw.content == null ? null : toText(raw.content),
-        toolCalls: raw.tool_calls?.map((call) => ({ id: call.id, name: call.function.name, arguments: call.function.arguments })),
-      };
-    case "tool":
-      return { role: "tool", toolCallId: raw.tool_call_id, content: toText(raw.content) };
-  }
-}
-
-const toText = (content: z.infer<typeof plainContent>): string =>
-  typeof content === "string" ? content : content.map((part) => part.text).join("\n");
-
-const toPart = (part: z.infer<typeof userPart>): ContentPart =>
-  part.type === "text" ? { type: "text", text: part.text } : { type: "image", url: part.image_url.url, detail: part.image_url.detail };
-
-const refusal = (message_: string, param: string): AppError => new AppError("invalid_request", { client: { message: message_, param } });
 
 /** Of a union's branches the issue that reached deepest: it names what is wrong rather than that no branch fits. */
 function deepest(issues: readonly z.core.$ZodIssue[], prefix: readonly PropertyKey[] = []): { path: string; message: string } {
@@ -211,11 +195,4 @@ function deepest(issues: readonly z.core.$ZodIssue[], prefix: readonly PropertyK
   };
   visit(issues, prefix);
   return found;
-}
-
-/** In a session only what is new counts: the messages behind the last reply, and the instructions, which hold for this turn. */
-export function newMessagesOf(messages: readonly ChatMessage[]): readonly ChatMessage[] {
-  const lastReply = messages.findLastIndex(({ role }) => role === "assistant");
-  const instructions = messages.slice(0, lastReply + 1).filter(({ role }) => role === "system" || role === "developer");
-  return [...instructions, ...messages.slice(lastReply + 1)];
 }

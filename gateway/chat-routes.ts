@@ -10,7 +10,8 @@ import type { TenantContext } from "../domain/tenant.ts";
 import { mintTurnId, turnTimeMs } from "../domain/turn-id.ts";
 import type { TurnMode } from "../domain/turn.ts";
 import { tenantOf, tenantPrincipalOf } from "./access.ts";
-import { describedChatBody, newMessagesOf, parseChatRequest } from "./chat-request.ts";
+import { newMessagesOf } from "./chat-messages.ts";
+import { type ChatRequest, describedChatBody, parseChatRequest } from "./chat-request.ts";
 import { toChatCompletion } from "./chat-response.ts";
 import { streamChat } from "./chat-stream.ts";
 import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
@@ -56,7 +57,7 @@ export const createChatRoutes =
           stateless: session === undefined,
           request: {
             model,
-            messages: inputOf(chat.messages, session),
+            messages: inputOf(chat, session),
             tools: chat.tools,
             settings: chat.settings,
             overlay: digest,
@@ -74,7 +75,7 @@ export const createChatRoutes =
         // A rotation ends the stream, not the turn: that one completes and is billed.
         const token = tokens.watch(tenantPrincipalOf(request));
         try {
-          await streamChat(reply, { ...turn, finished: Promise.race([turn.finished, token.ended]) }, head, chat.includeUsage);
+          await streamChat(reply, { ...turn, finished: Promise.race([turn.finished, token.ended]) }, head, chat.shape);
         } finally {
           token.stop();
         }
@@ -83,7 +84,7 @@ export const createChatRoutes =
       turn.onEvent(() => {});
       const finished = await turn.finished;
       if (finished.state !== "done") throw fromStoredError(finished.error);
-      return toChatCompletion(head, finished.reply);
+      return toChatCompletion(head, finished.reply, chat.shape);
     });
 
     /** The session that the call continues; undefined when it is stateless. */
@@ -121,13 +122,28 @@ function sessionOfUser(user: string | undefined): SessionId | undefined {
 }
 
 /** In a session the messages that are new. @throws {AppError} `invalid_request` when there is nothing to answer */
-function inputOf(messages: readonly ChatMessage[], session: SessionId | undefined): readonly ChatMessage[] {
+function inputOf({ messages, shape }: ChatRequest, session: SessionId | undefined): readonly ChatMessage[] {
+  refuseFileIds(messages);
   if (session === undefined) return messages;
+  if (shape.withFunctions) {
+    const message = "A session knows its calls by their ids, which functions do not have: use tools.";
+    throw new AppError("unsupported_parameter", { client: { message, param: "functions" } });
+  }
   const input = newMessagesOf(messages);
   if (input.some(({ role }) => role === "user" || role === "tool")) return input;
   throw new AppError("invalid_request", {
     client: { message: "There is no new message: in a session the last one must be the user's or a tool's.", param: "messages" },
   });
+}
+
+/** @throws {AppError} `unsupported_parameter` */
+function refuseFileIds(messages: readonly ChatMessage[]): void {
+  for (const { role, content } of messages) {
+    if ((role !== "user" && role !== "tool") || typeof content === "string") continue;
+    if (!content.some((part) => part.type === "file" && "id" in part.file)) continue;
+    const message = "Files are taken inline only, as file_data.";
+    throw new AppError("unsupported_parameter", { client: { message, param: "file_id" } });
+  }
 }
 
 function headerOf(request: FastifyRequest, name: string): string | undefined {

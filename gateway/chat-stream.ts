@@ -1,8 +1,11 @@
+import { randomBytes } from "node:crypto";
 import type { FastifyReply } from "fastify";
 import { AppError, fromStoredError } from "../domain/app-error.ts";
+import type { TokenLogprob, ToolCall } from "../domain/conversation.ts";
 import type { FinishedTurn } from "../domain/turn.ts";
 import type { TurnEvent } from "../streams/token-bus.ts";
-import { type AnswerHead, type ChunkDelta, toChunk, toUsageChunk } from "./chat-response.ts";
+import type { AnswerShape } from "./chat-request.ts";
+import { type AnswerHead, type ChunkNews, finishReasonOf, providerFactsOf, toChunk, toLogprobs, toUsageChunk } from "./chat-response.ts";
 import { errorBodyOf } from "./error-edge.ts";
 import { createEventStream } from "./event-stream.ts";
 import type { RunningTurn } from "./turn-service.ts";
@@ -11,47 +14,54 @@ import type { RunningTurn } from "./turn-service.ts";
  * Streams a turn as Chat Completions chunks. Nothing is sent before the first event, so that a turn that fails early is an ordinary
  * error answer; the last chunks follow once the turn's row is committed. A caller that leaves changes nothing.
  */
-export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: AnswerHead, includeUsage: boolean): Promise<void> {
+export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: AnswerHead, shape: AnswerShape): Promise<void> {
   const stream = createEventStream(reply);
-  let sentText = "";
-  const sentToolCalls = new Map<number, { readonly id: string | undefined; readonly arguments: string }>();
-  const send = (delta: ChunkDelta, finishReason: string | null = null, more: object = {}): void => {
-    if (!stream.isOpen()) stream.send(toChunk(head, includeUsage, { role: "assistant", content: "" }));
-    stream.send(toChunk(head, includeUsage, delta, finishReason, more));
+  const voices = { text: createVoice(), refusal: createVoice() };
+  const sentCalls = new Map<number, SentCall>();
+  const sendChunk = (news: ChunkNews): void => {
+    const chunk = toChunk(head, shape, news);
+    stream.send(shape.obfuscate ? { ...chunk, obfuscation: padding(JSON.stringify(chunk).length) } : chunk);
+  };
+  const send = (news: ChunkNews): void => {
+    if (!stream.isOpen()) sendChunk({ delta: { role: "assistant", content: "" } });
+    sendChunk(news);
+  };
+  const say = (type: "text" | "refusal", { text, tokens }: Piece): void => {
+    if (text === "" && tokens.length === 0) return;
+    if (type === "text") send({ delta: { content: text }, logprobs: toLogprobs(tokens) });
+    else send({ delta: { refusal: text }, logprobs: toLogprobs([], tokens) });
+  };
+  const call = (piece: CallPiece): void => {
+    if (!shape.withFunctions) send({ delta: { tool_calls: [toolCallDelta(piece)] } });
+    else if (piece.index === 0) send({ delta: { function_call: calledDelta(piece) } });
   };
 
   turn.onEvent((event: TurnEvent) => {
-    if (event.type === "text" && event.offset === sentText.length) {
-      sentText += event.text;
-      send({ content: event.text });
-    } else if (event.type === "tool_call") {
-      const sent = sentToolCalls.get(event.index);
+    if (event.type === "text" || event.type === "refusal") say(event.type, voices[event.type].hear(event));
+    else if (event.type === "tool_call") {
+      const sent = sentCalls.get(event.index);
       if (sent === undefined && event.id === undefined) return; // its beginning was lost: it is sent whole at the end
-      sentToolCalls.set(event.index, { id: sent?.id ?? event.id, arguments: (sent?.arguments ?? "") + event.arguments });
-      send({ tool_calls: [toolCallDelta(event)] });
+      const custom = sent === undefined ? event.custom === true : sent.custom;
+      sentCalls.set(event.index, { id: sent?.id ?? event.id, arguments: (sent?.arguments ?? "") + event.arguments, custom });
+      call({ ...event, custom });
     } else if (event.type === "tool")
-      send({}, null, { openclaw: { tool: { id: event.id, name: event.name, summary: event.summary, state: event.state } } });
+      send({ more: { openclaw: { tool: { id: event.id, name: event.name, summary: event.summary, state: event.state } } } });
   });
 
   let finished: FinishedTurn;
   try {
     finished = await turn.finished;
     if (finished.state !== "done") throw fromStoredError(finished.error);
-    const text = finished.reply.content ?? "";
-    if (!text.startsWith(sentText)) throw new AppError("provider_error", { why: "a repeated call answered otherwise than what was sent" });
-    const rest = text.slice(sentText.length);
-    if (rest !== "" || !stream.isOpen()) send(rest === "" ? {} : { content: rest });
-    if (finished.reply.refusal !== undefined) send({ refusal: finished.reply.refusal });
-    for (const [index, { id, name, arguments: json }] of finished.reply.toolCalls.entries()) {
-      const sent = sentToolCalls.get(index);
-      if (sent === undefined) send({ tool_calls: [toolCallDelta({ index, id, name, arguments: json })] });
-      else if (sent.id !== id || !json.startsWith(sent.arguments))
-        throw new AppError("provider_error", { why: "a repeated call asked otherwise than what was sent" });
-      else if (json.length > sent.arguments.length)
-        send({ tool_calls: [toolCallDelta({ index, arguments: json.slice(sent.arguments.length) })] });
+    const { reply: answer } = finished;
+    say("text", voices.text.restOf(answer.content ?? "", answer.logprobs));
+    say("refusal", voices.refusal.restOf(answer.refusal ?? "", answer.refusalLogprobs));
+    for (const [index, asked] of answer.toolCalls.entries()) {
+      const rest = restOfCall(index, asked, sentCalls.get(index));
+      if (rest !== undefined) call(rest);
     }
-    send({}, finished.reply.finishReason);
-    if (includeUsage) stream.send(toUsageChunk(head, finished.reply.usage));
+    if (answer.annotations !== undefined) send({ delta: { annotations: answer.annotations } });
+    send({ finishReason: finishReasonOf(answer, shape), more: providerFactsOf(answer) });
+    if (shape.includeUsage) stream.send(toUsageChunk(head, answer));
     stream.end(true);
   } catch (error) {
     if (!stream.isOpen()) throw error;
@@ -62,8 +72,60 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
   }
 }
 
-const toolCallDelta = ({ index, id, name, arguments: json }: { index: number; id?: string; name?: string; arguments: string }) => ({
-  index,
-  ...(id === undefined ? {} : { id, type: "function" }),
-  function: { ...(name === undefined ? {} : { name }), arguments: json },
-});
+type Piece = { readonly text: string; readonly tokens: readonly TokenLogprob[] };
+
+/** What the caller has of a text that comes in pieces, of which one may be lost or come twice; the end brings the rest. */
+function createVoice() {
+  let sent = "";
+  let tokensSent = 0;
+  const add = (text: string, tokens: readonly TokenLogprob[]): Piece => {
+    sent += text;
+    tokensSent += tokens.length;
+    return { text, tokens };
+  };
+  return {
+    hear({ offset, text, logprobs }: Extract<TurnEvent, { offset: number }>): Piece {
+      if (offset !== sent.length) return { text: "", tokens: [] };
+      return add(text, logprobs?.offset === tokensSent ? logprobs.tokens : []);
+    },
+    /** @throws {AppError} `provider_error` where the whole is not what was begun */
+    restOf(whole: string, tokens: readonly TokenLogprob[] = []): Piece {
+      if (!whole.startsWith(sent)) throw new AppError("provider_error", { why: "a repeated call answered otherwise than what was sent" });
+      return add(whole.slice(sent.length), tokens.slice(tokensSent));
+    },
+  };
+}
+
+type SentCall = { readonly id: string | undefined; readonly arguments: string; readonly custom: boolean };
+type CallPiece = {
+  readonly index: number;
+  readonly id?: string;
+  readonly name?: string;
+  readonly arguments: string;
+  readonly custom: boolean;
+};
+
+/** What the caller does not have of a tool call yet. @throws {AppError} `provider_error` where the whole is not what was begun */
+function restOfCall(index: number, { id, name, arguments: whole, custom }: ToolCall, sent: SentCall | undefined): CallPiece | undefined {
+  if (sent === undefined) return { index, id, name, arguments: whole, custom: custom === true };
+  if (sent.id !== id || !whole.startsWith(sent.arguments))
+    throw new AppError("provider_error", { why: "a repeated call asked otherwise than what was sent" });
+  const rest = whole.slice(sent.arguments.length);
+  return rest === "" ? undefined : { index, arguments: rest, custom: sent.custom };
+}
+
+const calledDelta = ({ name, arguments: given }: CallPiece): object => ({ ...(name === undefined ? {} : { name }), arguments: given });
+
+const toolCallDelta = ({ index, id, name, arguments: given, custom }: CallPiece): object => {
+  const called = { ...(name === undefined ? {} : { name }), [custom ? "input" : "arguments"]: given };
+  const kind = custom ? "custom" : "function";
+  return { index, ...(id === undefined ? {} : { id, type: kind }), [kind]: called };
+};
+
+/** Lengths of chunks look alike in steps of so many characters. */
+const paddedTo = 128;
+
+const padding = (length: number): string => {
+  const missing = paddedTo - (length % paddedTo);
+  return randomBytes(missing).toString("base64url").slice(0, missing);
+};

@@ -2,6 +2,7 @@ import type { FinishReason } from "../domain/conversation.ts";
 import type { CountedUsage } from "../domain/usage.ts";
 import type { AnswerItem } from "./answer-parser.ts";
 import { mergeAnthropicUsage, normaliseAnthropicUsage } from "./anthropic-usage.ts";
+import { jsonAnswerTool } from "./anthropic-request.ts";
 import { asArray, asObject, asText, type JsonObject, parseJson } from "./json-value.ts";
 import type { ModelDelta, ModelRequest } from "./model-provider.ts";
 import { errorText, kindOfErrorEvent, providerFailure } from "./provider-failure.ts";
@@ -34,6 +35,7 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
   const reply = createReplyBuilder(request.callId);
   const counter = createUsageCounter(request, reply, countTokens);
   const blocksWithInput = new Map<unknown, boolean>(); // tool_use blocks by index: did input come in pieces?
+  const jsonBlocks = new Set<unknown>(); // those whose input is the answer
   let id: string | undefined;
   let rawUsage: JsonObject = {};
   let outputIsCounted = false; // `message_start` counts the first tokens only
@@ -56,6 +58,10 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
         const input = asObject(block["input"]);
         const whole = Object.keys(input).length > 0;
         blocksWithInput.set(index, whole);
+        if (block["name"] === jsonAnswerTool) {
+          jsonBlocks.add(index);
+          return whole ? reply.text(JSON.stringify(input)) : [];
+        }
         return reply.toolCall({
           index: Number(index),
           id: asText(block["id"]),
@@ -79,7 +85,7 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
         const piece = asText(delta["partial_json"]);
         if (piece === undefined) return [];
         blocksWithInput.set(index, true);
-        return reply.toolCall({ index: Number(index), arguments: piece });
+        return takeInput(index, piece);
       }
       default:
         return [];
@@ -90,8 +96,11 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
   function stopBlock(index: unknown): readonly ModelDelta[] {
     if (blocksWithInput.get(index) !== false) return [];
     blocksWithInput.set(index, true);
-    return reply.toolCall({ index: Number(index), arguments: "{}" });
+    return takeInput(index, "{}");
   }
+
+  const takeInput = (index: unknown, piece: string): readonly ModelDelta[] =>
+    jsonBlocks.has(index) ? reply.text(piece) : reply.toolCall({ index: Number(index), arguments: piece });
 
   function takeStop(stop: JsonObject): readonly ModelDelta[] {
     stopReason = asText(stop["stop_reason"]) ?? stopReason;
@@ -161,9 +170,16 @@ export function createAnthropicAnswer({ request, mostTokens, countTokens, secret
     providerRequestId: () => id ?? requestId,
     result() {
       if (stopReason === undefined) throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
-      const finishReason = finishReasons[stopReason] ?? "stop";
+      const reason = finishReasons[stopReason] ?? "stop";
+      const finishReason = reason === "tool_calls" && jsonBlocks.size > 0 && !reply.hasToolCalls() ? "stop" : reason;
       const usage = (isCounted() ? undefined : partUsage()) ?? wholeUsage();
-      return { reply: reply.build(finishReason), usage, providerRequestId: id ?? requestId };
+      return { reply: reply.build(finishReason, { serviceTier: serviceTierOf(rawUsage) }), usage, providerRequestId: id ?? requestId };
     },
   };
+}
+
+/** In OpenAI's words; what a server of another make says is passed on. */
+function serviceTierOf(usage: JsonObject): string | undefined {
+  const tier = asText(usage["service_tier"]);
+  return tier === "standard" ? "default" : tier;
 }

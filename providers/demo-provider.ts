@@ -1,8 +1,15 @@
 import { createHash } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
-import type { ChatMessage, FinishReason, ToolCall, ToolDefinition } from "../domain/conversation.ts";
+import {
+  type ChatMessage,
+  type FinishReason,
+  type SamplingSettings,
+  type ToolCall,
+  type ToolDefinition,
+  allowedTools,
+} from "../domain/conversation.ts";
 import type { CountedUsage } from "../domain/usage.ts";
-import { stoppedFailure, unsupportedSetting } from "./provider-failure.ts";
+import { refuseFor, stoppedFailure } from "./provider-failure.ts";
 import { commandsIn, fitArguments, sampleArguments, textOf } from "./demo-script.ts";
 import { ModelCallError, type ModelDelta, type ModelProvider, type ModelRequest, type ModelResult } from "./model-provider.ts";
 
@@ -37,7 +44,8 @@ Several such lines call several tools. To talk to a real model, set OPENAI_API_K
  *   calls are switched off; then it answers with the tools' results. A tool that is not offered is said so. A `toolChoice` that
  *   forces a tool is obeyed with arguments made up from its schema.
  * - It streams word by word. `maxTokens` and `stop` cut it as they cut a model; `json_object` gives a JSON answer, a
- *   `json_schema` is refused; temperature, seed and the rest have nothing to act on.
+ *   `json_schema` is refused, as are custom tools, logprobs, biases, predictions, verbosity and web search; temperature, seed and
+ *   the rest have nothing to act on.
  * - Tokens are words: a run of characters without blanks is one token, in texts, tool names and tool arguments alike. The prompt
  *   counts all messages and the names and descriptions of the tools. Nothing is cached, nothing is reasoning. The same
  *   request always has the same answer, ids and counts.
@@ -76,7 +84,7 @@ export function createDemoProvider({ name = "demo", wordDelayMs = 0 }: DemoProvi
       for (const [index, call] of plan.toolCalls.entries()) {
         stopIfAborted();
         outputTokens += countWords(call.name) + countWords(call.arguments);
-        yield { type: "tool_call", index, ...call };
+        yield { type: "tool_call", index, id: call.id, name: call.name, arguments: call.arguments };
       }
       return {
         reply: { content: plan.toolCalls.length > 0 ? null : spoken, toolCalls: plan.toolCalls, finishReason: plan.finishReason },
@@ -110,8 +118,10 @@ function promptWords({ messages, tools }: ModelRequest): number {
 function planAnswer(provider: string, request: ModelRequest): Plan {
   const { messages, tools, settings } = request;
   const format = settings.responseFormat?.["type"] ?? "text";
-  if (format !== "text" && format !== "json_object")
-    throw unsupportedSetting(provider, "response_format", "the demo model knows text and json_object");
+  const refuse = refuseFor(provider, request);
+  if (format !== "text" && format !== "json_object") throw refuse("response_format", "the demo model knows text and json_object");
+  if (tools.some(({ custom }) => custom !== undefined)) throw refuse("tools", "the demo model knows no custom tools");
+  for (const [name, isAsked] of Object.entries(beyondDemo(settings))) if (isAsked) throw refuse(name, "the demo model has no such setting");
 
   const lastUser = messages.findLastIndex((message) => message.role === "user");
   const question = messages[lastUser] === undefined ? "" : textOf(messages[lastUser]).trim();
@@ -123,16 +133,31 @@ function planAnswer(provider: string, request: ModelRequest): Plan {
   return cut(format === "json_object" ? JSON.stringify({ demo_model: true, answer }) : answer, settings.maxTokens, settings.stop ?? []);
 }
 
+/** What a model would need to be one for. */
+const beyondDemo = (settings: SamplingSettings): Readonly<Record<string, boolean>> => ({
+  logprobs: settings.logprobs === true,
+  logit_bias: Object.keys(settings.logitBias ?? {}).length > 0,
+  prediction: settings.prediction !== undefined,
+  verbosity: settings.verbosity !== undefined,
+  web_search_options: settings.webSearch !== undefined,
+});
+
 /** The calls that the question asks for and that were not made yet. */
-function plannedCalls({ callId, tools, settings }: ModelRequest, question: string, since: readonly ChatMessage[]): readonly ToolCall[] {
+function plannedCalls(
+  { callId, tools: offered, settings }: ModelRequest,
+  question: string,
+  since: readonly ChatMessage[],
+): readonly ToolCall[] {
+  const choice = settings.toolChoice;
+  const tools = allowedTools(offered, choice);
+  const isForced = choice === "required" || (typeof choice === "object" && ("name" in choice || choice.mode === "required"));
   const made = since.reduce((sum, message) => sum + (message.role === "assistant" ? (message.toolCalls?.length ?? 0) : 0), 0);
   const asked = commandsIn(question).flatMap((command) => {
-    const tool = tools.find((offered) => offered.name === command.tool);
+    const tool = tools.find(({ name }) => name === command.tool);
     return tool === undefined ? [] : [{ tool, arguments: fitArguments(tool, command.arguments) }];
   });
-  const choice = settings.toolChoice;
-  if (asked.length === 0 && made === 0 && (choice === "required" || typeof choice === "object")) {
-    const forced = typeof choice === "object" ? tools.find((tool) => tool.name === choice.name) : tools[0];
+  if (asked.length === 0 && made === 0 && isForced) {
+    const forced = typeof choice === "object" && "name" in choice ? tools.find((tool) => tool.name === choice.name) : tools[0];
     if (forced !== undefined) asked.push({ tool: forced, arguments: sampleArguments(forced, question) });
   }
   const open = asked.slice(made, settings.parallelToolCalls === false ? made + 1 : undefined);

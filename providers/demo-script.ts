@@ -88,5 +88,5 @@ function sampleValue(schema: Readonly<Record<string, unknown>>, text: string): u
 /** A message's text, whatever its shape. */
 export function textOf(message: ChatMessage): string {
   if (typeof message.content === "string") return message.content;
-  return (message.content ?? []).map((part) => (part.type === "text" ? part.text : "[image]")).join("\n");
+  return (message.content ?? []).map((part) => (part.type === "text" ? part.text : `[${part.type}]`)).join("\n");
 }

@@ -1,4 +1,4 @@
-import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
+import type { ChatMessage, ModelReply, SamplingSettings, TokenLogprob, ToolDefinition } from "../domain/conversation.ts";
 import type { CountedUsage } from "../domain/usage.ts";
 
 /** One call of a model. */
@@ -14,10 +14,17 @@ export type ModelRequest = {
 
 /** What a call yields while it runs, in the provider's order. */
 export type ModelDelta =
-  | { readonly type: "text"; readonly text: string }
-  | { readonly type: "refusal"; readonly text: string }
-  /** A piece of the `index`-th tool call; `id` and `name` come with its first piece. */
-  | { readonly type: "tool_call"; readonly index: number; readonly id?: string; readonly name?: string; readonly arguments: string };
+  /** `logprobs` may come without text: a token may hold a part of a character. */
+  | { readonly type: "text" | "refusal"; readonly text: string; readonly logprobs?: readonly TokenLogprob[] }
+  /** A piece of the `index`-th tool call; `id`, `name` and `custom` come with its first piece. */
+  | {
+      readonly type: "tool_call";
+      readonly index: number;
+      readonly id?: string;
+      readonly name?: string;
+      readonly arguments: string;
+      readonly custom?: true;
+    };
 
 /** The end of a call. */
 export type ModelResult = {
@@ -40,6 +47,8 @@ export class ModelCallError extends Error {
    */
   readonly kind: "busy" | "unreachable" | "refused" | "rejected" | "garbage" | "aborted";
   readonly status: number | undefined;
+  /** The parameter that was refused before the provider heard of the call, because it could not honour it. */
+  readonly unsupported: string | undefined;
   readonly retryAfterMs: number | undefined;
   readonly usage: CountedUsage | undefined;
   readonly providerRequestId: string | undefined;
@@ -49,6 +58,7 @@ export class ModelCallError extends Error {
     message: string,
     facts: {
       readonly status?: number | undefined;
+      readonly unsupported?: string | undefined;
       readonly retryAfterMs?: number | undefined;
       readonly usage?: CountedUsage | undefined;
       readonly providerRequestId?: string | undefined;
@@ -58,6 +68,7 @@ export class ModelCallError extends Error {
     super(message, facts.cause === undefined ? undefined : { cause: facts.cause });
     this.kind = kind;
     this.status = facts.status;
+    this.unsupported = facts.unsupported;
     this.retryAfterMs = facts.retryAfterMs;
     this.usage = facts.usage;
     this.providerRequestId = facts.providerRequestId;

@@ -36,6 +36,9 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
   let rawUsage: unknown;
   let usageIsFinal = false; // it came with the finish reason or after it
   let finish: string | undefined;
+  let serviceTier: string | undefined;
+  let systemFingerprint: string | undefined;
+  const annotations: JsonObject[] = [];
   let ended = false;
   let understood = false; // something that belongs to a completion was seen
 
@@ -49,6 +52,8 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
     // The last count wins: servers that count as they go send the sum so far with every chunk.
     const usage = completion["usage"] ?? asObject(completion["x_groq"])["usage"];
     rawUsage = usage ?? rawUsage;
+    serviceTier = asText(completion["service_tier"]) ?? serviceTier;
+    systemFingerprint = asText(completion["system_fingerprint"]) ?? systemFingerprint;
     const choices = asArray(completion["choices"]).map(asObject);
     if (Array.isArray(completion["choices"]) || rawUsage !== undefined) understood = true;
     const choice = choices.find(({ index }) => index === undefined || index === 0);
@@ -56,7 +61,9 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
     if (finish !== undefined && usage !== undefined && usage !== null) usageIsFinal = true;
     if (choice === undefined) return [];
     if (finish === "error") throw providerFailure({ kind: "unreachable", text: "The answer finished with an error." }, secrets);
-    return takeMessage(reply, asObject(choice["delta"] ?? choice["message"]));
+    const message = asObject(choice["delta"] ?? choice["message"]);
+    annotations.push(...asArray(message["annotations"]).map(asObject));
+    return takeMessage(reply, message, asObject(choice["logprobs"]));
   }
 
   const finishReason = (): FinishReason => {
@@ -96,33 +103,41 @@ export function createOpenAiAnswer({ request, mostTokens, countTokens, secrets, 
         throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
       }
       const cutUsage = isCounted() ? undefined : counter.ofPart(reported(), "cut");
-      return { reply: reply.build(finishReason()), usage: cutUsage ?? counter.ofWhole(reported()), providerRequestId: id ?? requestId };
+      const facts = { serviceTier, systemFingerprint, annotations: annotations.length === 0 ? undefined : annotations };
+      return {
+        reply: reply.build(finishReason(), facts),
+        usage: cutUsage ?? counter.ofWhole(reported()),
+        providerRequestId: id ?? requestId,
+      };
     },
   };
 }
 
 /** A chunk's `delta` or a completion's `message`. */
-function takeMessage(reply: ReplyBuilder, message: JsonObject): readonly ModelDelta[] {
+function takeMessage(reply: ReplyBuilder, message: JsonObject, logprobs: JsonObject): readonly ModelDelta[] {
   const deltas: ModelDelta[] = [];
   reply.reasoning(asText(message["reasoning_content"]) ?? asText(message["reasoning"]) ?? "");
   const content = message["content"];
-  if (typeof content === "string") deltas.push(...reply.text(content));
+  const tokens = asArray(logprobs["content"]).map(asObject);
+  if (typeof content === "string" || tokens.length > 0) deltas.push(...reply.text(typeof content === "string" ? content : "", tokens));
   for (const part of asArray(content).map(asObject)) {
     if (part["type"] === "text") deltas.push(...reply.text(asText(part["text"]) ?? ""));
     else reply.reasoning(JSON.stringify(part)); // Mistral's thinking parts
   }
-  deltas.push(...reply.refusal(asText(message["refusal"]) ?? ""));
+  deltas.push(...reply.refusal(asText(message["refusal"]) ?? "", asArray(logprobs["refusal"]).map(asObject)));
   const legacyCall = message["function_call"];
   const calls = legacyCall === undefined || legacyCall === null ? asArray(message["tool_calls"]) : [{ index: 0, function: legacyCall }];
   for (const call of calls.map(asObject)) {
-    const called = asObject(call["function"]);
-    const given = called["arguments"];
+    const custom = call["type"] === "custom" || call["custom"] !== undefined;
+    const called = asObject(custom ? call["custom"] : call["function"]);
+    const given = custom ? called["input"] : called["arguments"];
     deltas.push(
       ...reply.toolCall({
         index: typeof call["index"] === "number" ? call["index"] : undefined,
         id: asText(call["id"]),
         name: asText(called["name"]),
         arguments: typeof given === "object" && given !== null ? JSON.stringify(given) : asText(given),
+        custom,
       }),
     );
   }

@@ -75,7 +75,7 @@ export function createOpenAiProvider({
           const options = { signal: deadline, headers: { "Idempotency-Key": request.callId } };
           return api === "responses"
             ? await client.responses.create(toResponsesRequest(name, request), options).asResponse()
-            : await client.chat.completions.create(toOpenAiRequest(kind, request), options).asResponse();
+            : await client.chat.completions.create(toOpenAiRequest(name, kind, request), options).asResponse();
         },
         readerFor: (headers) =>
           (api === "responses" ? createResponsesAnswer : createOpenAiAnswer)({

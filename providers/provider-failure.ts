@@ -1,5 +1,5 @@
 import type { StoppedBy } from "./call-deadline.ts";
-import { ModelCallError } from "./model-provider.ts";
+import { ModelCallError, type ModelRequest } from "./model-provider.ts";
 
 type Kind = ModelCallError["kind"];
 
@@ -111,9 +111,17 @@ export function providerFailure({ kind, text, status, retryAfterMs: wait }: Fail
   return new ModelCallError(kind, says[kind], { ...facts, cause: clean === undefined ? undefined : new Error(clean) });
 }
 
-/** A setting that this provider cannot honour: refused by name, never dropped in silence. */
-export const unsupportedSetting = (provider: string, parameter: string, why: string): ModelCallError =>
-  new ModelCallError("refused", `The parameter '${parameter}' is not supported by the provider '${provider}': ${why}.`, { status: 400 });
+/** Refuses what a model's provider cannot honour, by its name: nothing is dropped in silence. */
+export type Refuse = (parameter: string, why: string) => ModelCallError;
+
+export const refuseFor =
+  (provider: string, { model }: Pick<ModelRequest, "model">): Refuse =>
+  (parameter, why) =>
+    new ModelCallError(
+      "refused",
+      `The parameter '${parameter}' is not supported by the model '${model}' of the provider '${provider}': ${why}.`,
+      { status: 400, unsupported: parameter },
+    );
 
 const limitNames: Readonly<Record<Exclude<StoppedBy, "caller">, string>> = {
   headersMs: "sent no answer in time",

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import type { FinishReason, ModelReply } from "../domain/conversation.ts";
+import type { FinishReason, ModelReply, TokenLogprob } from "../domain/conversation.ts";
 import type { ModelDelta } from "./model-provider.ts";
 import { providerFailure } from "./provider-failure.ts";
 
@@ -9,12 +9,16 @@ export type ToolCallPiece = {
   readonly id?: string | undefined;
   readonly name?: string | undefined;
   readonly arguments?: string | undefined;
+  readonly custom?: boolean | undefined;
 };
+
+/** What an answer says of itself beside its text. */
+export type ReplyFacts = Pick<ModelReply, "serviceTier" | "systemFingerprint" | "annotations">;
 
 /** Collects an answer while it streams, and turns its pieces into the port's deltas. */
 export type ReplyBuilder = {
-  text(piece: string): readonly ModelDelta[];
-  refusal(piece: string): readonly ModelDelta[];
+  text(piece: string, logprobs?: readonly TokenLogprob[]): readonly ModelDelta[];
+  refusal(piece: string, logprobs?: readonly TokenLogprob[]): readonly ModelDelta[];
   /** Text that the model thought aloud: counted, not passed on. */
   reasoning(piece: string): void;
   toolCall(piece: ToolCallPiece): readonly ModelDelta[];
@@ -22,14 +26,21 @@ export type ReplyBuilder = {
   /** Everything generated so far, for an estimate. */
   generated(): { readonly output: string; readonly reasoning: string };
   /** @throws {ModelCallError} `garbage` for a tool call that never got a name */
-  build(finishReason: FinishReason): ModelReply;
+  build(finishReason: FinishReason, facts?: ReplyFacts): ModelReply;
 };
 
-type Slot = { id: string; wireId: string | undefined; name: string; readonly arguments: string[]; announced: boolean };
+type Slot = {
+  id: string;
+  wireId: string | undefined;
+  name: string;
+  readonly arguments: string[];
+  announced: boolean;
+  readonly custom: true | undefined;
+};
 
 export function createReplyBuilder(callId: string): ReplyBuilder {
-  const text: string[] = [];
-  const refusal: string[] = [];
+  const text = createSpeech("text");
+  const refusal = createSpeech("refusal");
   const reasoning: string[] = [];
   const slots: Slot[] = [];
   const slotOfWireIndex = new Map<number, number>();
@@ -37,10 +48,17 @@ export function createReplyBuilder(callId: string): ReplyBuilder {
   /** The same for the same call and position, so that a repeated call repeats it. */
   const stableId = (index: number): string => `call_${createHash("sha256").update(`${callId}:${index}`).digest("hex").slice(0, 24)}`;
 
-  function openSlot({ index, id }: ToolCallPiece): number {
+  function openSlot({ index, id, custom }: ToolCallPiece): number {
     const slot = slots.length;
     const free = id !== undefined && id !== "" && !slots.some((other) => other.id === id);
-    slots.push({ id: free ? id : stableId(slot), wireId: id, name: "", arguments: [], announced: false });
+    slots.push({
+      id: free ? id : stableId(slot),
+      wireId: id,
+      name: "",
+      arguments: [],
+      announced: false,
+      custom: custom === true || undefined,
+    });
     if (index !== undefined) slotOfWireIndex.set(index, slot);
     return slot;
   }
@@ -60,16 +78,8 @@ export function createReplyBuilder(callId: string): ReplyBuilder {
   }
 
   return {
-    text(piece) {
-      if (piece === "") return [];
-      text.push(piece);
-      return [{ type: "text", text: piece }];
-    },
-    refusal(piece) {
-      if (piece === "") return [];
-      refusal.push(piece);
-      return [{ type: "refusal", text: piece }];
-    },
+    text: text.say,
+    refusal: refusal.say,
     reasoning: (piece) => void reasoning.push(piece),
     toolCall(piece) {
       const index = slotOf(piece);
@@ -81,22 +91,48 @@ export function createReplyBuilder(callId: string): ReplyBuilder {
       if (slot.announced) return more === "" ? [] : [{ type: "tool_call", index, arguments: more }];
       if (slot.name === "") return []; // held back: the first piece carries id and name
       slot.announced = true;
-      return [{ type: "tool_call", index, id: slot.id, name: slot.name, arguments: slot.arguments.join("") }];
+      return [{ type: "tool_call", index, ...toolCallOf(slot) }];
     },
     hasToolCalls: () => slots.length > 0,
     generated: () => ({
-      output: [...text, ...refusal, ...slots.map((slot) => `${slot.name}${slot.arguments.join("")}`)].join(""),
+      output: [text.said(), refusal.said(), ...slots.map((slot) => `${slot.name}${slot.arguments.join("")}`)].join(""),
       reasoning: reasoning.join(""),
     }),
-    build(finishReason) {
+    build(finishReason, facts = {}) {
       if (slots.some((slot) => slot.name === "")) throw providerFailure({ kind: "garbage", text: "A tool call came without a name." }, []);
-      const content = text.join("");
+      const content = text.said();
       return {
-        content: content === "" && (slots.length > 0 || refusal.length > 0) ? null : content,
-        toolCalls: slots.map((slot) => ({ id: slot.id, name: slot.name, arguments: slot.arguments.join("") })),
+        content: content === "" && (slots.length > 0 || refusal.said() !== "") ? null : content,
+        toolCalls: slots.map(toolCallOf),
         finishReason,
-        ...(refusal.length === 0 ? {} : { refusal: refusal.join("") }),
+        ...(refusal.said() === "" ? {} : { refusal: refusal.said() }),
+        ...(text.logprobs.length === 0 ? {} : { logprobs: text.logprobs }),
+        ...(refusal.logprobs.length === 0 ? {} : { refusalLogprobs: refusal.logprobs }),
+        ...Object.fromEntries(Object.entries(facts).filter(([, fact]) => fact !== undefined)),
       };
+    },
+  };
+}
+
+const toolCallOf = ({ id, name, arguments: pieces, custom }: Slot) => ({
+  id,
+  name,
+  arguments: pieces.join(""),
+  ...(custom === undefined ? {} : { custom }),
+});
+
+/** What the model says in one voice, piece by piece. */
+function createSpeech(type: "text" | "refusal") {
+  const pieces: string[] = [];
+  const logprobs: TokenLogprob[] = [];
+  return {
+    logprobs,
+    said: () => pieces.join(""),
+    say(piece: string, tokens: readonly TokenLogprob[] = []): readonly ModelDelta[] {
+      if (piece === "" && tokens.length === 0) return [];
+      pieces.push(piece);
+      logprobs.push(...tokens);
+      return [{ type, text: piece, ...(tokens.length === 0 ? {} : { logprobs: tokens }) }];
     },
   };
 }

@@ -1,4 +1,4 @@
-import type { FinishReason } from "../domain/conversation.ts";
+import type { FinishReason, TokenLogprob } from "../domain/conversation.ts";
 import type { AnswerItem } from "./answer-parser.ts";
 import { asArray, asObject, asText, type JsonObject, parseJson } from "./json-value.ts";
 import type { ModelDelta, ModelResult } from "./model-provider.ts";
@@ -17,6 +17,9 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
   let id: string | undefined;
   let rawUsage: unknown;
   let finish: FinishReason | undefined;
+  let serviceTier: string | undefined;
+  const annotations: JsonObject[] = [];
+  const annotated = new Set<unknown>();
 
   function fail(error: unknown): never {
     const { code, type } = asObject(error);
@@ -24,13 +27,18 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
   }
 
   /** A piece of the item at `output_index`. */
-  function takePiece({ output_index: place, delta }: JsonObject, take: (piece: string) => readonly ModelDelta[]): readonly ModelDelta[] {
-    const piece = asText(delta);
-    if (piece === undefined) return [];
+  function takePiece(
+    { output_index: place, delta, logprobs }: JsonObject,
+    take: (piece: string, tokens: readonly TokenLogprob[]) => readonly ModelDelta[],
+  ): readonly ModelDelta[] {
+    const piece = asText(delta) ?? "";
+    const tokens = toLogprobs(logprobs);
+    if (piece === "" && tokens.length === 0) return [];
     streamed.add(place);
-    return take(piece);
+    return take(piece, tokens);
   }
 
+  const takeText = (piece: string, tokens: readonly TokenLogprob[]) => reply.text(piece, tokens);
   const takeReasoning = (piece: string): readonly ModelDelta[] => {
     reply.reasoning(piece);
     return [];
@@ -38,14 +46,19 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
 
   /** An item as a whole, unless its pieces came before it. */
   function takeItem(place: unknown, item: JsonObject): readonly ModelDelta[] {
+    const parts = item["type"] === "message" ? asArray(item["content"]).map(asObject) : [];
+    if (!annotated.has(place)) annotations.push(...parts.flatMap(citationsOf));
+    annotated.add(place);
     if (streamed.has(place)) return [];
     streamed.add(place);
     switch (item["type"]) {
       case "message":
-        return asArray(item["content"])
-          .map(asObject)
-          .flatMap((part) => [...reply.text(asText(part["text"]) ?? ""), ...reply.refusal(asText(part["refusal"]) ?? "")]);
+        return parts.flatMap((part) => [
+          ...reply.text(asText(part["text"]) ?? "", toLogprobs(part["logprobs"])),
+          ...reply.refusal(asText(part["refusal"]) ?? ""),
+        ]);
       case "function_call":
+      case "custom_tool_call":
         return takeCall(place, item);
       case "reasoning":
         for (const part of [...asArray(item["summary"]), ...asArray(item["content"])]) takeReasoning(asText(asObject(part)["text"]) ?? "");
@@ -60,12 +73,14 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
       index: Number(place),
       id: asText(item["call_id"]) ?? asText(item["id"]),
       name: asText(item["name"]),
-      arguments: asText(item["arguments"]),
+      arguments: asText(item["type"] === "custom_tool_call" ? item["input"] : item["arguments"]),
+      custom: item["type"] === "custom_tool_call",
     });
 
   function takeResponse(response: JsonObject): void {
     id = asText(response["id"]) ?? id;
     rawUsage = response["usage"] ?? rawUsage;
+    serviceTier = asText(response["service_tier"]) ?? serviceTier;
   }
 
   /** The response as it stands at its end, which repeats everything that was streamed. */
@@ -92,7 +107,7 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
         takeResponse(asObject(event["response"]));
         return [];
       case "response.output_text.delta":
-        return takePiece(event, reply.text);
+        return takePiece(event, takeText);
       case "response.refusal.delta":
         return takePiece(event, reply.refusal);
       case "response.reasoning_text.delta":
@@ -100,9 +115,11 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
         return takePiece(event, takeReasoning);
       case "response.output_item.added": {
         const item = asObject(event["item"]);
-        return item["type"] === "function_call" ? takeCall(event["output_index"], { ...item, arguments: "" }) : [];
+        const isCall = item["type"] === "function_call" || item["type"] === "custom_tool_call";
+        return isCall ? takeCall(event["output_index"], { ...item, arguments: "", input: "" }) : [];
       }
       case "response.function_call_arguments.delta":
+      case "response.custom_tool_call_input.delta":
         return takePiece(event, (piece) => reply.toolCall({ index: Number(event["output_index"]), arguments: piece }));
       case "response.output_item.done":
         return takeItem(event["output_index"], asObject(event["item"]));
@@ -137,7 +154,25 @@ export function createResponsesAnswer({ request, mostTokens, countTokens, secret
     providerRequestId: () => id ?? requestId,
     result(): ModelResult {
       if (finish === undefined) throw providerFailure({ kind: "garbage", text: "The answer ended before it was whole." }, secrets);
-      return { reply: reply.build(finish), usage: counter.ofWhole(reported()), providerRequestId: id ?? requestId };
+      const facts = { serviceTier, annotations: annotations.length === 0 ? undefined : annotations };
+      return { reply: reply.build(finish, facts), usage: counter.ofWhole(reported()), providerRequestId: id ?? requestId };
     },
   };
 }
+
+/** The API leaves out the bytes of a token, and its rivals where none were asked for. */
+const toLogprobs = (tokens: unknown): readonly TokenLogprob[] =>
+  asArray(tokens)
+    .map(asObject)
+    .map((token) => ({
+      ...token,
+      bytes: token["bytes"] ?? null,
+      top_logprobs: asArray(token["top_logprobs"]).map((rival) => ({ bytes: null, ...asObject(rival) })),
+    }));
+
+/** Citations of the web, which Chat Completions nest under their type; of other kinds it has none. */
+const citationsOf = (part: JsonObject): readonly JsonObject[] =>
+  asArray(part["annotations"])
+    .map(asObject)
+    .filter(({ type }) => type === "url_citation")
+    .map(({ type, ...citation }) => ({ type, url_citation: citation }));

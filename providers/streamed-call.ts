@@ -129,6 +129,7 @@ const withFacts = (failure: ModelCallError, reader: AnswerReader | undefined): M
     ? failure
     : new ModelCallError(failure.kind, failure.message, {
         status: failure.status,
+        unsupported: failure.unsupported,
         retryAfterMs: failure.retryAfterMs,
         usage: reader.usageSoFar(),
         providerRequestId: reader.providerRequestId(),

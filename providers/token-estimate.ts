@@ -1,4 +1,4 @@
-import type { ChatMessage, ToolDefinition } from "../domain/conversation.ts";
+import type { ChatMessage, ContentPart, ToolDefinition } from "../domain/conversation.ts";
 
 /** Counts the model tokens of a text. Pure; `model` lets a real tokenizer choose its vocabulary. */
 export type TokenCounter = (model: string, text: string) => number;
@@ -7,6 +7,10 @@ export type TokenCounter = (model: string, text: string) => number;
 const tokensPerMessage = 4;
 const tokensPerReply = 3;
 const tokensPerImage = 765;
+/** Speech is 10 tokens a second (OpenAI), which are about 16,000 characters of base64 MP3. */
+const charactersPerAudioToken = 1_600;
+/** A page of PDF is 1,500 to 3,000 tokens (Anthropic) and some 50 to 100 KB. */
+const charactersPerFileToken = 40;
 
 /**
  * Runs of characters that tokenizers treat alike, each with the characters of such a run that one token holds. A single space
@@ -59,10 +63,23 @@ export function estimatePromptTokens(countTokens: TokenCounter, { model, message
   for (const message of messages) {
     tokens += tokensPerMessage;
     if (typeof message.content === "string") tokens += count(message.content);
-    else for (const part of message.content ?? []) tokens += part.type === "text" ? count(part.text) : tokensPerImage;
+    else for (const part of message.content ?? []) tokens += tokensOfPart(part, count);
     if (message.role !== "assistant") continue;
     for (const call of message.toolCalls ?? []) tokens += tokensPerMessage + count(call.name) + count(call.arguments);
   }
   for (const tool of tools) tokens += tokensPerMessage + count(JSON.stringify(tool));
   return tokens;
+}
+
+function tokensOfPart(part: ContentPart, count: (text: string) => number): number {
+  switch (part.type) {
+    case "text":
+      return count(part.text);
+    case "image":
+      return tokensPerImage;
+    case "audio":
+      return Math.ceil(part.data.length / charactersPerAudioToken);
+    case "file":
+      return tokensPerImage + ("data" in part.file ? Math.ceil(part.file.data.length / charactersPerFileToken) : 0);
+  }
 }

@@ -1,11 +1,26 @@
+import type { TokenLogprob } from "../domain/conversation.ts";
 import type { FinishedTurn } from "../domain/turn.ts";
 import type { TurnId } from "../domain/turn-id.ts";
 
+type TextPiece = {
+  readonly offset: number;
+  readonly text: string;
+  /** `offset` counts the logprobs before these. */
+  readonly logprobs?: { readonly offset: number; readonly tokens: readonly TokenLogprob[] };
+};
+
 /** What a running turn shows to whoever watches it. Nothing here is durable: the turn's row is the truth. */
 export type TurnEvent =
-  /** Text of the answer; `offset` is where it stands in the turn's whole text, in UTF-16 units, so a repeated or lost piece shows. */
-  | { readonly type: "text"; readonly offset: number; readonly text: string }
-  | { readonly type: "tool_call"; readonly index: number; readonly id?: string; readonly name?: string; readonly arguments: string }
+  /** Text of the answer, or of its refusal; `offset` is where it stands in the whole, in UTF-16 units, so a repeated or lost piece shows. */
+  | ({ readonly type: "text" | "refusal" } & TextPiece)
+  | {
+      readonly type: "tool_call";
+      readonly index: number;
+      readonly id?: string;
+      readonly name?: string;
+      readonly arguments: string;
+      readonly custom?: true;
+    }
   /** The tenant's own tool runs inside the turn. */
   | {
       readonly type: "tool";

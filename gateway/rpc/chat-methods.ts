@@ -27,6 +27,8 @@ const content = z.union([
       z.object({ type: z.literal("text"), text: z.string() }),
       /** `url` is null for an image that was sent inline. */
       z.object({ type: z.literal("image"), url: z.string().nullable() }),
+      z.object({ type: z.literal("audio"), format: z.string() }),
+      z.object({ type: z.literal("file"), name: z.string().nullable() }),
     ]),
   ),
 ]);
@@ -118,6 +120,16 @@ async function requireSession(turns: TurnService, context: TenantContext, sessio
 const contentJson = (said: ChatMessage["content"]): z.input<typeof content> =>
   typeof said === "string" ? said : said === null ? "" : said.map(partJson);
 
-/** Images that came inline stay here: a page of history would not carry them. */
-const partJson = (part: ContentPart) =>
-  part.type === "text" ? { type: part.type, text: part.text } : { type: part.type, url: part.url.startsWith("data:") ? null : part.url };
+/** What came inline stays here: a page of history would not carry it. */
+function partJson(part: ContentPart) {
+  switch (part.type) {
+    case "text":
+      return { type: part.type, text: part.text };
+    case "image":
+      return { type: part.type, url: part.url.startsWith("data:") ? null : part.url };
+    case "audio":
+      return { type: part.type, format: part.format };
+    case "file":
+      return { type: part.type, name: part.name ?? null };
+  }
+}

@@ -2,7 +2,8 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { AppError } from "../../domain/app-error.ts";
 import type { ChatMessage, SamplingSettings } from "../../domain/conversation.ts";
-import { newMessagesOf, parseChatRequest } from "../../gateway/chat-request.ts";
+import { newMessagesOf } from "../../gateway/chat-messages.ts";
+import { parseChatRequest } from "../../gateway/chat-request.ts";
 
 const hello = { model: "m", messages: [{ role: "user", content: "hi" }] };
 
@@ -23,44 +24,53 @@ const given = (settings: SamplingSettings): object =>
 test("the smallest request asks for nothing more than it says", () => {
   const request = parseChatRequest(hello);
 
-  expect(request).toMatchObject({ model: "m", messages: [{ role: "user", content: "hi" }], tools: [], stream: false, includeUsage: false });
+  expect(request).toMatchObject({ model: "m", messages: [{ role: "user", content: "hi" }], tools: [], stream: false });
+  expect(request.shape).toEqual({ includeUsage: false, obfuscate: false, withFunctions: false, metadata: undefined });
   expect(given(request.settings)).toEqual({});
 });
 
-/** Every field that OpenAI documents for `POST /v1/chat/completions` (API reference, 2026), in its order. */
-const documented: Readonly<Record<string, { readonly sent: unknown; readonly becomes?: object; readonly refused?: true }>> = {
+const weather = { name: "weather", parameters: { type: "object" } };
+const functions = { functions: [weather] };
+const tools = { tools: [{ type: "function", function: weather }] };
+
+/** Every field that OpenAI documents for `POST /v1/chat/completions` (openai 7.57), in its order; `with` is what it needs beside it. */
+const documented: Readonly<
+  Record<string, { readonly sent: unknown; readonly with?: object; readonly becomes?: object; readonly refused?: true }>
+> = {
   audio: { sent: { format: "mp3", voice: "alloy" }, refused: true },
   frequency_penalty: { sent: -0.5, becomes: { frequencyPenalty: -0.5 } },
-  function_call: { sent: "auto", refused: true },
-  functions: { sent: [{ name: "f" }], refused: true },
-  logit_bias: { sent: { "50256": -100 }, refused: true },
-  logprobs: { sent: true, refused: true },
+  function_call: { sent: { name: "weather" }, with: functions, becomes: { toolChoice: { name: "weather" }, parallelToolCalls: false } },
+  functions: { sent: functions.functions, becomes: { parallelToolCalls: false } },
+  logit_bias: { sent: { "50256": -100 }, becomes: { logitBias: { "50256": -100 } } },
+  logprobs: { sent: true, becomes: { logprobs: true } },
   max_completion_tokens: { sent: 7, becomes: { maxTokens: 7 } },
   max_tokens: { sent: 9, becomes: { maxTokens: 9 } },
   metadata: { sent: { a: "b" }, becomes: {} },
-  modalities: { sent: ["text", "audio"], refused: true },
+  modalities: { sent: ["text"], becomes: {} },
+  moderation: { sent: { model: "omni-moderation-latest" }, refused: true },
   n: { sent: 1, becomes: {} },
   parallel_tool_calls: { sent: false, becomes: { parallelToolCalls: false } },
-  prediction: { sent: { type: "content", content: "x" }, refused: true },
+  prediction: { sent: { type: "content", content: [{ type: "text", text: "x" }] }, becomes: { prediction: "x" } },
   presence_penalty: { sent: 2, becomes: { presencePenalty: 2 } },
-  prompt_cache_key: { sent: "k", refused: true },
-  prompt_cache_retention: { sent: "24h", refused: true },
+  prompt_cache_key: { sent: "k", becomes: { promptCacheKey: "k" } },
+  prompt_cache_options: { sent: { mode: "implicit", ttl: "30m" }, becomes: { promptCacheOptions: { mode: "implicit", ttl: "30m" } } },
+  prompt_cache_retention: { sent: "24h", becomes: { promptCacheRetention: "24h" } },
   reasoning_effort: { sent: "low", becomes: { reasoningEffort: "low" } },
   response_format: { sent: { type: "json_object" }, becomes: { responseFormat: { type: "json_object" } } },
-  safety_identifier: { sent: "s", refused: true },
+  safety_identifier: { sent: "s", becomes: { safetyIdentifier: "s" } },
   seed: { sent: -3, becomes: { seed: -3 } },
-  service_tier: { sent: "flex", refused: true },
+  service_tier: { sent: "flex", becomes: { serviceTier: "flex" } },
   stop: { sent: "END", becomes: { stop: ["END"] } },
   store: { sent: true, refused: true },
   stream: { sent: false, becomes: {} },
   temperature: { sent: 0, becomes: { temperature: 0 } },
-  tool_choice: { sent: "none", becomes: { toolChoice: "none" } },
+  tool_choice: { sent: "none", with: tools, becomes: { toolChoice: "none" } },
   tools: { sent: [], becomes: {} },
-  top_logprobs: { sent: 3, refused: true },
+  top_logprobs: { sent: 3, with: { logprobs: true }, becomes: { logprobs: true, topLogprobs: 3 } },
   top_p: { sent: 0.1, becomes: { topP: 0.1 } },
   user: { sent: "jane", becomes: {} },
-  verbosity: { sent: "low", refused: true },
-  web_search_options: { sent: {}, refused: true },
+  verbosity: { sent: "low", becomes: { verbosity: "low" } },
+  web_search_options: { sent: { search_context_size: "low" }, becomes: { webSearch: { search_context_size: "low" } } },
 };
 const refused = Object.entries(documented).filter(([, field]) => field.refused === true);
 const honoured = Object.entries(documented).filter(([, field]) => field.refused !== true);
@@ -73,14 +83,18 @@ test.each(refused)("%s is refused by its name", (name, { sent }) => {
   });
 });
 
-test.each(honoured)("%s is honoured", (name, { sent, becomes }) => {
-  expect(given(settingsOf({ [name]: sent }))).toEqual(becomes);
+test.each(honoured)("%s is honoured", (name, { sent, with: more = {}, becomes }) => {
+  expect(given(settingsOf({ ...more, [name]: sent }))).toEqual(becomes);
 });
 
 test("null is as good as absent for every optional field", () => {
   const nulls = Object.fromEntries(Object.keys(documented).map((name) => [name, null]));
 
   expect(parseChatRequest({ ...hello, ...nulls, stream_options: null })).toEqual(parseChatRequest(hello));
+});
+
+test("no answer is spoken", () => {
+  expect(refusalOf({ modalities: ["text", "audio"] })).toMatchObject({ code: "unsupported_parameter", param: "modalities" });
 });
 
 test("store: false asks for what is done anyway", () => {
@@ -122,13 +136,26 @@ describe("what is wrong is named as deep as it stands", () => {
     [{ messages: ["hi"] }, "messages.0"],
     [{ messages: [{ content: "hi" }] }, "messages.0.role"],
     [{ messages: [{ role: "robot", content: "hi" }] }, "messages.0.role"],
-    [{ messages: [{ role: "function", name: "f", content: "hi" }] }, "messages.0.role"],
+    [{ messages: [{ role: "function", name: "f", content: "hi" }] }, "messages.0.name"],
+    [{ messages: [{ role: "assistant", content: "hi", audio: { id: "audio_1" } }] }, "messages.0.audio"],
+    [
+      { messages: [{ role: "user", content: [{ type: "text", text: "hi", prompt_cache_breakpoint: { mode: "explicit" } }] }] },
+      "messages.0.content.0.prompt_cache_breakpoint",
+    ],
     [{ messages: [{ role: "user" }] }, "messages.0.content"],
     [{ messages: [{ role: "user", content: null }] }, "messages.0.content"],
     [{ messages: [{ role: "user", content: [] }] }, "messages.0.content"],
     [{ messages: [...hello.messages, { role: "user", content: [{ type: "text" }] }] }, "messages.1.content.0.text"],
-    [{ messages: [{ role: "user", content: [{ type: "input_audio", input_audio: {} }] }] }, "messages.0.content.0.type"],
-    [{ messages: [{ role: "user", content: [{ type: "file", file: {} }] }] }, "messages.0.content.0.type"],
+    [
+      { messages: [{ role: "user", content: [{ type: "input_audio", input_audio: { data: "" } }] }] },
+      "messages.0.content.0.input_audio.data",
+    ],
+    [{ messages: [{ role: "user", content: [{ type: "video", video: {} }] }] }, "messages.0.content.0.type"],
+    [{ messages: [{ role: "user", content: [{ type: "file", file: {} }] }] }, "messages.0.content.0.file"],
+    [
+      { messages: [{ role: "user", content: [{ type: "file", file: { file_id: "file-1", file_data: "AA==" } }] }] },
+      "messages.0.content.0.file",
+    ],
     [{ messages: [{ role: "user", content: [{ type: "image_url", image_url: "https://x" }] }] }, "messages.0.content.0.image_url"],
     [{ messages: [{ role: "user", content: [{ type: "image_url", image_url: { url: 1 } }] }] }, "messages.0.content.0.image_url.url"],
     [
@@ -157,14 +184,39 @@ describe("what is wrong is named as deep as it stands", () => {
     [{ stop: [1] }, "stop.0"],
     [{ stream: "true" }, "stream"],
     [{ stream: true, stream_options: { include_usage: "yes" } }, "stream_options.include_usage"],
-    [{ stream: true, stream_options: { include_obfuscation: true } }, "stream_options.include_obfuscation"],
-    [{ tools: [{ type: "custom", custom: { name: "f" } }] }, "tools.0.type"],
+    [{ stream: true, stream_options: { include_obfuscation: 1 } }, "stream_options.include_obfuscation"],
+    [{ tools: [{ type: "mcp", mcp: { name: "f" } }] }, "tools.0.type"],
+    [
+      { tools: [{ type: "custom", custom: { name: "f", format: { type: "grammar", grammar: { syntax: "peg" } } } }] },
+      "tools.0.custom.format.grammar.syntax",
+    ],
     [{ tools: [tool, { type: "function", function: { name: "bad name" } }] }, "tools.1.function.name"],
     [{ tools: [{ type: "function", function: { name: "f", parameters: [] } }] }, "tools.0.function.parameters"],
     [{ tools: Array.from({ length: 129 }, () => tool) }, "tools"],
     [{ tool_choice: "always" }, "tool_choice"],
     [{ tool_choice: { type: "function", function: {} } }, "tool_choice.function.name"],
-    [{ tool_choice: { type: "allowed_tools", allowed_tools: {} } }, "tool_choice.type"],
+    [{ tool_choice: { type: "mcp" } }, "tool_choice.type"],
+    [{ tool_choice: { type: "allowed_tools", allowed_tools: { mode: "auto", tools: [] } } }, "tool_choice.allowed_tools.tools"],
+    [{ tool_choice: "required" }, "tool_choice"],
+    [{ ...tools, tool_choice: { type: "function", function: { name: "other" } } }, "tool_choice"],
+    [{ ...tools, tool_choice: { type: "custom", custom: { name: "other" } } }, "tool_choice"],
+    [{ ...tools, ...functions }, "functions"],
+    [{ function_call: "auto" }, "function_call"],
+    [{ ...functions, function_call: { name: "other" } }, "function_call"],
+    [{ logit_bias: { token: 1 } }, "logit_bias.token"],
+    [{ logit_bias: { "1": 101 } }, "logit_bias.1"],
+    [{ top_logprobs: 2 }, "top_logprobs"],
+    [{ logprobs: true, top_logprobs: 21 }, "top_logprobs"],
+    [{ verbosity: "chatty" }, "verbosity"],
+    [{ service_tier: "gold" }, "service_tier"],
+    [{ modalities: ["video"] }, "modalities.0"],
+    [{ prediction: { type: "guess", content: "x" } }, "prediction.type"],
+    [{ prompt_cache_retention: "7d" }, "prompt_cache_retention"],
+    [{ prompt_cache_options: { ttl: "1y" } }, "prompt_cache_options.ttl"],
+    [{ web_search_options: { search_context_size: "all" } }, "web_search_options.search_context_size"],
+    [{ metadata: Object.fromEntries(Array.from({ length: 17 }, (_, n) => [`k${n}`, "v"])) }, "metadata"],
+    [{ response_format: { type: "json_schema" } }, "response_format.json_schema"],
+    [{ response_format: { type: "json_schema", json_schema: { name: "a b" } } }, "response_format.json_schema.name"],
     [{ response_format: "json" }, "response_format"],
     [{ response_format: { type: "xml" } }, "response_format.type"],
     [{ user: 7 }, "user"],
@@ -182,8 +234,10 @@ describe("what is wrong is named as deep as it stands", () => {
     expect(refusalOf({ stream: false, stream_options: {} })).toMatchObject({ param: "stream_options" });
     expect(parseChatRequest({ ...hello, stream: true, stream_options: { include_usage: true } })).toMatchObject({
       stream: true,
-      includeUsage: true,
+      shape: { includeUsage: true, obfuscate: false },
     });
+    const stream_options = { include_obfuscation: true };
+    expect(parseChatRequest({ ...hello, stream: true, stream_options }).shape).toMatchObject({ includeUsage: false, obfuscate: true });
   });
 
   test.each([[null], [undefined], [[]], [[hello]], ["text"], [7], [true]])("a body of %j is no object", (body) => {
@@ -221,11 +275,11 @@ describe("messages", () => {
     expect(messages).toEqual([
       { role: "system", content: "Be brief." },
       { role: "developer", content: "Be\nkind." },
-      { role: "user", content: "What is in the box?" },
+      { role: "user", content: "What is in the box?", name: "jane" },
       { role: "assistant", content: null, toolCalls: [{ id: "c", name: "open", arguments: '{"box":' }] },
       { role: "tool", toolCallId: "c", content: "a cat" },
-      { role: "assistant", content: "A cat.", toolCalls: undefined },
-      { role: "assistant", content: null, toolCalls: [] },
+      { role: "assistant", content: "A cat." },
+      { role: "assistant", content: null },
     ]);
   });
 
@@ -249,6 +303,74 @@ describe("messages", () => {
     ]);
   });
 
+  test("may hold audio and files, and tools may answer with them", () => {
+    const sent = [
+      { type: "input_audio", input_audio: { data: "AAAA", format: "mp3" } },
+      { type: "file", file: { file_data: "data:application/pdf;base64,JVBERi0=", filename: "a.pdf" } },
+      { type: "file", file: { file_id: "file-1" } },
+    ];
+    const content = [
+      { type: "audio", data: "AAAA", format: "mp3" },
+      { type: "file", name: "a.pdf", file: { data: "data:application/pdf;base64,JVBERi0=" } },
+      { type: "file", file: { id: "file-1" } },
+    ];
+    const messages = [
+      { role: "user", content: sent },
+      { role: "tool", tool_call_id: "c", content: sent },
+    ];
+
+    expect(parseChatRequest({ ...hello, messages }).messages).toEqual([
+      { role: "user", content },
+      { role: "tool", toolCallId: "c", content },
+    ]);
+  });
+
+  test("may be refusals, and calls of custom tools", () => {
+    const refusing = {
+      role: "assistant",
+      content: [
+        { type: "text", text: "Hm." },
+        { type: "refusal", refusal: "No." },
+      ],
+    };
+    const custom = {
+      role: "assistant",
+      refusal: null,
+      tool_calls: [{ id: "c", type: "custom", custom: { name: "sql", input: "SELECT 1" } }],
+    };
+
+    expect(parseChatRequest({ ...hello, messages: [refusing, { role: "assistant", refusal: "Never." }, custom] }).messages).toEqual([
+      { role: "assistant", content: "Hm.", refusal: "No." },
+      { role: "assistant", content: null, refusal: "Never." },
+      { role: "assistant", content: null, toolCalls: [{ id: "c", name: "sql", arguments: "SELECT 1", custom: true }] },
+    ]);
+  });
+
+  test("of the time of functions become those of tools, each answer with its call", () => {
+    const asked = (name: string, place: number) => ({
+      role: "assistant",
+      content: null,
+      function_call: { name, arguments: `{"n":${place}}` },
+    });
+    const answered = (name: string, content: string) => ({ role: "function", name, content });
+    const { messages, shape } = parseChatRequest({
+      ...hello,
+      messages: [asked("f", 0), answered("f", "one"), asked("g", 2), answered("g", "two"), asked("f", 4), answered("f", "three")],
+    });
+
+    expect(shape.withFunctions).toBe(true);
+    expect(
+      messages.map((message) =>
+        message.role === "assistant" ? message.toolCalls?.map(({ name, arguments: json }) => [name, json]) : message.content,
+      ),
+    ).toEqual([[["f", '{"n":0}']], "one", [["g", '{"n":2}']], "two", [["f", '{"n":4}']], "three"]);
+    const ids = messages.map((message) =>
+      message.role === "assistant" ? message.toolCalls?.[0]?.id : message.role === "tool" ? message.toolCallId : "",
+    );
+    expect([ids[0], ids[2], ids[4]]).toEqual([ids[1], ids[3], ids[5]]);
+    expect(new Set(ids).size).toBe(3);
+  });
+
   test("keep every character of their text", () => {
     fc.assert(
       fc.property(fc.string({ unit: fc.nat(0xff_ff).map((unit) => String.fromCharCode(unit)) }), (content) => {
@@ -259,7 +381,7 @@ describe("messages", () => {
 });
 
 describe("tools", () => {
-  const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+  const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"], additionalProperties: false };
 
   test("come with their schema as it was sent", () => {
     const { tools } = parseChatRequest({
@@ -283,8 +405,53 @@ describe("tools", () => {
     ["none", "none"],
     ["required", "required"],
     [{ type: "function", function: { name: "f" } }, { name: "f" }],
+    [{ type: "custom", custom: { name: "sql" } }, { name: "sql" }],
+    [
+      {
+        type: "allowed_tools",
+        allowed_tools: {
+          mode: "required",
+          tools: [
+            { type: "function", function: { name: "f" } },
+            { type: "custom", custom: { name: "sql" } },
+          ],
+        },
+      },
+      { allowed: ["f", "sql"], mode: "required" },
+    ],
   ])("are chosen by %j", (sent, choice) => {
-    expect(settingsOf({ tools: [tool], tool_choice: sent }).toolChoice).toEqual(choice);
+    expect(settingsOf({ tools: [tool, { type: "custom", custom: { name: "sql" } }], tool_choice: sent }).toolChoice).toEqual(choice);
+  });
+
+  test("may take free text, of any form or of a grammar's", () => {
+    const grammar = { type: "grammar", grammar: { syntax: "lark", definition: 'start: "a"' } };
+    const custom = (more: object) => ({ type: "custom", custom: { name: "t", description: "Text.", ...more } });
+
+    expect(parseChatRequest({ ...hello, tools: [custom({}), custom({ format: grammar })] }).tools).toEqual([
+      { name: "t", description: "Text.", custom: { type: "text" } },
+      { name: "t", description: "Text.", custom: { type: "grammar", syntax: "lark", definition: 'start: "a"' } },
+    ]);
+  });
+
+  const object = (more: object) => ({ type: "object", properties: {}, required: [], additionalProperties: false, ...more });
+  test.each<[string, object]>([
+    ["$", { type: "string" }],
+    ["$", { type: "object", properties: {} }],
+    ["$", object({ properties: { a: { type: "string" } } })],
+    ["$.properties.a", object({ properties: { a: { type: ["object", "null"] } }, required: ["a"] })],
+    ["$.properties.a.items", object({ properties: { a: { type: "array", items: { type: "object" } } }, required: ["a"] })],
+    ["$.$defs.box", object({ $defs: { box: { type: "object", additionalProperties: true } } })],
+    ["$.properties.a.anyOf.1", object({ properties: { a: { anyOf: [{ type: "null" }, { type: "object" }] } }, required: ["a"] })],
+  ])("whose schema is not strict at %s are refused if they claim it, as are response schemas", (path, schema) => {
+    const strictTool = { type: "function", function: { name: "f", strict: true, parameters: schema } };
+    const format = { type: "json_schema", json_schema: { name: "box", strict: true, schema } };
+
+    const refusals = [refusalOf({ tools: [tool, strictTool] }), refusalOf({ response_format: format })];
+
+    expect(refusals.map(({ param }) => param)).toEqual(["tools.1.function.parameters", "response_format.json_schema.schema"]);
+    expect(refusals.map(({ message }) => message)).toEqual([expect.stringContaining(`'${path}'`), expect.stringContaining(`'${path}'`)]);
+    const loose = [{ type: "function", function: { name: "f", parameters: schema } }];
+    expect(parseChatRequest({ ...hello, tools: loose }).tools).toMatchObject([{ parameters: schema }]);
   });
 
   test("a response schema comes through whole", () => {

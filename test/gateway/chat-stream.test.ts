@@ -171,6 +171,71 @@ describe("a streamed answer", () => {
     expect(chunks.flatMap(({ choices }) => choices.map(({ delta }) => delta.refusal ?? "")).join("")).toBe("I would rather not.");
   });
 
+  test("refuses in the model's own pace", async () => {
+    const refusing = textEvents("I would ", "rather not.").map((event): TurnEvent => ({ ...event, type: "refusal" }) as TurnEvent);
+
+    const { chunks } = await streamed(refusing, async () => done({ content: null, refusal: "I would rather not." }));
+
+    const said = chunks.flatMap(({ choices }) => choices.map(({ delta }) => delta.refusal)).filter((piece) => piece !== undefined);
+    expect(said).toEqual(["I would ", "rather not."]);
+  });
+
+  const tokens = ["Hel", "lo", "!"].map((token) => ({ token, bytes: null, logprob: -1, top_logprobs: [] }));
+  const spoken: TurnEvent[] = [
+    { type: "text", offset: 0, text: "Hel", logprobs: { offset: 0, tokens: tokens.slice(0, 1) } },
+    { type: "text", offset: 3, text: "lo!", logprobs: { offset: 1, tokens: tokens.slice(1) } },
+  ];
+  test.each<[string, readonly TurnEvent[]]>([
+    ["as they come", spoken],
+    ["at the end, where pieces were lost", spoken.slice(1)],
+    ["once, where pieces came twice", [...spoken, ...spoken]],
+  ])("tells how likely its tokens were: %s", async (_what, events) => {
+    const { chunks } = await streamed(events, async () => done({ content: "Hello!", logprobs: tokens }), { logprobs: true });
+
+    const told = chunks.flatMap(({ choices }) => choices as unknown as { logprobs: { content: object[] } | null }[]);
+    expect(told.flatMap(({ logprobs }) => logprobs?.content ?? [])).toEqual(tokens);
+  });
+
+  test("calls a custom tool with text, and a function as the API did before it had tools", async () => {
+    const call = { id: "call_a", name: "sql", arguments: "SELECT 1" };
+    const events: TurnEvent[] = [
+      { type: "tool_call", index: 0, id: "call_a", name: "sql", arguments: "SELECT", custom: true },
+      { type: "tool_call", index: 0, arguments: " 1" },
+    ];
+    const asked = { functions: [{ name: "sql" }] };
+
+    const custom = await streamed(events, async () => done({ toolCalls: [{ ...call, custom: true }], finishReason: "tool_calls" }));
+    const legacy = await streamed(events, async () => done({ toolCalls: [call], finishReason: "tool_calls" }), asked);
+
+    const deltas = ({ chunks }: typeof custom) => chunks.slice(1).map(({ choices }) => choices[0]?.delta);
+    expect(deltas(custom)).toEqual([
+      { tool_calls: [{ index: 0, id: "call_a", type: "custom", custom: { name: "sql", input: "SELECT" } }] },
+      { tool_calls: [{ index: 0, custom: { input: " 1" } }] },
+      {},
+    ]);
+    expect(deltas(legacy)).toEqual([{ function_call: { name: "sql", arguments: "SELECT" } }, { function_call: { arguments: " 1" } }, {}]);
+    expect([finishOf(custom.chunks), finishOf(legacy.chunks)]).toEqual([["tool_calls"], ["function_call"]]);
+  });
+
+  test("hides the length of its pieces for those who asked", async () => {
+    const { answer, chunks } = await streamed(textEvents("a", "bcdefghij"), async () => done({ content: "abcdefghij" }), {
+      stream_options: { include_obfuscation: true },
+    });
+
+    const lengths = answer.body.split("\n\n").filter((event) => event.includes("obfuscation"));
+    expect(lengths).toHaveLength(chunks.length);
+    expect(new Set(lengths.map((event) => event.length % 128)).size).toBe(1);
+    expect(textOf(chunks)).toBe("abcdefghij");
+  });
+
+  test("ends with the tier that served it and its sources", async () => {
+    const annotations = [{ type: "url_citation", url_citation: { url: "https://example.org" } }];
+    const { chunks } = await streamed(textEvents("Hi."), async () => done({ content: "Hi.", serviceTier: "flex", annotations }));
+
+    expect(chunks.at(-2)?.choices[0]?.delta).toEqual({ annotations });
+    expect(chunks.at(-1)).toMatchObject({ service_tier: "flex" });
+  });
+
   test("stays one line per event, whatever the model writes", async () => {
     const text = 'a\nb\r\nc\n\ndata: [DONE]\n\n\u2028\u2029\0"\\🦞';
 

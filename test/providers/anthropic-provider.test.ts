@@ -194,7 +194,8 @@ test("settings are sent under Anthropic's names", async () => {
   expect(server.requests[0]?.body).toMatchObject({
     max_tokens: 50,
     stop_sequences: ["END"],
-    output_config: { effort: "high", format: { type: "json_schema", schema } },
+    thinking: { type: "adaptive" },
+    output_config: { effort: "high", format: { type: "json_schema", schema: { ...schema, additionalProperties: false } } },
     tools: [{ name: "list", description: "Lists", input_schema: schema, strict: true }],
     tool_choice: { type: "auto", disable_parallel_tool_use: true },
   });
@@ -220,25 +221,169 @@ test.each<[SamplingSettings["toolChoice"], object]>([
   ["none", { type: "none" }],
   ["required", { type: "any" }],
   [{ name: "list" }, { type: "tool", name: "list" }],
+  [{ allowed: ["list"], mode: "auto" }, { type: "auto" }],
+  [{ allowed: ["list"], mode: "required" }, { type: "any" }],
 ])("the tool choice %j is sent as %j", async (toolChoice, expected) => {
   server.answer({ steps: [hello] });
 
-  await finishCall(anthropic(), someRequest({ tools: [{ name: "list" }], settings: { toolChoice } }));
+  const tools = [{ name: "list" }, { name: "time" }];
+  await finishCall(anthropic(), someRequest({ tools, settings: { toolChoice } }));
 
   expect(server.requests[0]?.body["tool_choice"]).toEqual(expected);
+  const names = (server.requests[0]?.body["tools"] as { name: string }[]).map(({ name }) => name);
+  expect(names).toEqual(typeof toolChoice === "object" && "allowed" in toolChoice ? ["list"] : ["list", "time"]);
+});
+
+test.each<[string, string, number, object]>([
+  ["none", "claude-opus-4-8", 8_000, { thinking: { type: "disabled" } }],
+  ["minimal", "claude-opus-4-8", 8_000, { thinking: { type: "adaptive" }, output_config: { effort: "low" } }],
+  ["max", "claude-sonnet-5", 8_000, { thinking: { type: "adaptive" }, output_config: { effort: "max" } }],
+  ["low", "claude-sonnet-4-5-20250929", 8_000, { thinking: { type: "enabled", budget_tokens: 2_048 } }],
+  ["high", "claude-sonnet-4-20250514", 8_000, { thinking: { type: "enabled", budget_tokens: 7_999 } }],
+])("the effort %s of %s is sent in the words of that model", async (reasoningEffort, model, maxTokens, expected) => {
+  server.answer({ steps: [hello] });
+
+  await finishCall(anthropic(), someRequest({ model, settings: { reasoningEffort, maxTokens } }));
+
+  const { thinking, output_config } = server.requests[0]?.body ?? {};
+  expect({ ...(thinking === undefined ? {} : { thinking }), ...(output_config === undefined ? {} : { output_config }) }).toEqual(expected);
+});
+
+test("a model with a budget to think does without between a tool's call and its answer", async () => {
+  server.answer({ steps: [hello] });
+  const messages: ChatMessage[] = [
+    { role: "user", content: "List" },
+    { role: "assistant", content: null, toolCalls: [{ id: "c", name: "list", arguments: "{}" }] },
+    { role: "tool", toolCallId: "c", content: "a.txt" },
+  ];
+
+  await finishCall(anthropic(), someRequest({ model: "claude-opus-4-5", messages, settings: { reasoningEffort: "high" } }));
+
+  expect(server.requests[0]?.body).not.toHaveProperty("thinking");
+});
+
+test("any JSON object is the input of a tool that takes the answer, and is given as the content", async () => {
+  const pieces = ['{"a":', " 1}"].map((partial_json) => piece(0, { type: "input_json_delta", partial_json }));
+  const call = block(0, { type: "tool_use", id: "toolu_1", name: "answer_as_json_object", input: {} });
+  server.answer({ steps: [namedEvents(start(), call, ...pieces, blockEnd(0), stopped("tool_use"), end)] });
+
+  const { deltas, result } = await finishCall(anthropic(), someRequest({ settings: { responseFormat: { type: "json_object" } } }));
+
+  expect(server.requests[0]?.body).toMatchObject({
+    tools: [{ name: "answer_as_json_object", input_schema: { type: "object" } }],
+    tool_choice: { type: "any" },
+  });
+  expect(result.reply).toEqual({ content: '{"a": 1}', toolCalls: [], finishReason: "stop" });
+  expect(deltas).toEqual([
+    { type: "text", text: '{"a":' },
+    { type: "text", text: " 1}" },
+  ]);
+});
+
+test("a schema is put into the words that the API knows, and one that it cannot know is refused", async () => {
+  server.answer({ steps: [hello] });
+  const formatOf = (schema: object) => ({ responseFormat: { type: "json_schema", json_schema: { name: "a", schema } } });
+  const schema = { type: "object", properties: { age: { type: "integer", minimum: 0 } }, required: ["age"] };
+
+  await finishCall(anthropic(), someRequest({ settings: formatOf(schema) }));
+  const refused = await failedCall(anthropic(), someRequest({ settings: formatOf({ properties: {} }) }));
+
+  expect(server.requests).toHaveLength(1);
+  expect(server.requests[0]?.body["output_config"]).toEqual({
+    format: {
+      type: "json_schema",
+      schema: {
+        type: "object",
+        properties: { age: { type: "integer", description: "{minimum: 0}" } },
+        required: ["age"],
+        additionalProperties: false,
+      },
+    },
+  });
+  expect(refused).toMatchObject({ kind: "refused", unsupported: "response_format" });
+});
+
+test("who asks for caching, a tier or abuse detection is sent so", async () => {
+  server.answer({
+    steps: [namedEvents(start({ input_tokens: 5, output_tokens: 1, service_tier: "standard" }), ...helloText, stopped("end_turn"), end)],
+  });
+  const settings: SamplingSettings = {
+    promptCacheKey: "k",
+    promptCacheRetention: "in_memory",
+    serviceTier: "default",
+    safetyIdentifier: "u1",
+  };
+
+  const { result } = await finishCall(anthropic(), someRequest({ settings }));
+
+  expect(server.requests[0]?.body).toMatchObject({
+    cache_control: { type: "ephemeral" },
+    service_tier: "standard_only",
+    metadata: { user_id: "u1" },
+  });
+  expect(result.reply.serviceTier).toBe("default");
+});
+
+test("files are documents: PDF, text and addresses", async () => {
+  server.answer({ steps: [hello] });
+  const file = (source: { data: string } | { url: string }, name?: string) => ({ type: "file" as const, file: source, name });
+  const text = Buffer.from("Hi there").toString("base64");
+  const content = [
+    file({ data: "data:application/pdf;base64,JVBERi0=" }, "a.pdf"),
+    file({ data: "JVBERi0=" }),
+    file({ data: `data:text/csv;base64,${text}` }),
+    file({ url: "https://example.com/b.pdf" }),
+  ];
+
+  await finishCall(anthropic(), someRequest({ messages: [{ role: "user", content }] }));
+
+  const pdf = { type: "base64", media_type: "application/pdf", data: "JVBERi0=" };
+  expect(server.requests[0]?.body["messages"]).toEqual([
+    {
+      role: "user",
+      content: [
+        { type: "document", source: pdf, title: "a.pdf" },
+        { type: "document", source: pdf },
+        { type: "document", source: { type: "text", media_type: "text/plain", data: "Hi there" } },
+        { type: "document", source: { type: "url", url: "https://example.com/b.pdf" } },
+      ],
+    },
+  ]);
+});
+
+test.each<[string, Parameters<typeof someRequest>[0]]>([
+  ["tools", { tools: [{ name: "t", custom: { type: "text" } }] }],
+  ["name", { messages: [{ role: "user", content: "hi", name: "jane" }] }],
+  ["input_audio", { messages: [{ role: "user", content: [{ type: "audio", data: "AAAA", format: "wav" }] }] }],
+  ["file", { messages: [{ role: "user", content: [{ type: "file", file: { data: "data:image/bmp;base64,AA==" } }] }] }],
+  ["file_id", { messages: [{ role: "user", content: [{ type: "file", file: { id: "file-1" } }] }] }],
+])("%s is refused by name in a message or tool", async (parameter, request) => {
+  const error = await failedCall(anthropic(), someRequest(request));
+
+  expect(error).toMatchObject({ kind: "refused", status: 400, unsupported: parameter });
+  expect(error.message).toContain("'test-model'");
+  expect(server.requests).toHaveLength(0);
 });
 
 test.each<[string, SamplingSettings]>([
   ["seed", { seed: 1 }],
   ["presence_penalty", { presencePenalty: 0.5 }],
   ["frequency_penalty", { frequencyPenalty: -1 }],
-  ["response_format", { responseFormat: { type: "json_object" } }],
-  ["reasoning_effort", { reasoningEffort: "minimal" }],
+  ["response_format", { responseFormat: { type: "json_schema" } }],
+  ["reasoning_effort", { reasoningEffort: "extreme" }],
   ["tool_choice", { toolChoice: "required" }],
+  ["logprobs", { logprobs: true }],
+  ["logit_bias", { logitBias: { "1": 1 } }],
+  ["verbosity", { verbosity: "low" }],
+  ["prediction", { prediction: "x" }],
+  ["service_tier", { serviceTier: "flex" }],
+  ["prompt_cache_retention", { promptCacheRetention: "24h" }],
+  ["prompt_cache_options", { promptCacheOptions: {} }],
+  ["web_search_options", { webSearch: {} }],
 ])("%s is refused by name before anything is sent", async (parameter, settings) => {
   const error = await failedCall(anthropic(), someRequest({ settings }));
 
-  expect(error).toMatchObject({ kind: "refused", status: 400, usage: undefined });
+  expect(error).toMatchObject({ kind: "refused", status: 400, usage: undefined, unsupported: parameter });
   expect(error.message).toContain(`'${parameter}'`);
   expect(server.requests).toHaveLength(0);
 });

@@ -153,6 +153,162 @@ test("the request carries every setting under OpenAI's names", async () => {
   });
 });
 
+test("what only some models can do is sent as it was asked", async () => {
+  server.answer({ steps: [hello] }, { steps: [hello] });
+  const request = someRequest({
+    messages: [
+      { role: "system", content: "Be brief", name: "boss" },
+      {
+        role: "user",
+        name: "jane",
+        content: [
+          { type: "audio", data: "AAAA", format: "wav" },
+          { type: "file", name: "a.pdf", file: { data: "data:application/pdf;base64,JVBERi0=" } },
+        ],
+      },
+      { role: "assistant", content: null, refusal: "No.", name: "bot" },
+      { role: "assistant", content: null, toolCalls: [{ id: "call_1", name: "sql", arguments: "SELECT 1", custom: true }] },
+      { role: "tool", toolCallId: "call_1", content: [{ type: "text", text: "1" }] },
+    ],
+    tools: [
+      { name: "sql", custom: { type: "grammar", syntax: "regex", definition: "S.*" } },
+      { name: "note", custom: { type: "text" } },
+      { name: "exec" },
+    ],
+    settings: {
+      toolChoice: { allowed: ["sql", "exec"], mode: "required" },
+      logprobs: true,
+      topLogprobs: 2,
+      logitBias: { "7": -100 },
+      serviceTier: "flex",
+      verbosity: "low",
+      prediction: "1",
+      promptCacheKey: "k",
+      promptCacheRetention: "24h",
+      promptCacheOptions: { mode: "implicit" },
+      safetyIdentifier: "u1",
+      webSearch: { search_context_size: "low" },
+    },
+  });
+
+  await finishCall(openAi(), request);
+  await finishCall(compatible(), request);
+
+  const settings = {
+    logprobs: true,
+    top_logprobs: 2,
+    logit_bias: { "7": -100 },
+    service_tier: "flex",
+    verbosity: "low",
+    prediction: { type: "content", content: "1" },
+    prompt_cache_key: "k",
+    prompt_cache_retention: "24h",
+    prompt_cache_options: { mode: "implicit" },
+    safety_identifier: "u1",
+    web_search_options: { search_context_size: "low" },
+  };
+  const sql = { type: "custom", custom: { name: "sql" } };
+  const exec = { type: "function", function: { name: "exec" } };
+  const [own, other] = server.requests;
+  expect(own?.body).toMatchObject({
+    ...settings,
+    messages: [
+      { role: "system", content: "Be brief", name: "boss" },
+      {
+        role: "user",
+        name: "jane",
+        content: [
+          { type: "input_audio", input_audio: { data: "AAAA", format: "wav" } },
+          { type: "file", file: { filename: "a.pdf", file_data: "data:application/pdf;base64,JVBERi0=" } },
+        ],
+      },
+      { role: "assistant", content: "", refusal: "No.", name: "bot" },
+      { role: "assistant", tool_calls: [{ id: "call_1", type: "custom", custom: { name: "sql", input: "SELECT 1" } }] },
+      { role: "tool", tool_call_id: "call_1", content: [{ type: "text", text: "1" }] },
+    ],
+    tools: [
+      { type: "custom", custom: { name: "sql", format: { type: "grammar", grammar: { syntax: "regex", definition: "S.*" } } } },
+      { type: "custom", custom: { name: "note", format: { type: "text" } } },
+      exec,
+    ],
+    tool_choice: { type: "allowed_tools", allowed_tools: { mode: "required", tools: [sql, exec] } },
+  });
+  // A compatible server knows no choice among some tools: it is offered those only.
+  expect(other?.body).toMatchObject({ ...settings, tools: [sql, exec], tool_choice: "required" });
+});
+
+test.each([{ id: "file-1" }, { url: "https://example.org/a.pdf" }])("a file that stands elsewhere is refused: %j", async (file) => {
+  const messages = [{ role: "user" as const, content: [{ type: "file" as const, file }] }];
+
+  const error = await failedCall(openAi(), someRequest({ messages }));
+
+  expect(error).toMatchObject({ kind: "refused", unsupported: "file", status: 400 });
+  expect(server.requests).toHaveLength(0);
+});
+
+test("what a provider tells beside its text is kept: probabilities, sources, its tier and fingerprint", async () => {
+  const token = (text: string) => ({ token: text, bytes: null, logprob: -0.5, top_logprobs: [] });
+  const withLogprobs = (delta: object, logprobs: object) => ({
+    ...chunk(delta),
+    choices: [{ index: 0, delta, logprobs, finish_reason: null }],
+  });
+  const annotation = { type: "url_citation", url_citation: { url: "https://example.org", title: "E", start_index: 0, end_index: 1 } };
+  server.answer({
+    steps: [
+      dataEvents(
+        { ...withLogprobs({ content: "é" }, { content: [token("\\xc3"), token("\\xa9")], refusal: null }), service_tier: "flex" },
+        withLogprobs({ content: "" }, { content: [token("")], refusal: null }),
+        withLogprobs({ refusal: "No" }, { content: null, refusal: [token("No")] }),
+        { ...chunk({ annotations: [annotation] }, "stop"), system_fingerprint: "fp_1" },
+        usageChunk(),
+        "[DONE]",
+      ),
+    ],
+  });
+
+  const { deltas, result } = await finishCall(openAi());
+
+  expect(deltas).toEqual([
+    { type: "text", text: "é", logprobs: [token("\\xc3"), token("\\xa9")] },
+    { type: "text", text: "", logprobs: [token("")] },
+    { type: "refusal", text: "No", logprobs: [token("No")] },
+  ]);
+  expect(result.reply).toEqual({
+    content: "é",
+    refusal: "No",
+    toolCalls: [],
+    finishReason: "stop",
+    logprobs: [token("\\xc3"), token("\\xa9"), token("")],
+    refusalLogprobs: [token("No")],
+    annotations: [annotation],
+    serviceTier: "flex",
+    systemFingerprint: "fp_1",
+  });
+});
+
+test("a custom tool's call is streamed as text", async () => {
+  const called = (piece: object) => chunk({ tool_calls: [{ index: 0, ...piece }] });
+  server.answer({
+    steps: [
+      dataEvents(
+        called({ id: "call_1", type: "custom", custom: { name: "sql", input: "SEL" } }),
+        called({ custom: { input: "ECT" } }),
+        chunk({}, "tool_calls"),
+        usageChunk(),
+        "[DONE]",
+      ),
+    ],
+  });
+
+  const { deltas, result } = await finishCall(openAi());
+
+  expect(deltas).toEqual([
+    { type: "tool_call", index: 0, id: "call_1", name: "sql", arguments: "SEL", custom: true },
+    { type: "tool_call", index: 0, arguments: "ECT" },
+  ]);
+  expect(result.reply.toolCalls).toEqual([{ id: "call_1", name: "sql", arguments: "SELECT", custom: true }]);
+});
+
 test("a compatible server gets the older names, and no credential where none is configured", async () => {
   server.answer({ steps: [hello] });
   const messages = [

@@ -323,3 +323,120 @@ test("aborting closes the provider's connection and tells what was used", async 
 
   expect(error).toMatchObject({ kind: "aborted", usage: { inputTokens: 18, outputTokens: 5, estimated: true } });
 });
+
+test("what only some models can do is sent in the words of Responses", async () => {
+  server.answer({ steps: [hello] });
+
+  await finishCall(
+    responses(),
+    someRequest({
+      messages: [
+        {
+          role: "user",
+          content: [
+            { type: "file", name: "a.pdf", file: { data: "JVBERi0=" } },
+            { type: "file", file: { url: "https://example.org/b.pdf" } },
+          ],
+        },
+        { role: "assistant", content: "Hm.", refusal: "No." },
+        { role: "assistant", content: null, toolCalls: [{ id: "call_1", name: "sql", arguments: "SELECT 1", custom: true }] },
+        { role: "tool", toolCallId: "call_1", content: [{ type: "image", url: "https://example.org/a.png" }] },
+      ],
+      tools: [{ name: "sql", custom: { type: "text" } }, { name: "exec" }],
+      settings: {
+        toolChoice: { allowed: ["sql", "exec"], mode: "auto" },
+        logprobs: true,
+        topLogprobs: 2,
+        serviceTier: "flex",
+        verbosity: "low",
+        promptCacheKey: "k",
+        promptCacheRetention: "24h",
+        promptCacheOptions: { mode: "implicit" },
+        safetyIdentifier: "u1",
+      },
+    }),
+  );
+
+  expect(server.requests[0]?.body).toMatchObject({
+    input: [
+      {
+        role: "user",
+        content: [
+          { type: "input_file", filename: "a.pdf", file_data: "JVBERi0=" },
+          { type: "input_file", file_url: "https://example.org/b.pdf" },
+        ],
+      },
+      { role: "assistant", content: "Hm.\nNo." },
+      { type: "custom_tool_call", call_id: "call_1", name: "sql", input: "SELECT 1" },
+      { type: "custom_tool_call_output", call_id: "call_1", output: [{ type: "input_image", image_url: "https://example.org/a.png" }] },
+    ],
+    tools: [
+      { type: "custom", name: "sql", format: { type: "text" } },
+      { type: "function", name: "exec" },
+    ],
+    tool_choice: {
+      type: "allowed_tools",
+      mode: "auto",
+      tools: [
+        { type: "custom", name: "sql" },
+        { type: "function", name: "exec" },
+      ],
+    },
+    include: ["message.output_text.logprobs"],
+    top_logprobs: 2,
+    service_tier: "flex",
+    text: { verbosity: "low" },
+    prompt_cache_key: "k",
+    prompt_cache_retention: "24h",
+    prompt_cache_options: { mode: "implicit" },
+    safety_identifier: "u1",
+  });
+});
+
+test.each<[string, Parameters<typeof someRequest>[0]]>([
+  ["logit_bias", { settings: { logitBias: { "1": 1 } } }],
+  ["prediction", { settings: { prediction: "x" } }],
+  ["web_search_options", { settings: { webSearch: {} } }],
+  ["name", { messages: [{ role: "user", content: "hi", name: "jane" }] }],
+  ["input_audio", { messages: [{ role: "user", content: [{ type: "audio", data: "AAAA", format: "mp3" }] }] }],
+  ["file_id", { messages: [{ role: "user", content: [{ type: "file", file: { id: "file-1" } }] }] }],
+])("%s is refused by its name and the model's", async (parameter, request) => {
+  const error = await failedCall(responses(), someRequest(request));
+
+  expect(error).toMatchObject({ kind: "refused", status: 400, unsupported: parameter });
+  expect(error.message).toContain("'test-model'");
+  expect(server.requests).toHaveLength(0);
+});
+
+test("what a provider tells beside its text is put into the words of Chat Completions", async () => {
+  const citation = { url: "https://example.org", title: "E", start_index: 0, end_index: 5 };
+  const annotations = [
+    { type: "url_citation", ...citation },
+    { type: "file_path", file_id: "f", index: 0 },
+  ];
+  const item = { type: "message", role: "assistant", content: [{ type: "output_text", text: "Hello", annotations }] };
+  const logprobs = [{ token: "Hello", logprob: -1, top_logprobs: [{ token: "Hi", logprob: -2 }] }];
+  server.answer({
+    steps: [
+      namedEvents(
+        created,
+        { ...text("Hello"), logprobs },
+        { type: "response.output_item.done", output_index: 0, item },
+        { type: "response.output_item.added", output_index: 1, item: { type: "custom_tool_call", call_id: "call_1", name: "sql" } },
+        { type: "response.custom_tool_call_input.delta", output_index: 1, delta: "SELECT" },
+        completed({ output: [item], service_tier: "flex" }),
+      ),
+    ],
+  });
+
+  const { result } = await finishCall(responses());
+
+  expect(result.reply).toEqual({
+    content: "Hello",
+    toolCalls: [{ id: "call_1", name: "sql", arguments: "SELECT", custom: true }],
+    finishReason: "tool_calls",
+    logprobs: [{ token: "Hello", logprob: -1, bytes: null, top_logprobs: [{ token: "Hi", logprob: -2, bytes: null }] }],
+    annotations: [{ type: "url_citation", url_citation: citation }],
+    serviceTier: "flex",
+  });
+});
