@@ -6,33 +6,31 @@ import type { TenantTx } from "./database.ts";
 
 /** What the rows of one tenant say about its quota. */
 
-/**
- * Registers a lease, unless it is one that was taken back and has left rows: those are counted already.
- * @returns whether it stands
- */
+/** Registers a lease, unless it is one that was taken back. @returns whether it stands */
 export async function insertLease(tx: TenantTx, holder: HolderId): Promise<boolean> {
-  await tx.execute(
-    `insert into quota_lease (holder) select $1
-     where not exists (select from model_call where holder = $1) and not exists (select from turn where holder = $1)
-     on conflict do nothing`,
-    [holder],
-  );
+  await tx.execute("insert into quota_lease (holder) values ($1) on conflict do nothing", [holder]);
   return await holdLease(tx, holder);
 }
 
 /** From now on the lease opens nothing; waits for the transactions that are opening something with it. */
 export async function fenceLease(tx: TenantTx, holder: HolderId): Promise<void> {
-  await tx.execute("delete from quota_lease where holder = $1", [holder]);
+  // Nobody sends an order again after so long; a lease that was never registered must not be, once it was taken back.
+  await tx.execute("delete from quota_lease where fenced_at < now() - interval '3 days'");
+  await tx.execute(
+    "insert into quota_lease (holder, fenced_at) values ($1, now()) on conflict (holder) do update set fenced_at = coalesce(quota_lease.fenced_at, now())",
+    [holder],
+  );
 }
 
 /** @returns the leases that stood */
 export async function fenceAllLeases(tx: TenantTx): Promise<readonly HolderId[]> {
-  return (await tx.query<{ holder: HolderId }>("delete from quota_lease returning holder")).map(({ holder }) => holder);
+  const stood = await tx.query<{ holder: HolderId }>("update quota_lease set fenced_at = now() where fenced_at is null returning holder");
+  return stood.map(({ holder }) => holder);
 }
 
 /** Locks the lease until the transaction ends. @returns false when it was fenced */
 export async function holdLease(tx: TenantTx, holder: HolderId): Promise<boolean> {
-  return (await tx.query("select from quota_lease where holder = $1 for share", [holder])).length === 1;
+  return (await tx.query("select from quota_lease where holder = $1 and fenced_at is null for share", [holder])).length === 1;
 }
 
 /** Writes a reservation to the journal row of its call. `taken`: another attempt has the call, or it has ended. */
@@ -42,7 +40,7 @@ export async function reserveCall(
   { holder, batch, day, reserved }: Reservation,
 ): Promise<"written" | "fenced" | "taken"> {
   const [row] = await tx.query<{ outcome: "written" | "fenced" | "taken" }>(
-    `with lease as (select from quota_lease where holder = $3 for share), written as (
+    `with lease as (select from quota_lease where holder = $3 and fenced_at is null for share), written as (
        update model_call set holder = $3, batch = $4, day = $5, reserved_tokens = $6, reserved_nano_usd = $7
        where id = $1 and attempt = $2 and state = 'started' and exists (select from lease) returning id
      )

@@ -55,7 +55,7 @@ const codeOf = async (work: Promise<unknown>): Promise<string> =>
     (error: unknown) => (error instanceof AppError ? error.code : String(error)),
   );
 const leaseRows = async (): Promise<number> =>
-  (await stage.stack.database.withTenant(acme, async (tx) => await tx.query("select from quota_lease"))).length;
+  (await stage.stack.database.withTenant(acme, async (tx) => await tx.query("select from quota_lease where fenced_at is null"))).length;
 const usedByRows = async (): Promise<number> =>
   await stage.stack.database.withTenant(acme, async (tx) => {
     const [row] = await tx.query<{ used: bigint }>(
@@ -143,6 +143,29 @@ test("a process whose lease's row is gone begins another one instead of failing"
 
   expect((await ask(here)).state).toBe("done");
   await expect.poll(async () => (await counted())?.used.tokens, { timeout: 20_000 }).toBe(30);
+});
+
+test("a late copy of a lease's first order does not bring the lease back, though it has left no row", async () => {
+  await setQuota({ tokensPerDay: 1_000 });
+  const order: OrderWire = {
+    holder: "late-lease",
+    seq: 1,
+    opened: [],
+    settled: [],
+    requestsSpent: 0,
+    requestsGivenBack: [],
+    want: { calls: 1, least: wire(10), first: wire(10), total: wire(10), requests: 0 },
+  };
+  const handle = stage.stack.connection.client.workflow.getHandle(`tenant:${acme.tenantId}`);
+  const send = async () => (await handle.executeUpdate<{ state: string }, [OrderWire]>("lease", { args: [order] })).state;
+  expect(await send()).toBe("granted");
+  expect(await send()).toBe("granted");
+
+  await handle.signal("end-lease", order.holder);
+  await expect.poll(async () => (await counted())?.leases, { timeout: 20_000 }).toBe(0);
+
+  expect(await send()).toBe("gone");
+  expect([await leaseRows(), (await counted())?.held.tokens]).toEqual([0, 0]);
 });
 
 test("a malformed order is refused, and the workflow goes on", async () => {
