@@ -16,6 +16,8 @@ const modelSelect = /** @type {HTMLSelectElement} */ (byId("model"));
 
 /** The turn that this page listens to now. @type {AbortController | undefined} */
 let listening;
+/** @type {{ remove(): void } | undefined} */
+let usedUp;
 let isAtEnd = true;
 
 /* Who is there */
@@ -192,6 +194,11 @@ function showFailure(error, { abort, message, view, requestId }) {
   const failure =
     error instanceof GatewayError ? error : new GatewayError({ status: 500, message: "This page could not show the answer." });
   if (!(error instanceof GatewayError)) console.error(error);
+  if (failure.status === 429) {
+    // One sentence tells of a used-up quota, however often it is tried.
+    usedUp?.remove();
+    usedUp = view;
+  }
   view.fail(failure, (isSameTurn) => {
     const again = isSameTurn ? message : { ...message, turnKey: randomHex(16) };
     store.rekeyLast(again.turnKey);

@@ -146,12 +146,15 @@ describe("the chat page in a real browser", () => {
 
     await page.getByText("You can go on in 2 s.").waitFor();
     expect(await page.getByRole("button", { name: "Try again in" }).isDisabled()).toBe(true);
+    await say("Hello again");
+    await expect.poll(async () => await page.locator(".mine").count(), { timeout: 20_000 }).toBe(2);
+    await expect.poll(async () => await page.locator(".notice").allInnerTexts(), { timeout: 20_000 }).toHaveLength(1);
 
     await page.unroute("**/v1/chat/completions");
     await page.getByRole("button", { name: "Try again", exact: true }).click();
     await page.locator(".foot").waitFor();
     expect(await page.locator(".notice").count()).toBe(0);
-    expect(await page.locator(".mine").count()).toBe(1);
+    expect(await page.locator(".mine").count()).toBe(2);
   }, 60_000);
 
   test("an error inside the stream is shown after what had come", async () => {
