@@ -126,6 +126,8 @@ describe("the official client", () => {
   });
 
   test.each<[string, object]>([
+    ["seed", { model: "claude", seed: 1 }],
+    ["logprobs", { model: "claude", logprobs: true }],
     ["store", { store: true }],
     ["audio", { audio: { format: "mp3", voice: "alloy" } }],
     ["modalities", { modalities: ["text", "audio"] }],
@@ -140,7 +142,7 @@ describe("the official client", () => {
       .catch((error: unknown) => error);
 
     expect(refused).toBeInstanceOf(BadRequestError);
-    expect(refused).toMatchObject({ param, type: "invalid_request_error", message: expect.stringContaining(param) });
+    expect(refused).toMatchObject({ param, status: 400, message: expect.stringContaining(`'${param}'`) });
     expect(stage.model.requests).toHaveLength(before);
   });
 });
