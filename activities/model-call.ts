@@ -280,7 +280,12 @@ export const createModelCall = (deps: CallDeps) => {
       message,
       cause: cause instanceof Error ? cause.message : cause,
     });
-    const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
+    // What no provider heard of is a refused call, like one that no quota is left for.
+    const isRefusal = error.unsupported !== undefined && call.step === 0;
+    const finished: FinishedTurn = {
+      state: error.kind === "aborted" ? "aborted" : "failed",
+      error: isRefusal ? { ...stored, isRefusal } : stored,
+    };
     const { usage, providerRequestId } = error;
     const row = usage === undefined ? undefined : usageRow(call, usage, providerRequestId, 0);
     let isOurs = false;

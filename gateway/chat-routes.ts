@@ -141,7 +141,7 @@ function refuseFileIds(messages: readonly ChatMessage[]): void {
   for (const { role, content } of messages) {
     if ((role !== "user" && role !== "tool") || typeof content === "string") continue;
     if (!content.some((part) => part.type === "file" && "id" in part.file)) continue;
-    const message = "Files are taken inline only, as file_data.";
+    const message = "The parameter 'file_id' is not supported here. Files are taken inline only, as file_data.";
     throw new AppError("unsupported_parameter", { client: { message, param: "file_id" } });
   }
 }
