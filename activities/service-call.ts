@@ -7,7 +7,7 @@ import type { FinishedTurn, TurnVerdict } from "../domain/turn.ts";
 import type { UsageRow } from "../domain/usage-row.ts";
 import { mostBelievableTokens } from "../providers/model-limits.ts";
 import { ModelCallError } from "../providers/model-provider.ts";
-import type { ModelServices, ServiceCall, ServiceResult } from "../providers/model-services.ts";
+import type { ServiceCall, ServiceResult } from "../providers/model-services.ts";
 import { estimateServiceTokens } from "../providers/service-estimate.ts";
 import { estimateTokens } from "../providers/token-estimate.ts";
 import type { TenantTx } from "../storage/database.ts";
@@ -198,7 +198,7 @@ export const createServiceCall = (deps: ServiceCallDeps) => {
       if (!(error instanceof ModelCallError)) throw error;
       if (signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });
       const { kind, status, message, cause } = error;
-      log("a service call failed", { callId: call.callId, model: call.model.id, kind, status, message, cause: String(cause ?? "") });
+      log("a service call failed", { callId: call.callId, model: call.model.id, kind, status, message, cause: cause instanceof Error ? cause.message : cause });
       return await persist(async () => await settleFailure(ready, callErrorOf(error), false));
     }
     const file = { role: "result", filename: "", mime: "application/octet-stream" } as const;

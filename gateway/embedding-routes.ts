@@ -47,7 +47,7 @@ export const createEmbeddingRoutes =
   };
 
 /** @throws {AppError} `invalid_request` naming the field */
-export function parseEmbeddingRequest(raw: unknown): Asked {
+function parseEmbeddingRequest(raw: unknown): Asked {
   const body = bodyObject(raw);
   refuseUnknown(Object.keys(body), fields);
   const { dimensions = null, encoding_format: format = null, user = null } = body;

@@ -30,7 +30,7 @@ function segmentsOf({ segments }: Readonly<Record<string, unknown>>): readonly S
     start: Number(raw?.start) || 0,
     end: Number(raw?.end) || 0,
     // An empty line ends a cue, and an arrow begins one.
-    text: String(raw?.text ?? "")
+    text: (typeof raw?.text === "string" ? raw.text : "")
       .trim()
       .replaceAll(/\n{2,}/g, "\n")
       .replaceAll("-->", "->"),

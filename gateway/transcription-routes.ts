@@ -88,7 +88,7 @@ export const createTranscriptionRoutes =
   };
 
 /** @throws {AppError} `invalid_request`, `unsupported_parameter`, naming the field */
-export function parseTranscription(form: Upload["fields"]): Asked {
+function parseTranscription(form: Upload["fields"]): Asked {
   for (const name of unsupported)
     if (form.has(name))
       throw new AppError("unsupported_parameter", { client: { message: `The parameter '${name}' is not supported here.`, param: name } });

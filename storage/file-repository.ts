@@ -35,7 +35,8 @@ const isLive = "state = 'ready' AND (expires_at IS NULL OR expires_at > now())";
  * and of what was deleted longer ago than an Idempotency-Key is remembered.
  */
 export async function beginFile(tx: TenantTx, { id, role, filename, mime }: NewFile): Promise<void> {
-  await tx.execute(`DELETE FROM file WHERE expires_at < now() OR (state = 'writing' AND created_at < now() - interval '1 hour')`);
+  await tx.execute(`DELETE FROM file WHERE expires_at < now() OR (state = 'writing' AND created_at < now() - interval '1 hour')
+       OR deleted_at < now() - interval '25 hours'`);
   await tx.execute("INSERT INTO file (id, role, state, filename, mime) VALUES ($1, $2, 'writing', $3, $4)", [
     id,
     role,
@@ -60,7 +61,7 @@ export type FileEnd = {
 /** The file is whole. @returns it, or undefined when it was swept meanwhile */
 export async function finishFile(tx: TenantTx, end: FileEnd): Promise<FileRow | undefined> {
   const [row] = await tx.query<FileRow>(
-    `UPDATE file SET state = 'ready', size_bytes = $2, sha256 = $3, purpose = $4, expires_at = now() + $5::float8 * interval '1 ms'
+    `UPDATE file SET state = 'ready', size_bytes = $2, sha256 = $3, purpose = $4, expires_at = created_at + $5::float8 * interval '1 ms'
      WHERE id = $1 AND state = 'writing' RETURNING ${columns}`,
     [end.id, end.sizeBytes, end.sha256, end.purpose ?? null, end.lifetimeMs ?? null],
   );
@@ -114,7 +115,7 @@ export async function listFiles(tx: TenantTx, { after, limit, order, purpose }: 
 /** Takes an upload and its bytes away; its row tells a repeat of its Idempotency-Key what was answered, for another day. */
 export async function deleteUpload(tx: TenantTx, id: FileId): Promise<boolean> {
   const deleted = await tx.execute(
-    `UPDATE file SET state = 'deleted', expires_at = now() + interval '25 hours' WHERE id = $1 AND role = 'upload' AND ${isLive}`,
+    `UPDATE file SET state = 'deleted', deleted_at = now() WHERE id = $1 AND role = 'upload' AND ${isLive}`,
     [id],
   );
   await tx.execute(

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { freshNamespace } from "../fresh-namespace.ts";
 import { type RunningProduct, startProduct } from "../product.ts";
 import { freshDatabase, runSql } from "../storage/fresh-database.ts";
-import { type ServiceServer, segments, startServiceServer, vectorOf } from "./service-server.ts";
+import { type ServiceServer, segments, startServiceServer, vectorOf } from "../providers/service-server.ts";
 
 let provider: ServiceServer;
 let product: RunningProduct;
@@ -165,7 +165,7 @@ describe("embeddings", () => {
     ["2,049 inputs", { input: Array.from({ length: 2_049 }, () => "x") }, "input"],
     ["a token that is no number", { input: [[1, null]] }, "input.0"],
     ["a negative token", { input: [-1] }, "input.0"],
-    ["too many tokens", { input: [Array.from({ length: 300_001 }, () => 1)] }, "input"],
+    ["too many tokens", { input: Array.from({ length: 40 }, () => Array.from({ length: 8_000 }, () => 1)) }, "input"],
     ["texts and tokens at once", { input: ["a", [1]] }, "input.1"],
     ["an unknown field", { input: "a", n: 2 }, "n"],
     ["half a dimension", { input: "a", dimensions: 0.5 }, "dimensions"],
@@ -370,7 +370,7 @@ describe("files", () => {
 
   test("upload, list page by page, look, read and delete, with the official client", async () => {
     const { files } = clientOf(acme);
-    const first = await upload(acme, "first", "../../etc/pass\nwd.txt");
+    const first = await upload(acme, "first", "../../etc/passwd.txt");
     const second = await files.create({
       file: await toFile(Buffer.alloc(20 * 1024 * 1024, "x"), "large.bin"),
       purpose: "vision",

@@ -58,6 +58,7 @@ test("money is read as decimal text, whole numbers as numbers", () => {
   expect(config.models.get("small")).toEqual({
     id: "small",
     provider: "main",
+    kind: "chat",
     contextWindow: 128_000,
     maxOutputTokens: 4096,
     fallbacks: ["spare"],

@@ -10,7 +10,8 @@ create table file (
   size_bytes  bigint not null default 0,
   sha256      bytea,
   created_at  timestamptz not null default now(),
-  expires_at  timestamptz
+  expires_at  timestamptz,
+  deleted_at  timestamptz
 );
 create index on file (expires_at) where expires_at is not null;
 
