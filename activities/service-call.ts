@@ -141,18 +141,22 @@ export const createServiceCall = (deps: ServiceCallDeps) => {
     });
   }
 
-  /** A call that failed for good, or that was refused before its provider heard of it, costs nothing. */
-  async function settleFailure(
-    call: OpenedService & Partial<Reserved>,
-    error: AppError,
-    isRefusal: boolean,
-  ): Promise<FinishedTurn | undefined> {
-    const stored = toStoredError(error);
-    const finished: FinishedTurn = {
-      state: error.code === "turn_aborted" ? "aborted" : "failed",
-      error: isRefusal ? { ...stored, isRefusal } : stored,
-    };
+  /** A call that was refused before its provider heard of it. */
+  async function settleRefusal(call: OpenedService, error: AppError): Promise<FinishedTurn | undefined> {
+    const finished: FinishedTurn = { state: "failed", error: { ...toStoredError(error), isRefusal: true } };
     return await settle(call, undefined, finished, async (tx) => await voidCall(tx, call.callId, call.attempt));
+  }
+
+  /** A call that failed for good; what the provider had counted by then is billed. */
+  async function settleFailure(call: ReadyService, error: ModelCallError): Promise<FinishedTurn | undefined> {
+    const { kind, usage, providerRequestId } = error;
+    const finished: FinishedTurn = { state: kind === "aborted" ? "aborted" : "failed", error: toStoredError(callErrorOf(error)) };
+    const row = usage === undefined ? undefined : usageRow(call, { usage, providerRequestId });
+    return await settle(call, row, finished, async (tx) =>
+      usage === undefined
+        ? await voidCall(tx, call.callId, call.attempt)
+        : await closeCall(tx, { ...call, model: call.model.id, reply: undefined, usage, providerRequestId }),
+    );
   }
 
   async function settle(
@@ -188,7 +192,7 @@ export const createServiceCall = (deps: ServiceCallDeps) => {
       reserved = await reserveQuota({ database, quota }, call, sizeOf(call));
     } catch (error) {
       if (!(error instanceof AppError) || !refusals.has(error.code)) throw error;
-      return await persist(async () => await settleFailure(call, error, true));
+      return await persist(async () => await settleRefusal(call, error));
     }
     const ready: ReadyService = { ...call, ...reserved };
     let result: ServiceResult;
@@ -198,8 +202,15 @@ export const createServiceCall = (deps: ServiceCallDeps) => {
       if (!(error instanceof ModelCallError)) throw error;
       if (signal.reason === "shutdown") throw new AppError("unavailable", { turnId, why: "worker shutdown" });
       const { kind, status, message, cause } = error;
-      log("a service call failed", { callId: call.callId, model: call.model.id, kind, status, message, cause: cause instanceof Error ? cause.message : cause });
-      return await persist(async () => await settleFailure(ready, callErrorOf(error), false));
+      log("a service call failed", {
+        callId: call.callId,
+        model: call.model.id,
+        kind,
+        status,
+        message,
+        cause: cause instanceof Error ? cause.message : cause,
+      });
+      return await persist(async () => await settleFailure(ready, error));
     }
     const file = { role: "result", filename: "", mime: "application/octet-stream" } as const;
     const stored = await persist(async () => await files.store(context, file, [result.answer]));

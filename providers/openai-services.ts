@@ -31,9 +31,13 @@ export function createOpenAiServices({ client, timeouts, limitsOf, countTokens, 
       try {
         const response = await deadline.within("headersMs", async () => await send(client, call, deadline.signal));
         const body = await readWhole(response, async (wait) => await deadline.within("idleMs", wait));
-        const result = { call, body, most: mostBelievableTokens(limitsOf(call.model)), countTokens };
+        const usage = usageOf({ call, body, most: mostBelievableTokens(limitsOf(call.model)), countTokens });
         const providerRequestId = asText(body["id"]) ?? (response.headers.get("x-request-id") || undefined);
-        return { ...readAnswer(result), providerRequestId };
+        const answer = readAnswer(call, body);
+        if (typeof answer !== "string") return { answer, usage, providerRequestId };
+        // What its provider counted is paid for, though nobody can read it.
+        const { kind, message, cause } = garbage(answer);
+        throw new ModelCallError(kind, message, { cause, providerRequestId, ...(usage.estimated ? {} : { usage }) });
       } catch (error) {
         const stoppedBy = deadline.stoppedBy();
         if (stoppedBy !== undefined) throw stoppedFailure(stoppedBy);
@@ -100,9 +104,42 @@ async function readWhole(response: Response, within: <T>(wait: () => Promise<T>)
 
 const garbage = (text: string): ModelCallError => providerFailure({ kind: "garbage", text }, []);
 
-type Answer = { readonly call: ServiceCall; readonly body: JsonObject; readonly most: number; readonly countTokens: TokenCounter };
+/** The answer as it is kept, or what is wrong with it. */
+function readAnswer(call: ServiceCall, body: JsonObject): Uint8Array | string {
+  switch (call.service) {
+    case "embedding":
+      return readVectors(body, call.input.length);
+    case "moderation":
+      return asArray(body["results"]).length === 0 ? "The answer holds no results." : Buffer.from(JSON.stringify(body));
+    case "transcription":
+      return typeof body["text"] === "string" ? Buffer.from(JSON.stringify(body)) : "The answer holds no text.";
+  }
+}
 
-function readAnswer({ call, body, most, countTokens }: Answer): Omit<ServiceResult, "providerRequestId"> {
+/** A vector for each input, in the inputs' order; as base64 or, from servers that know no other form, as numbers. */
+function readVectors(body: JsonObject, count: number): Uint8Array | string {
+  const vectors: (Uint8Array | undefined)[] = Array.from({ length: count });
+  for (const [place, raw] of asArray(body["data"]).entries()) {
+    const { index = place, embedding } = asObject(raw);
+    if (typeof index === "number" && index in vectors) vectors[index] = readVector(embedding);
+  }
+  try {
+    return packVectors(vectors.map((vector) => vector ?? new Uint8Array()));
+  } catch (error) {
+    if (error instanceof RangeError) return error.message;
+    throw error;
+  }
+}
+
+function readVector(embedding: unknown): Uint8Array | undefined {
+  if (typeof embedding === "string") return Buffer.from(embedding, "base64");
+  if (!Array.isArray(embedding) || !embedding.every((float): float is number => typeof float === "number")) return undefined;
+  return fromFloats(embedding);
+}
+
+type Counted = { readonly call: ServiceCall; readonly body: JsonObject; readonly most: number; readonly countTokens: TokenCounter };
+
+function usageOf({ call, body, most, countTokens }: Counted): CountedUsage {
   const estimate = (doubt?: UsageDoubt): CountedUsage => ({
     ...inputOnly(estimateServiceTokens(countTokens, call)),
     estimated: true,
@@ -112,45 +149,17 @@ function readAnswer({ call, body, most, countTokens }: Answer): Omit<ServiceResu
     case "embedding": {
       const usage = asObject(body["usage"]);
       const counted = readCount(usage["prompt_tokens"] ?? usage["total_tokens"], most);
-      return {
-        answer: readVectors(body, call.input.length),
-        usage: counted === null ? estimate("missing") : Number.isNaN(counted) ? estimate("unbelievable") : inputOnly(counted),
-      };
+      return counted === null ? estimate("missing") : Number.isNaN(counted) ? estimate("unbelievable") : inputOnly(counted);
     }
     case "moderation":
-      if (asArray(body["results"]).length === 0) throw garbage("The answer holds no results.");
       // No provider counts moderations, so there is nothing to doubt: the count is ours and says so.
-      return { answer: Buffer.from(JSON.stringify(body)), usage: estimate() };
+      return estimate();
     case "transcription": {
-      if (typeof body["text"] !== "string") throw garbage("The answer holds no text.");
       const usage = transcriptionUsage(body, most);
-      const spoken = { outputTokens: countTokens(call.model, body["text"]) };
-      return {
-        answer: Buffer.from(JSON.stringify(body)),
-        usage: typeof usage === "string" ? { ...estimate(usage), ...spoken } : usage,
-      };
+      if (typeof usage !== "string") return usage;
+      return { ...estimate(usage), outputTokens: countTokens(call.model, asText(body["text"]) ?? "") };
     }
   }
-}
-
-/** A vector for each input, in the inputs' order; as base64 or, from servers that know no other form, as numbers. */
-function readVectors(body: JsonObject, count: number): Uint8Array {
-  const vectors: (Uint8Array | undefined)[] = Array.from({ length: count });
-  for (const [place, raw] of asArray(body["data"]).entries()) {
-    const { index = place, embedding } = asObject(raw);
-    if (typeof index === "number" && index in vectors) vectors[index] = readVector(embedding);
-  }
-  try {
-    return packVectors(vectors.map((vector) => vector ?? new Uint8Array()));
-  } catch (error) {
-    throw garbage((error as RangeError).message);
-  }
-}
-
-function readVector(embedding: unknown): Uint8Array | undefined {
-  if (typeof embedding === "string") return Buffer.from(embedding, "base64");
-  if (!Array.isArray(embedding) || !embedding.every((float): float is number => typeof float === "number")) return undefined;
-  return fromFloats(embedding);
 }
 
 /**

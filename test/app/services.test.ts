@@ -199,6 +199,17 @@ describe("embeddings", () => {
     expect(await rowsOf("acme")).toHaveLength(before);
   });
 
+  test("an answer that cannot be read but was counted is a 502, and on the bill once", async () => {
+    const before = (await rowsOf("acme")).length;
+    provider.answer({ json: { data: [], usage: { prompt_tokens: 9 } } });
+
+    const failed = await post("/v1/embeddings", acme, { model: "test-embedding", input: "x" });
+
+    expect([failed.status, failed.error.code]).toEqual([502, "provider_error"]);
+    expect(await rowsOf("acme")).toHaveLength(before + 1);
+    expect(await rowOf("acme", failed.turnId)).toMatchObject({ input: 9, cost: "18000" });
+  });
+
   test("a busy provider is asked again, and the call is billed once", async () => {
     const before = (await rowsOf("acme")).length;
     provider.answer({ status: 429, headers: { "retry-after-ms": "1" }, json: {} }, { status: 503, json: {} });
@@ -507,6 +518,25 @@ describe("an Idempotency-Key", () => {
       expect((await post(path, acme, bodyOf("same"), { "idempotency-key": key })).text).toBe(first?.text); // the stored answer, though deleted
     }
     expect((await post(path, acme, bodyOf("x"), { "idempotency-key": "é".repeat(3) })).status).toBe(400);
+  });
+
+  test("/rpc: chat.send twice is one turn, and with another text a conflict", async () => {
+    const send = async (text: string, token = acme) =>
+      (
+        await post(
+          "/rpc",
+          token,
+          { jsonrpc: "2.0", id: 1, method: "chat.send", params: { session_id: "api:idem:default", text } },
+          { "idempotency-key": "rpc-key" },
+        )
+      ).json as { result?: { turn_id: string }; error?: { data: { code: string } } };
+
+    const [first, second] = await Promise.all([send("hello"), send("hello")]);
+
+    expect(first.result?.turn_id).toMatch(/^trn_/);
+    expect(second.result).toEqual(first.result);
+    expect((await send("other")).error?.data.code).toBe("idempotency_mismatch");
+    expect((await send("other", globex)).result?.turn_id).not.toBe(first.result?.turn_id);
   });
 
   test("a key of one route means nothing else on another", async () => {

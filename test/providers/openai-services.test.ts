@@ -128,6 +128,13 @@ describe("embeddings", () => {
   });
 });
 
+test("an answer that cannot be read is paid for where its provider counted it", async () => {
+  server.answer({ json: { data: [], usage: { prompt_tokens: 9 } } }, { json: { data: [] } });
+
+  expect((await failureOf(serve(embedding(["a"])))).usage).toEqual(counted(9));
+  expect((await failureOf(serve(embedding(["a"])))).usage).toBeUndefined();
+});
+
 describe("transcriptions", () => {
   test("send the audio with its name and only the fields that were given", async () => {
     await serve(transcription({ language: "de", temperature: 0, granularities: ["word"], verbose: true }));
