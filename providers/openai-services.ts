@@ -5,7 +5,7 @@ import { type CallTimeouts, startDeadline } from "./call-deadline.ts";
 import { type JsonObject, asArray, asObject, asText, parseJson } from "./json-value.ts";
 import { type LimitsOf, mostBelievableTokens } from "./model-limits.ts";
 import { ModelCallError } from "./model-provider.ts";
-import { type ModelServices, type ServiceCall, type ServiceResult, inputOnly } from "./model-services.ts";
+import { type ModelServices, type ServiceCall, inputOnly } from "./model-services.ts";
 import { providerFailure, stoppedFailure } from "./provider-failure.ts";
 import { estimateServiceTokens } from "./service-estimate.ts";
 import { readCount } from "./token-count.ts";

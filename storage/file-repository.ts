@@ -33,16 +33,24 @@ const isLive = "state = 'ready' AND (expires_at IS NULL OR expires_at > now())";
 /**
  * Begins a file that nobody sees yet, and removes what is left of others: of a process that died while it wrote, of what has expired,
  * and of what was deleted longer ago than an Idempotency-Key is remembered.
+ * @returns how many files of its role the tenant has begun in these minutes and not finished, this one included
  */
-export async function beginFile(tx: TenantTx, { id, role, filename, mime }: NewFile): Promise<void> {
-  await tx.execute(`DELETE FROM file WHERE expires_at < now() OR (state = 'writing' AND created_at < now() - interval '1 hour')
-       OR deleted_at < now() - interval '25 hours'`);
+export async function beginFile(tx: TenantTx, { id, role, filename, mime }: NewFile): Promise<number> {
+  await tx.execute(
+    `DELETE FROM file WHERE expires_at < now() OR (state = 'writing' AND created_at < now() - interval '1 hour')
+       OR deleted_at < now() - interval '25 hours'`,
+  );
   await tx.execute("INSERT INTO file (id, role, state, filename, mime) VALUES ($1, $2, 'writing', $3, $4)", [
     id,
     role,
     toStorableText(filename),
     toStorableText(mime),
   ]);
+  const [row] = await tx.query<{ begun: number }>(
+    "SELECT count(*)::float8 AS begun FROM file WHERE role = $1 AND state = 'writing' AND created_at > now() - interval '2 minutes'",
+    [role],
+  );
+  return row?.begun ?? 0;
 }
 
 export async function addPiece(tx: TenantTx, id: FileId, n: number, sealed: Uint8Array): Promise<void> {

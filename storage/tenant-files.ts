@@ -13,7 +13,7 @@ export interface TenantFiles {
   /**
    * Stores bytes as they come, sealed piece by piece, so that no file is ever held whole. What fails, or is never finished, leaves
    * nothing that anybody sees, and is swept.
-   * @throws whatever `bytes` throws
+   * @throws {AppError} `unavailable` where the tenant has too many uploads under way; whatever `bytes` throws
    */
   store(context: TenantContext, file: Omit<NewFile, "id">, bytes: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): Promise<StoredBytes>;
   /** @throws {AppError} `unavailable` when it took longer than an hour and was swept */
@@ -24,6 +24,8 @@ export interface TenantFiles {
 }
 
 const pieceBytes = 1024 * 1024;
+/** What is not finished counts in no bound of the tenant's room, so it has one of its own. */
+const mostUploadsAtOnce = 64;
 
 export function createTenantFiles({
   database,
@@ -43,7 +45,11 @@ export function createTenantFiles({
       const hash = createHash("sha256");
       let sizeBytes = 0;
       let n = 0;
-      await database.withTenant(context, async (tx) => await beginFile(tx, { id, ...file }));
+      await database.withTenant(context, async (tx) => {
+        const begun = await beginFile(tx, { id, ...file });
+        if (begun > mostUploadsAtOnce && file.role !== "result")
+          throw new AppError("unavailable", { client: { message: "Too many uploads of this tenant run at once.", retryAfterSeconds: 5 } });
+      });
       try {
         for await (const piece of piecesOf(bytes)) {
           hash.update(piece);

@@ -55,6 +55,17 @@ test("the gateway is ready, and its page is there", async () => {
   expect(await (await fetch(`${product.url}/chat`)).text()).toContain("<!doctype html>");
 });
 
+test("a fresh install can try embeddings", async () => {
+  const answer = await fetch(`${product.url}/v1/embeddings`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${product.token}`, "content-type": "application/json" },
+    body: JSON.stringify({ model: "demo-embedding", input: "hello" }),
+  });
+
+  expect(answer.status).toBe(200);
+  expect(await answer.json()).toMatchObject({ object: "list", model: "demo-embedding", usage: { prompt_tokens: 1 } });
+});
+
 test("a second start on a running home is refused and names the first", async () => {
   const second = await run(process.execPath, [join(root, "app/main.ts"), "start"], {
     env: { ...process.env, OPENCLAW_HOME: product.home },

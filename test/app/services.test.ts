@@ -329,6 +329,7 @@ describe("transcriptions", () => {
     ["an empty file", formOf({ model: "whisper-1" }, ["file", new Blob([]), "a.wav"]), 400, "file"],
     ["two files", formOf({ model: "whisper-1" }, ["file", new Blob(["a"]), "a.wav"], ["file", new Blob(["b"]), "b.wav"]), 400, "file"],
     ["a file of another name", formOf({ model: "whisper-1" }, ["audio", new Blob(["a"]), "a.wav"]), 400, "audio"],
+    ["a field with the name of a prototype's", formOf({ model: "whisper-1", constructor: "x" }, ["file", new Blob(["a"]), "a"]), 400, null],
     ["no model", formOf({}, ["file", new Blob(["a"]), "a.wav"]), 400, "model"],
     ["a chat model", formOf({ model: "test-model" }, ["file", new Blob(["a"]), "a.wav"]), 400, "model"],
     ["a stream", formOf({ model: "whisper-1", stream: "true" }, ["file", new Blob(["a"]), "a.wav"]), 400, "stream"],
@@ -449,12 +450,16 @@ describe("files", () => {
     asked.on("error", () => undefined);
     const head = '--b\r\ncontent-disposition: form-data; name="file"; filename="half.bin"\r\n\r\n';
     await new Promise<void>((resolve) => void asked.write(head + "y".repeat(3_000_000), () => resolve()));
-    await expect.poll(async () => (await filesLeft("acme")).filter(({ state }) => state === "writing").length, { timeout: 60_000 }).toBe(1);
+    await expect
+      .poll(async () => (await filesLeft("acme")).filter(({ state }) => state === "writing").length, { timeout: 100_000 })
+      .toBe(1);
 
     asked.destroy();
 
-    await expect.poll(async () => (await filesLeft("acme")).filter(({ state }) => state === "writing").length, { timeout: 60_000 }).toBe(0);
-  });
+    await expect
+      .poll(async () => (await filesLeft("acme")).filter(({ state }) => state === "writing").length, { timeout: 100_000 })
+      .toBe(0);
+  }, 240_000);
 
   test.each([
     ["no purpose", {}, "purpose"],
@@ -588,7 +593,7 @@ describe("kill -9", () => {
     const cutToo = post("/v1/embeddings", acme, { model: "test-embedding", input: "twice" }, { "idempotency-key": `${key}-text` }).catch(
       () => undefined,
     );
-    await expect.poll(() => provider.calls.length, { timeout: 60_000 }).toBe(calls + 2);
+    await expect.poll(() => provider.calls.length, { timeout: 100_000 }).toBe(calls + 2);
     const rows = (await rowsOf("acme")).length;
 
     await product.kill();
@@ -609,7 +614,7 @@ describe("kill -9", () => {
     );
     expect(again.text).toBe(kept.text);
     expect(await (await clientOf(acme).files.content(String(kept.json["id"]))).text()).toBe("kept");
-  });
+  }, 240_000);
 });
 
 test("a deleted tenant's files are gone with it", async () => {
@@ -619,6 +624,6 @@ test("a deleted tenant's files are gone with it", async () => {
   expect((await product.admin("DELETE", "/v1/tenants/leaving?confirm=leaving")).status).toBe(202);
 
   await expect
-    .poll(async () => (await runSql(databaseUrl, "select to_regclass('tenant_leaving.file_piece') as left")).rows, { timeout: 60_000 })
+    .poll(async () => (await runSql(databaseUrl, "select to_regclass('tenant_leaving.file_piece') as left")).rows, { timeout: 100_000 })
     .toEqual([{ left: null }]);
-});
+}, 240_000);

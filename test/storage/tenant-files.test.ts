@@ -88,6 +88,17 @@ test("a file whose bytes break off is gone at once, and what a dead process left
   await files.remove(acme, next);
 });
 
+test("a tenant that begins file after file and finishes none is stopped, and another one is not", async () => {
+  const begun = [];
+  for (let place = 0; place < 64; place++) begun.push(await files.store(acme, meta, []));
+
+  await expect(files.store(acme, meta, [])).rejects.toMatchObject({ code: "unavailable" });
+
+  expect(await idsIn(acme)).toHaveLength(64);
+  await files.remove(globex, (await files.store(globex, meta, [])).id);
+  for (const { id } of begun) await files.remove(acme, id);
+});
+
 test("a piece that was moved to another file or place does not open", async () => {
   const one = await upload(acme, randomBytes(1_500_000));
   const schema = `tenant_${acme.tenantId.replaceAll("-", "_")}`;
