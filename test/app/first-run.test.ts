@@ -55,17 +55,6 @@ test("the gateway is ready, and its page is there", async () => {
   expect(await (await fetch(`${product.url}/chat`)).text()).toContain("<!doctype html>");
 });
 
-test("a fresh install can try embeddings", async () => {
-  const answer = await fetch(`${product.url}/v1/embeddings`, {
-    method: "POST",
-    headers: { authorization: `Bearer ${product.token}`, "content-type": "application/json" },
-    body: JSON.stringify({ model: "demo-embedding", input: "hello" }),
-  });
-
-  expect(answer.status).toBe(200);
-  expect(await answer.json()).toMatchObject({ object: "list", model: "demo-embedding", usage: { prompt_tokens: 1 } });
-});
-
 test("a second start on a running home is refused and names the first", async () => {
   const second = await run(process.execPath, [join(root, "app/main.ts"), "start"], {
     env: { ...process.env, OPENCLAW_HOME: product.home },
@@ -103,6 +92,17 @@ test("the command line creates and lists tenants, talks, and prints the bill", a
   expect(readFileSync(join(product.home, "gateway.log"), "utf8")).not.toContain(token);
   const verified = await openclaw("billing", "verify");
   expect([verified.code, verified.stderr]).toEqual([0, expect.stringMatching(/^2 rows of 2 tenants agree/)]);
+});
+
+test("a fresh install can try embeddings", async () => {
+  const answer = await fetch(`${product.url}/v1/embeddings`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${product.token}`, "content-type": "application/json" },
+    body: JSON.stringify({ model: "demo-embedding", input: "hello" }),
+  });
+
+  expect(answer.status).toBe(200);
+  expect(await answer.json()).toMatchObject({ object: "list", model: "demo-embedding", usage: { prompt_tokens: 1 } });
 });
 
 test("the command line rotates the keys while the gateway runs, and says each step once", async () => {
