@@ -114,7 +114,11 @@ async function* listOf({ reply: { model, usage }, pieces }: ServiceAnswer, base6
 async function begun(texts: AsyncGenerator<string, void, undefined>): Promise<AsyncIterable<string>> {
   const first = await texts.next();
   return (async function* () {
-    if (first.done !== true) yield first.value;
-    yield* texts;
+    try {
+      if (first.done !== true) yield first.value;
+      yield* texts;
+    } finally {
+      await texts.return(); // a client that left before the second vector: what is kept for it goes
+    }
   })();
 }

@@ -74,6 +74,9 @@ const rowOf = async (tenant: string, turnId: string): Promise<Row | undefined> =
 const filesLeft = async (tenant: string): Promise<readonly { role: string; state: string }[]> =>
   (await runSql(databaseUrl, `select role, state from tenant_${tenant}.file order by id`)).rows as { role: string; state: string }[];
 
+const openTurns = async (): Promise<number> =>
+  Number((await runSql(databaseUrl, "select count(*) as open from control.open_turn")).rows[0]?.["open"]);
+
 async function post(path: string, token: string, body: unknown, headers: Record<string, string> = {}) {
   const answer = await fetch(`${product.url}${path}`, {
     method: "POST",
@@ -581,6 +584,11 @@ describe("kill -9", () => {
   test("between the provider's answer and the commit: the repeat gets the answer, and the call is billed once", async () => {
     const key = newKey();
     const form = () => formOf({ model: "whisper-1" }, ["file", new Blob(["long speech"]), "a.wav"]);
+    const rpc = { jsonrpc: "2.0", id: 1, method: "chat.send", params: { session_id: "api:killed:default", text: "hi" } };
+    const judged = await post("/v1/moderations", acme, { input: "kept" }, { "idempotency-key": `${key}-judged` });
+    const sent = await post("/rpc", acme, rpc, { "idempotency-key": `${key}-rpc` });
+    // The turn of /rpc is another test's concern: it has failed before the calls below are counted.
+    await expect.poll(async () => await openTurns(), { timeout: 100_000 }).toBe(0);
     const hold = provider.hold();
     const calls = provider.calls.length;
     const kept = await post(
@@ -606,6 +614,8 @@ describe("kill -9", () => {
     expect([heard.status, embedded.status]).toEqual([200, 200]);
     expect(heard.json["text"]).toBe("Heard 11 bytes.");
     expect(await rowsOf("acme")).toHaveLength(rows + 2);
+    expect((await post("/v1/moderations", acme, { input: "kept" }, { "idempotency-key": `${key}-judged` })).text).toBe(judged.text);
+    expect((await post("/rpc", acme, rpc, { "idempotency-key": `${key}-rpc` })).text).toBe(sent.text);
     const again = await post(
       "/v1/files",
       acme,
