@@ -123,12 +123,18 @@ const placeholders: Record<string, () => string> = {
 const ids: Record<string, () => string> = {
   "/v1/models/{id}": () => "test-model",
   "/v1/billing/rows/{id}/explain": () => `${bravo.turnId}.0`,
+  "/v1/files/{id}": () => "file-01JTEST0000000000000000000",
+  "/v1/files/{id}/content": () => "file-01JTEST0000000000000000000",
   "/v1/admin-keys/{id}": () => "read",
 };
 
 /** A body that would be taken from somebody who may send it; a route with a body that is not here fails the test. */
 const bodies: Record<string, () => string> = {
   "post /v1/chat/completions": () => JSON.stringify({ model: "default", messages: [{ role: "user", content: "hello" }] }),
+  "post /v1/embeddings": () => JSON.stringify({ model: "test-embedding", input: "hello" }),
+  "post /v1/moderations": () => JSON.stringify({ model: "test-moderation", input: "hello" }),
+  "post /v1/audio/transcriptions": () => "no form",
+  "post /v1/files": () => "no form",
   "post /v1/tenants": () => JSON.stringify({ id: idOf("never") }),
   "patch /v1/tenants/{tenant}": () => JSON.stringify({ display_name: "taken over" }),
   "put /v1/tenants/{tenant}/quota": () => JSON.stringify({ requests_per_minute: 1 }),
@@ -150,6 +156,7 @@ const withoutBody: ReadonlySet<string> = new Set([
   "post /v1/tenants/{tenant}/resume",
   "post /v1/tenants/{tenant}/token/rotate",
   "post /v1/tenants/{tenant}/token/revoke",
+  "delete /v1/files/{id}",
   "delete /v1/admin-keys",
   "delete /v1/admin-keys/{id}",
   "post /v1/keys/rotate",
