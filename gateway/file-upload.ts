@@ -96,6 +96,9 @@ function mimeOf(filename: string, given: string): string {
   return isGiven ? given : (known ?? "application/octet-stream");
 }
 
+/** Of the parser's errors those without a code: a form without a boundary, one that ends in the middle, a client that hung up. */
+const brokenForm = /boundary not found|multipart data|premature close|^aborted$/i;
+
 /** What the parser says of a form, in our words. */
 function formFault(error: unknown): unknown {
   if (error instanceof AppError) return error;
@@ -109,10 +112,9 @@ function formFault(error: unknown): unknown {
     case "FST_FILES_LIMIT":
       return invalid("file", "The form may hold one file.");
     default:
-      // Busboy's own: a form without a boundary, one that ends in the middle, a client that hung up.
-      return statusCode === undefined && !/multipart|boundary|form|aborted|ECONNRESET|premature/i.test(String(message))
-        ? error
-        : new AppError("invalid_request", { client: { message: "The form is malformed or was cut short." } }, { cause: error });
+      return typeof statusCode === "number" || brokenForm.test(String(message))
+        ? new AppError("invalid_request", { client: { message: "The form is malformed or was cut short." } }, { cause: error })
+        : error;
   }
 }
 

@@ -37,8 +37,12 @@ const isLive = "state = 'ready' AND (expires_at IS NULL OR expires_at > now())";
  */
 export async function beginFile(tx: TenantTx, { id, role, filename, mime }: NewFile): Promise<number> {
   await tx.execute(
-    `DELETE FROM file WHERE expires_at < now() OR (state = 'writing' AND created_at < now() - interval '1 hour')
-       OR deleted_at < now() - interval '25 hours'`,
+    `DELETE FROM file WHERE id IN (
+       SELECT id FROM file
+       WHERE expires_at < now() OR (state = 'writing' AND created_at < now() - interval '1 hour')
+         OR deleted_at < now() - interval '25 hours'
+       LIMIT 100 FOR UPDATE SKIP LOCKED
+     )`,
   );
   await tx.execute("INSERT INTO file (id, role, state, filename, mime) VALUES ($1, $2, 'writing', $3, $4)", [
     id,

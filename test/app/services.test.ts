@@ -327,6 +327,25 @@ describe("transcriptions", () => {
     expect(provider.calls.at(-1)?.body["timestamp_granularities[]"]).toEqual(["word", "segment"]);
   });
 
+  test("an aborted call ends as one, costs nothing, and its audio goes", async () => {
+    const rows = (await rowsOf("acme")).length;
+    const hold = provider.hold();
+    const heard = post("/v1/audio/transcriptions", acme, formOf({ model: "whisper-1" }, ["file", new Blob(["sound"]), "a.mp3"]));
+    await hold.arrived;
+    const [open] = (await runSql(databaseUrl, "select turn_id from control.open_turn where tenant_id = 'acme'")).rows as {
+      turn_id: string;
+    }[];
+
+    const abort = { jsonrpc: "2.0", id: 1, method: "chat.abort", params: { turn_id: open?.turn_id } };
+    expect((await post("/rpc", acme, abort)).json["result"]).toMatchObject({ aborted: true });
+
+    const ended = await heard;
+    hold.release();
+    expect([ended.status, ended.error.code]).toEqual([409, "turn_aborted"]);
+    expect(await rowsOf("acme")).toHaveLength(rows);
+    expect(await filesLeft("acme")).toEqual([]);
+  });
+
   test.each([
     ["no file", formOf({ model: "whisper-1" }), 400, "file"],
     ["an empty file", formOf({ model: "whisper-1" }, ["file", new Blob([]), "a.wav"]), 400, "file"],
