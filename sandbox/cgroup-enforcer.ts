@@ -19,13 +19,24 @@ import { newRunName } from "./run-owner.ts";
 /** Long enough for a process that the kernel holds in a disk wait; nothing but that outlives SIGKILL. */
 const RELEASE_WITHIN_MS = 10_000;
 
-type Group = { readonly directories: readonly string[]; kill(): void; read(): Exceeded & Usage };
+type Group = {
+  readonly directories: readonly string[];
+  kill(): void;
+  read(): Exceeded & Usage;
+  /** Of its CPU share, where that is held: whether it was ever used up, and what makes it stand behind others from then on. */
+  readonly cpu: { isUsedUp(): boolean; giveWay(): void } | undefined;
+};
 type Limits = Parameters<ResourceEnforcer["hold"]>[0];
 
 /** The kernel's default period of a CPU share. */
 const CPU_PERIOD_US = 100_000;
 /** The kernel takes no smaller share of a period than a millisecond. */
 const cpuQuotaUs = (cpus: number): number => Math.max(1_000, Math.round(cpus * CPU_PERIOD_US));
+
+/** How often a run is looked at that may use up its CPU share, and its weight from then on; others have 1,024 and 100. */
+const CPU_LOOK_MS = 50;
+const HOG_SHARES = 64;
+const HOG_WEIGHT = 6;
 
 /** Memory and processes held by the kernel for the whole run: what a run starts can never leave its group. */
 export function createCgroupEnforcer(places: CgroupPlaces): ResourceEnforcer {
@@ -63,6 +74,7 @@ function makeV1(places: CgroupPlaces & { version: 1 }, { memoryBytes, processes,
       killMembers(memory);
       killMembers(pids);
     },
+    cpu: places.cpu === undefined || cpus === undefined ? undefined : shareOf(join(places.cpu, name), "cpu.shares", HOG_SHARES),
     read: () => readGroup({ version: 1, memory, pids, cpuacct: places.cpuacct === undefined ? undefined : join(places.cpuacct, name) }),
   };
 }
@@ -82,6 +94,7 @@ function makeV2({ parent, cpu }: CgroupPlaces & { version: 2 }, { memoryBytes, p
       // cgroup.kill came with Linux 5.14; before it, the list is killed, and release() repeats that until it stays empty.
       if (!writeIfThere(join(group, "cgroup.kill"), "1")) killMembers(group);
     },
+    cpu: !cpu || cpus === undefined ? undefined : shareOf(group, "cpu.weight", HOG_WEIGHT),
     read: () => readGroup({ version: 2, parent: group }),
   };
 }
@@ -117,7 +130,17 @@ function makeGroup(directories: readonly string[], setLimits: () => void): void 
   }
 }
 
-function holdOf({ directories, kill, read }: Group, awake: Promise<void>): ResourceHold {
+/**
+ * A run that uses up its share in a part of each period has all cores for that part, and whoever shares them waits. From the first time
+ * on it has only what others leave: its share is the same, but a quiet neighbour no longer feels it.
+ */
+const shareOf = (group: string, file: string, weight: number) => ({
+  isUsedUp: () => countIn(join(group, "cpu.stat"), "nr_throttled") > 0,
+  giveWay: () => void writeIfThere(join(group, file), String(weight)),
+});
+
+function holdOf({ directories, kill, read, cpu }: Group, awake: Promise<void>): ResourceHold {
+  let look: NodeJS.Timeout | undefined;
   return {
     async takeIn(pids) {
       // Not by a synchronous call: moving a process may wait.
@@ -125,11 +148,20 @@ function holdOf({ directories, kill, read }: Group, awake: Promise<void>): Resou
       for (const pid of pids) await Promise.all(directories.map(async (directory) => await moveProcess(pid, directory)));
     },
     born: () => undefined,
-    watch: () => undefined,
+    watch() {
+      if (cpu === undefined) return;
+      look = setInterval(() => {
+        if (!cpu.isUsedUp()) return;
+        cpu.giveWay();
+        clearInterval(look);
+      }, CPU_LOOK_MS);
+      look.unref();
+    },
     kill,
     holdsOnly: (pids) => directories.every((directory) => membersOf(directory).every((pid) => pids.includes(pid))),
     read,
     async release() {
+      clearInterval(look);
       const deadline = Date.now() + RELEASE_WITHIN_MS;
       for (const pause = growingPause(); directories.some((directory) => membersOf(directory).length > 0); await pause()) {
         if (Date.now() > deadline) throw new Error(`Processes of ${directories.join(" and ")} do not end.`);

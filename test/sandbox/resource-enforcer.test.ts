@@ -106,6 +106,37 @@ test.skipIf(!places)("a group of a process that is gone is killed and removed, o
   rmdirSync(living);
 });
 
+const cpuPlace = places?.version === 1 ? places.cpu : places?.cpu === true ? places.parent : undefined;
+
+test.skipIf(cpuPlace === undefined)(
+  "a run that uses up its CPU share stands behind others from then on, and no other run does",
+  async () => {
+    const cpu = cpuPlace as string;
+    const groups = (): string[] => readdirSync(cpu).filter((name) => name.startsWith(`${ownerName}-`));
+    const weightOf = (name: string): number =>
+      Number(readFileSync(join(cpu, name, places?.version === 1 ? "cpu.shares" : "cpu.weight"), "utf8"));
+    const before = groups();
+    const run = async (script: string) => {
+      const known = groups();
+      const hold = createCgroupEnforcer(places as NonNullable<typeof places>).hold({ ...limits, cpus: 0.2 });
+      const child = spawn("/bin/sh", ["-c", `read -r go; ${script}`], { stdio: ["pipe", "ignore", "inherit"] });
+      await hold.takeIn([child.pid as number]);
+      hold.watch(() => undefined);
+      child.stdin.write("go\n");
+      const name = groups().find((one) => !known.includes(one)) ?? expect.fail("there is no group");
+      return { hold, usual: weightOf(name), weight: () => weightOf(name) };
+    };
+    const idle = await run("sleep 60");
+    const hog = await run("while :; do :; done");
+
+    await expect.poll(hog.weight, { timeout: 30_000 }).toBeLessThan(hog.usual / 10);
+
+    expect(idle.weight()).toBe(idle.usual);
+    await Promise.all([idle.hold.release(), hog.hold.release()]);
+    expect(groups()).toEqual(before);
+  },
+);
+
 test("a name tells a dead owner from a living one, and strangers are nobody's", () => {
   expect(isOrphaned(`${ownerName}-1`)).toBe(false);
   expect(isOrphaned("openclaw-sandbox-1-999999999-1")).toBe(false);
