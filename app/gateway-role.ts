@@ -2,7 +2,7 @@ import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
-import { defaultQuota } from "../control-plane/admin-config.ts";
+import { defaultQuota, resolveModel } from "../control-plane/admin-config.ts";
 import { type AnchorKeeper, startAnchorKeeper } from "../control-plane/anchor-keeper.ts";
 import { directoryPlace } from "../control-plane/anchor-place.ts";
 import { startAuditRelay } from "../control-plane/audit-relay.ts";
@@ -38,6 +38,8 @@ import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createRateCardRoutes } from "../gateway/rate-card-routes.ts";
 import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
+import { createResponsesRoutes } from "../gateway/responses-routes.ts";
+import { createResponseService } from "../gateway/responses-service.ts";
 import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
 import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
 import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
@@ -146,10 +148,11 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
     temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
   };
+  const conversations = createSessionService({ database, bus, clientOf, log });
   const endpoint = createRpcEndpoint({
     methods: createRpcMethods({
       turns,
-      sessions: createSessionService({ database, bus, clientOf, log }),
+      sessions: conversations,
       overlays,
       defaultModel: (overlay) => resolveTenantModel(live.current(), overlay, "default").id,
       tenants,
@@ -172,6 +175,18 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         quota,
         overlays,
         resolveModel: (overlay, name) => resolveTenantModel(live.current(), overlay, name).id,
+      }),
+      createResponsesRoutes({
+        turns,
+        responses: createResponseService({ database, sessions: conversations }),
+        tokens,
+        quota,
+        overlays,
+        resolveModel: (overlay, name) => resolveTenantModel(live.current(), overlay, name).id,
+        inputTokensOf(model) {
+          const { contextWindow, maxOutputTokens } = resolveModel(live.current(), model);
+          return contextWindow - Math.min(maxOutputTokens, contextWindow / 2);
+        },
       }),
       createHealthRoutes(checks),
       createModelRoutes({

@@ -131,7 +131,7 @@ export function parseChatRequest(raw: unknown): ChatRequest {
   };
 }
 
-const unsupportedField = (param: string, why: string): AppError =>
+export const unsupportedField = (param: string, why: string): AppError =>
   new AppError("unsupported_parameter", { client: { message: `The parameter '${param}' is not supported here. ${why}`, param } });
 
 /** What no field says for itself: values that are not honoured, and fields that ask for one another. */
@@ -147,7 +147,7 @@ function refuseTogether({ store, modalities, logprobs, top_logprobs, stream, str
 }
 
 /** @throws {AppError} `invalid_request` naming the deepest field at fault */
-function parse<T>(schema: z.ZodType<T>, raw: unknown, prefix: readonly PropertyKey[]): T {
+export function parse<T>(schema: z.ZodType<T>, raw: unknown, prefix: readonly PropertyKey[]): T {
   const parsed = schema.safeParse(raw);
   if (parsed.success) return parsed.data;
   const issue = deepest(parsed.error.issues, prefix);

@@ -101,7 +101,7 @@ export const createChatRoutes =
     }
   };
 
-function parseSessionHeader(header: string): SessionId {
+export function parseSessionHeader(header: string): SessionId {
   try {
     return parseSessionId(header);
   } catch (error) {
@@ -111,7 +111,7 @@ function parseSessionHeader(header: string): SessionId {
 }
 
 /** The session of a call that names its user only, for a tenant that wants it so. */
-function sessionOfUser(user: string | undefined): SessionId | undefined {
+export function sessionOfUser(user: string | undefined): SessionId | undefined {
   if (user === undefined) return undefined;
   try {
     return parseSessionId(`api:${encodePeer(user)}:default`);
@@ -146,13 +146,13 @@ function refuseFileIds(messages: readonly ChatMessage[]): void {
   }
 }
 
-function headerOf(request: FastifyRequest, name: string): string | undefined {
+export function headerOf(request: FastifyRequest, name: string): string | undefined {
   const value = request.headers[name];
   if (value === undefined || typeof value === "string") return value;
   throw new AppError("invalid_request", { client: { message: `The header ${name} was sent twice.`, param: name } });
 }
 
-function modeOf(request: FastifyRequest): TurnMode | undefined {
+export function modeOf(request: FastifyRequest): TurnMode | undefined {
   const mode = headerOf(request, "x-openclaw-mode");
   if (mode === undefined || mode === "agent" || mode === "gateway") return mode;
   throw new AppError("invalid_request", { client: { message: "The mode is 'agent' or 'gateway'.", param: "X-OpenClaw-Mode" } });

@@ -75,7 +75,7 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
 type Piece = { readonly text: string; readonly tokens: readonly TokenLogprob[] };
 
 /** What the caller has of a text that comes in pieces, of which one may be lost or come twice; the end brings the rest. */
-function createVoice() {
+export function createVoice() {
   let sent = "";
   let tokensSent = 0;
   const add = (text: string, tokens: readonly TokenLogprob[]): Piece => {
@@ -125,7 +125,7 @@ const toolCallDelta = ({ index, id, name, arguments: given, custom }: CallPiece)
 /** Lengths of chunks look alike in steps of so many characters. */
 const paddedTo = 128;
 
-const padding = (length: number): string => {
+export const padding = (length: number): string => {
   const missing = paddedTo - (length % paddedTo);
   return randomBytes(missing).toString("base64url").slice(0, missing);
 };
