@@ -78,7 +78,7 @@ export type CallOutcome =
 
 const transcriptMessages = 200;
 /** Attempts of one call over worker deaths; each may have reached the provider. */
-const attemptsPerCall = 10;
+export const attemptsPerCall = 10;
 
 type OpenedCall = ReservedCall & {
   readonly rateCardHash: RateCardHash;
@@ -270,7 +270,7 @@ export const createModelCall = (deps: CallDeps) => {
 
   /** A call that failed for good ends its turn; what the provider had counted by then is billed. */
   async function settleFailure(call: ReadyCall, error: ModelCallError): Promise<CallOutcome> {
-    const stored = toStoredError(toAppError(error));
+    const stored = toStoredError(callErrorOf(error));
     const { kind, status, message, cause } = error;
     log("a model call failed", {
       callId: call.callId,
@@ -280,7 +280,12 @@ export const createModelCall = (deps: CallDeps) => {
       message,
       cause: cause instanceof Error ? cause.message : cause,
     });
-    const finished: FinishedTurn = { state: error.kind === "aborted" ? "aborted" : "failed", error: stored };
+    // What no provider heard of is a refused call, like one that no quota is left for.
+    const isRefusal = error.unsupported !== undefined && call.step === 0;
+    const finished: FinishedTurn = {
+      state: error.kind === "aborted" ? "aborted" : "failed",
+      error: isRefusal ? { ...stored, isRefusal } : stored,
+    };
     const { usage, providerRequestId } = error;
     const row = usage === undefined ? undefined : usageRow(call, usage, providerRequestId, 0);
     let isOurs = false;
@@ -318,22 +323,8 @@ export const createModelCall = (deps: CallDeps) => {
     return verdictOf(outcome);
   }
 
-  /**
-   * Stores what a call came to, again until the database takes it: an answer that was paid for is never thrown away for a lock that
-   * was held too long or a server that restarts. Safe to repeat, also after a commit whose answer was lost.
-   */
-  async function persist(signal: AbortSignal, settle: () => Promise<CallOutcome>): Promise<CallOutcome> {
-    for (let waitMs = 200; ; waitMs = Math.min(2 * waitMs, 5_000)) {
-      try {
-        return await settle();
-      } catch (error) {
-        const isPassing = error instanceof AppError && error.code === "unavailable" && error.details["why"] === undefined;
-        if (!isPassing || signal.reason === "shutdown") throw error;
-        log("a model call is not stored yet", { error: error.message, details: error.details });
-        await new Promise((resolve) => setTimeout(resolve, waitMs));
-      }
-    }
-  }
+  const persist = async (signal: AbortSignal, settle: () => Promise<CallOutcome>): Promise<CallOutcome> =>
+    await persistently({ log, signal }, settle);
 
   async function run(context: TenantContext, turnId: TurnId, step: number, signal: AbortSignal): Promise<CallOutcome> {
     const call = await open(context, turnId, step);
@@ -379,14 +370,39 @@ export const createModelCall = (deps: CallDeps) => {
   };
 };
 
-const tooDear = (model: string): AppError =>
+/**
+ * Stores what a call came to, again until the database takes it: an answer that was paid for is never thrown away for a lock that
+ * was held too long or a server that restarts. `settle` is safe to repeat, also after a commit whose answer was lost.
+ */
+export async function persistently<T>(
+  { log, signal }: Pick<CallDeps, "log"> & { readonly signal: AbortSignal },
+  settle: () => Promise<T>,
+): Promise<T> {
+  for (let waitMs = 200; ; waitMs = Math.min(2 * waitMs, 5_000)) {
+    try {
+      return await settle();
+    } catch (error) {
+      const isPassing = error instanceof AppError && error.code === "unavailable" && error.details["why"] === undefined;
+      if (!isPassing || signal.reason === "shutdown") throw error;
+      log("a model call is not stored yet", { error: error.message, details: error.details });
+      await new Promise((resolve) => setTimeout(resolve, waitMs));
+    }
+  }
+}
+
+export const tooDear = (model: string): AppError =>
   new AppError("model_not_priced", {
     model,
     client: { message: "The model's rates with the markup come to more than a call's billing row can hold.", param: "model" },
   });
 
 /** Errors that end a turn as they are, for its caller to read. */
-const refusals: ReadonlySet<string> = new Set<ErrorCode>(["overlay_refused", "tokens_per_day", "cost_per_day_usd", "tenant_suspended"]);
+export const refusals: ReadonlySet<string> = new Set<ErrorCode>([
+  "overlay_refused",
+  "tokens_per_day",
+  "cost_per_day_usd",
+  "tenant_suspended",
+]);
 
 async function standingVerdict(tx: TenantTx, { turnId }: TurnRow): Promise<CallOutcome> {
   const finished = await readFinishedTurn(tx, turnId);
@@ -460,7 +476,8 @@ function createVoice(before = "", tokensBefore: number) {
   };
 }
 
-function toAppError(error: ModelCallError): AppError {
+/** What the caller of a call that failed for good reads. */
+export function callErrorOf(error: ModelCallError): AppError {
   const retryAfterSeconds = Math.max(1, Math.ceil((error.retryAfterMs ?? 1_000) / 1_000));
   switch (error.kind) {
     case "busy":

@@ -17,7 +17,7 @@ import { defaultPort } from "../control-plane/environment.ts";
 import { createInvoices } from "../control-plane/invoices.ts";
 import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { startOverlayFiles } from "../control-plane/overlay-files.ts";
-import { modelsOfTenant, resolveTenantModel } from "../control-plane/overlay.ts";
+import { modelsOfTenant, resolveTenantModel, resolveTenantModelOf } from "../control-plane/overlay.ts";
 import { type Overlays, createOverlayWriter } from "../control-plane/overlays.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
@@ -28,11 +28,16 @@ import { createAdminRoutes, createUsageRoutes } from "../gateway/admin-routes.ts
 import { createAuditRoutes } from "../gateway/audit-routes.ts";
 import { createChatRoutes } from "../gateway/chat-routes.ts";
 import { createCodecRoutes } from "../gateway/codec-routes.ts";
+import { createEmbeddingRoutes } from "../gateway/embedding-routes.ts";
+import { createFileRoutes } from "../gateway/file-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
 import { createHealthRoutes } from "../gateway/health-routes.ts";
 import { createInvoiceRoutes } from "../gateway/invoice-routes.ts";
 import { createKeyRoutes } from "../gateway/key-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
+import { createModerationRoutes } from "../gateway/moderation-routes.ts";
+import { type ServiceDeps } from "../gateway/service-turns.ts";
+import { createTranscriptionRoutes } from "../gateway/transcription-routes.ts";
 import { createOperationRoutes } from "../gateway/operation-routes.ts";
 import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
@@ -161,6 +166,12 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     }),
     logFailure: (error, fields) => logger.error({ err: error, ...fields }, "a call of /rpc failed"),
   });
+  const services: ServiceDeps = {
+    turns,
+    files: parts.files,
+    overlays,
+    resolveModel: (kind, overlay, name) => resolveTenantModelOf(live.current(), kind, overlay, name).id,
+  };
   const app = await createGateway({
     authenticate: authentication.authenticate,
     authenticateSession: async (id) => (await sessions.find(id)).principal,
@@ -174,7 +185,15 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         tokens,
         quota,
         overlays,
-        resolveModel: (overlay, name) => resolveTenantModel(live.current(), overlay, name).id,
+        resolveModel: (overlay, name) => resolveTenantModelOf(live.current(), "chat", overlay, name).id,
+      }),
+      createEmbeddingRoutes(services),
+      createModerationRoutes(services),
+      createTranscriptionRoutes({ ...services, database }),
+      createFileRoutes({
+        database,
+        files: parts.files,
+        bounds: { files: config.http.files_per_tenant, bytes: config.http.file_megabytes_per_tenant * 1_048_576 },
       }),
       createResponsesRoutes({
         turns,

@@ -28,6 +28,7 @@ import type { ProductFacts } from "./console-output.ts";
 import { gateRuns } from "../sandbox/fair-gate.ts";
 import type { SandboxDriver } from "../sandbox/sandbox-driver.ts";
 import { warmDefaults } from "../sandbox/warm-slots.ts";
+import { type TenantFiles, createTenantFiles } from "../storage/tenant-files.ts";
 import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
 import { rememberTenants } from "./remembered-tenants.ts";
 import { startErasedFiles } from "./erased-files.ts";
@@ -66,6 +67,7 @@ export type ProductParts = {
   readonly temporal: TemporalConnection;
   readonly bus: TokenBus;
   readonly encryption: FieldEncryption;
+  readonly files: TenantFiles;
   readonly overlays: OverlayReader;
   readonly clientOf: (tenantId: TenantId) => TenantClient;
   /** From memory; a change is seen at once. */
@@ -113,6 +115,7 @@ export async function startProduct(environment: Environment, { role, variables }
     );
     const bus = await openBus(role, database, log, resources);
     const encryption = createFieldEncryption(keys.dataKeys);
+    const files = createTenantFiles({ database, encryption });
     const overlays = resources.add(await openOverlayReader({ database, encryption, ground: live.current }), (opened) => opened.close());
     const lane: LaneSettings = {
       windowMs: (config.temporal.lane_window_seconds ?? defaultLaneWindowSeconds) * 1_000,
@@ -157,6 +160,7 @@ export async function startProduct(environment: Environment, { role, variables }
       temporal,
       bus,
       encryption,
+      files,
       overlays,
       clientOf,
       tenantOf: remembered.of,

@@ -46,6 +46,7 @@ export async function startWorkers(
     variables,
     home,
     database,
+    files,
     keys,
     temporal,
     bus,
@@ -87,6 +88,7 @@ export async function startWorkers(
   });
   const turnActivities = createTurnActivities({
     database,
+    files,
     bus,
     tools: missing === undefined ? createBuiltinTools({ driver: sandbox }) : new Map(),
     overlayOf: async (tenantId, digest) =>

@@ -4,6 +4,7 @@ import { refusePrivateNetwork } from "../domain/address-class.ts";
 import { AppError } from "../domain/app-error.ts";
 import { formatEgressRule, parseEgressRule } from "../domain/egress-rule.ts";
 import { parseIpNetwork } from "../domain/ip-address.ts";
+import { modelKinds } from "../domain/service-request.ts";
 import { parseMarkup, parseRate } from "../domain/money.ts";
 
 /**
@@ -85,6 +86,8 @@ const providerSchema = z.strictObject({
 
 export const modelSchema = z.strictObject({
   provider: name,
+  // What it is for; only a chat model holds a conversation.
+  kind: z.enum(modelKinds, "must be chat, embedding, transcription or moderation").default("chat"),
   context_window: whole(1, 1_000_000_000),
   max_output_tokens: whole(1, 1_000_000_000),
   fallbacks: z.array(modelId).default([]),
@@ -262,6 +265,9 @@ export const adminConfigSchema = z.strictObject({
       slots_per_tenant: whole(1, 10_000).default(64),
       // How long a provider may be silent, before its first byte and between two pieces of its answer.
       provider_idle_seconds: whole(1, 290).default(120),
+      // Uploaded files of one tenant that are kept at once, and their bytes.
+      files_per_tenant: whole(0, 1_000_000).default(1_000),
+      file_megabytes_per_tenant: whole(0, 1_000_000).default(1_024),
       // Whose X-Forwarded-* headers are believed; nobody's unless listed.
       trusted_proxies: z.array(network).default([]),
       // Origins whose pages may call the API, beside the gateway's own.

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 import { parseMarkup, type MarkupPpm } from "../domain/money.ts";
+import type { ModelKind } from "../domain/service-request.ts";
 import type { RateCard, RateCardText, Rates } from "../domain/rate-card.ts";
 import { adminConfigSchema, type AdminConfigFile } from "./admin-config-schema.ts";
 import { issueToTell } from "./configuration-issue.ts";
@@ -24,6 +25,7 @@ export type ModelSettings = {
   readonly id: string;
   /** A key of `AdminConfig.providers`. */
   readonly provider: string;
+  readonly kind: ModelKind;
   readonly contextWindow: number;
   readonly maxOutputTokens: number;
   /** Configured models to try when this one is not available, in order. */
@@ -103,6 +105,7 @@ function toAdminConfig({ default_model, providers, models, billing, ...blocks }:
         {
           id,
           provider: model.provider,
+          kind: model.kind,
           contextWindow: model.context_window,
           maxOutputTokens: model.max_output_tokens,
           fallbacks: model.fallbacks,
@@ -162,13 +165,22 @@ function checkReferences(
     if (api !== undefined && kind !== "openai" && kind !== "openai-compatible")
       throw error([...path, "api"], "belongs to the kinds openai and openai-compatible only");
   }
-  for (const { id, provider, fallbacks, contextWindow, maxOutputTokens } of models.values()) {
-    if (!providers.has(provider)) throw error(["models", id, "provider"], `"${provider}" is not one of providers`);
+  for (const { id, provider, kind, fallbacks, contextWindow, maxOutputTokens } of models.values()) {
+    const served = providers.get(provider);
+    if (served === undefined) throw error(["models", id, "provider"], `"${provider}" is not one of providers`);
+    if (served.kind === "anthropic" && kind !== "chat")
+      throw error(["models", id, "kind"], "must be chat: its provider has no other models");
+    if (served.kind === "demo" && kind !== "chat" && kind !== "embedding")
+      throw error(["models", id, "kind"], "must be chat or embedding: the demo provider has no other models");
+    if (kind !== "chat" && fallbacks.length > 0) throw error(["models", id, "fallbacks"], "belong to chat models only");
     if (maxOutputTokens > contextWindow) throw error(["models", id, "max_output_tokens"], "must not be larger than context_window");
     const unknown = fallbacks.findIndex((fallback) => !models.has(fallback) || fallback === id);
     if (unknown >= 0) throw error(["models", id, "fallbacks", unknown], `"${fallbacks[unknown]}" is not another one of models`);
+    const other = fallbacks.findIndex((fallback) => models.get(fallback)?.kind !== "chat");
+    if (other >= 0) throw error(["models", id, "fallbacks", other], `"${fallbacks[other]}" is not a chat model`);
   }
   if (!models.has(defaultModel)) throw error(["default_model"], `"${defaultModel}" is not one of models`);
+  if (models.get(defaultModel)?.kind !== "chat") throw error(["default_model"], `"${defaultModel}" is not a chat model`);
   for (const [key, other] of [
     ["tls_cert_file", "tls_key_file"],
     ["tls_key_file", "tls_cert_file"],

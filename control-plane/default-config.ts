@@ -2,6 +2,7 @@ import { readFileSync, readdirSync } from "node:fs";
 import { z } from "zod";
 import { modelSchema, ratesSchema } from "./admin-config-schema.ts";
 import { adminConfigPath, type KeySource } from "./admin-config.ts";
+import type { ModelKind } from "../domain/service-request.ts";
 import { readConfigurationText } from "./configuration-text.ts";
 import { createPrivateFile } from "./private-file.ts";
 
@@ -44,6 +45,7 @@ const knownProviders = [
 
 type DraftModel = {
   readonly provider: string;
+  readonly kind: ModelKind;
   readonly context_window: number;
   readonly max_output_tokens: number;
   readonly rates: Readonly<Record<string, string>>;
@@ -58,7 +60,13 @@ type Draft = {
 const demoDraft: Draft = {
   defaultModel: "demo",
   providers: ["  demo:", "    kind: demo   # built in and offline; its answers say that they are a demonstration"],
-  models: new Map([["demo", { provider: "demo", context_window: 128_000, max_output_tokens: 8_192, rates: { input: "1", output: "2" } }]]),
+  models: new Map([
+    ["demo", { provider: "demo", kind: "chat", context_window: 128_000, max_output_tokens: 8_192, rates: { input: "1", output: "2" } }],
+    [
+      "demo-embedding",
+      { provider: "demo", kind: "embedding", context_window: 8_192, max_output_tokens: 1, rates: { input: "1", output: "0" } },
+    ],
+  ]),
   prices: "# The demonstration model costs nothing; these prices only show what a bill looks like.",
 };
 
@@ -69,9 +77,9 @@ function draftFor(variables: KeySource): Draft {
   const card = readShippedCard();
   const models = usable.flatMap(({ name }) =>
     Object.entries(card.providers[name]?.models ?? {}).map(
-      ([id, { source: _source, context_window, max_output_tokens, ...rates }]): [string, DraftModel] => [
+      ([id, { source: _source, kind, context_window, max_output_tokens, ...rates }]): [string, DraftModel] => [
         id,
-        { provider: name, context_window, max_output_tokens, rates: rates as Record<string, string> },
+        { provider: name, kind, context_window, max_output_tokens, rates: rates as Record<string, string> },
       ],
     ),
   );
@@ -88,7 +96,7 @@ export function defaultConfigText(variables: KeySource): string {
   const { defaultModel, providers, models, prices } = draftFor(variables);
   const modelLines = [...models].map(
     ([id, model]) =>
-      `  ${id}: { provider: ${model.provider}, context_window: ${model.context_window}, max_output_tokens: ${model.max_output_tokens} }`,
+      `  ${id}: { provider: ${model.provider}, ${model.kind === "chat" ? "" : `kind: ${model.kind}, `}context_window: ${model.context_window}, max_output_tokens: ${model.max_output_tokens} }`,
   );
   const rateLines = [...models].map(
     ([id, { rates }]) =>
@@ -111,7 +119,7 @@ ${providers.join("\n")}
   #   base_url: http://127.0.0.1:11434/v1
   # "api: responses" beside a kind of openai or openai-compatible speaks OpenAI's Responses instead of its Chat Completions.
 
-# What may be called. A model without a price below is refused.
+# What may be called. A model without a price below is refused. Its kind is chat unless it says embedding, transcription or moderation.
 models:
 ${modelLines.join("\n")}
 

@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { AppError } from "../domain/app-error.ts";
 import { isWithinRules } from "../domain/egress-rule.ts";
 import { sandboxLimitNames } from "../domain/sandbox-policy.ts";
+import type { ModelKind } from "../domain/service-request.ts";
 import { type AdminConfig, type ResolvedModel, defaultModelNames, resolveModel } from "./admin-config.ts";
 import { issueToTell } from "./configuration-issue.ts";
 import { type KeyPath, configurationError, readConfigurationText } from "./configuration-text.ts";
@@ -87,10 +88,14 @@ function checkModels(overlay: OverlayFile, { models, rateCard, defaultModel }: O
   const checkList = (path: KeyPath, ids: readonly string[] | undefined): void => {
     for (const [place, id] of (ids ?? []).entries()) check([...path, place], id);
   };
-  if (overlay.model !== undefined) check(["model"], overlay.model);
-  checkList(["fallbacks"], overlay.fallbacks);
+  const checkChat = (path: KeyPath, id: string): void => {
+    check(path, id);
+    if (models.get(id)?.kind !== "chat") throw fault(path, `${quoted(id)} is not a chat model`);
+  };
+  if (overlay.model !== undefined) checkChat(["model"], overlay.model);
+  for (const [place, id] of (overlay.fallbacks ?? []).entries()) checkChat(["fallbacks", place], id);
   checkList(["api", "models"], overlay.api.models);
-  if (overlay.heartbeat?.model !== undefined) check(["heartbeat", "model"], overlay.heartbeat.model);
+  if (overlay.heartbeat?.model !== undefined) checkChat(["heartbeat", "model"], overlay.heartbeat.model);
   for (const [alias, target] of Object.entries(overlay.aliases ?? {})) {
     // Such a name means something already, and the alias would never act.
     if (defaultModelNames.has(alias)) throw fault(["aliases", alias], "is the name of the default model: set model instead");
@@ -169,6 +174,23 @@ export function resolveTenantModel(config: AdminConfig, { model, aliases, api }:
     throw new AppError("model_not_found", { client: { message: `The model "${shown}" does not exist.`, param: "model" } });
   }
   return resolveModel(config, id);
+}
+
+const kindNames: Readonly<Record<ModelKind, string>> = {
+  chat: "a chat model",
+  embedding: "an embedding model",
+  transcription: "a transcription model",
+  moderation: "a moderation model",
+};
+
+/** The model that a request for something of this kind means. @throws {AppError} as `resolveTenantModel`; `invalid_request` for one of another kind */
+export function resolveTenantModelOf(config: AdminConfig, kind: ModelKind, overlay: Overlay, requested: string): ResolvedModel {
+  const model = resolveTenantModel(config, overlay, requested);
+  if (model.kind !== kind) {
+    const message = `The model "${model.id}" is ${kindNames[model.kind]}: this takes ${kindNames[kind]}.`;
+    throw new AppError("invalid_request", { client: { message, param: "model" } });
+  }
+  return model;
 }
 
 export type TenantModel = { readonly id: string; readonly provider: string };

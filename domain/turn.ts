@@ -1,11 +1,13 @@
 import type { ErrorCode, StoredError } from "./app-error.ts";
 import type { ChatMessage, ModelReply, SamplingSettings, ToolDefinition } from "./conversation.ts";
+import type { FileId } from "./file-id.ts";
+import type { ServiceKind, ServiceRequest } from "./service-request.ts";
 import type { SessionId } from "./session-id.ts";
 import type { TurnId } from "./turn-id.ts";
 import type { Usage } from "./usage.ts";
 
 /** Why a model is called: the billing `reason` and the search attribute `TurnKind`. */
-export type TurnKind = "chat" | "cron" | "heartbeat" | "compaction" | "embedding";
+export type TurnKind = "chat" | "cron" | "heartbeat" | "compaction" | ServiceKind;
 
 /** `agent` adds the tenant's own tools and prompt, `gateway` adds nothing to what was sent. */
 export type TurnMode = "agent" | "gateway";
@@ -28,6 +30,8 @@ export type TurnReply = ModelReply & {
   /** Summed over the turn's model calls. */
   readonly usage: Usage;
   readonly modelCalls: number;
+  /** Of a service: where its answer is kept, at most a day. */
+  readonly resultFile?: FileId | undefined;
 };
 
 export type FinishedTurn =
@@ -54,3 +58,6 @@ export type TurnSubmission = TurnTicket & {
   readonly stateless: boolean;
   readonly request: TurnRequest;
 };
+
+/** The same for a call of a model that is no chat model. */
+export type ServiceSubmission = Omit<TurnSubmission, "request"> & { readonly kind: ServiceKind; readonly request: ServiceRequest };

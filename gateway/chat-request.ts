@@ -3,6 +3,7 @@ import { AppError } from "../domain/app-error.ts";
 import type { ChatMessage, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
 import { chatMessage, toChatMessages, toText } from "./chat-messages.ts";
 import { refusal, schemaRefusal, toTools, toolFields } from "./chat-tools.ts";
+import { parseField } from "./parse-field.ts";
 import { strictSchemaFault } from "./strict-schema.ts";
 
 /** Fields of OpenAI's Chat Completions that are refused by name rather than ignored (contract §3), and why. */
@@ -110,9 +111,9 @@ export function parseChatRequest(raw: unknown): ChatRequest {
       if (value !== null) throw unsupportedField(key, unsupported[key] ?? "");
     } else if (!Object.hasOwn(fields, key)) throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
   }
-  const request = parse(chatBody, raw, []);
+  const request = parseField(chatBody, raw, []);
   // One by one: a schema collects every fault of what it is given, and a body of many bad messages would take it a minute.
-  const messages = request.messages.map((message, place) => parse(chatMessage, message, ["messages", place]));
+  const messages = request.messages.map((message, place) => parseField(chatMessage, message, ["messages", place]));
   refuseTogether(request);
   const { tools, ...choice } = toTools(request);
   return {
@@ -146,14 +147,6 @@ function refuseTogether({ store, modalities, logprobs, top_logprobs, stream, str
   if (fault !== undefined) throw schemaRefusal(fault, "response_format.json_schema.schema");
 }
 
-/** @throws {AppError} `invalid_request` naming the deepest field at fault */
-export function parse<T>(schema: z.ZodType<T>, raw: unknown, prefix: readonly PropertyKey[]): T {
-  const parsed = schema.safeParse(raw);
-  if (parsed.success) return parsed.data;
-  const issue = deepest(parsed.error.issues, prefix);
-  throw refusal(`Invalid value for '${issue.path}': ${issue.message}`, issue.path);
-}
-
 function settingsOf(request: ChatBody): SamplingSettings {
   return {
     maxTokens: request.max_completion_tokens ?? request.max_tokens ?? undefined,
@@ -177,22 +170,4 @@ function settingsOf(request: ChatBody): SamplingSettings {
     webSearch: request.web_search_options ?? undefined,
     responseFormat: request.response_format ?? undefined,
   };
-}
-
-/** Of a union's branches the issue that reached deepest: it names what is wrong rather than that no branch fits. */
-function deepest(issues: readonly z.core.$ZodIssue[], prefix: readonly PropertyKey[] = []): { path: string; message: string } {
-  let found = { path: "", message: "The request is not valid." };
-  let depth = -1;
-  const visit = (list: readonly z.core.$ZodIssue[], before: readonly PropertyKey[]): void => {
-    for (const issue of list) {
-      const path = [...before, ...issue.path];
-      if (path.length > depth) {
-        depth = path.length;
-        found = { path: path.map(String).join("."), message: issue.message };
-      }
-      if (issue.code === "invalid_union") for (const branch of issue.errors) visit(branch, path);
-    }
-  };
-  visit(issues, prefix);
-  return found;
 }

@@ -10,18 +10,16 @@ export type AnswerHead = { readonly turnId: TurnId; readonly model: string; read
 const idOf = ({ turnId }: AnswerHead): string => `chatcmpl-${turnId.slice("trn_".length)}`;
 const secondsOf = ({ createdAtMs }: AnswerHead): number => Math.floor(createdAtMs / 1_000);
 
-/** Our disjoint classes as OpenAI counts them: cached inside the prompt, reasoning inside the completion. */
+/**
+ * Our disjoint classes as OpenAI counts them: cached inside the prompt, reasoning inside the completion. Of sound and predicted
+ * text nothing is said: they are parts of classes here, and a zero would be untrue.
+ */
 export const toOpenAiUsage = (usage: Usage) => ({
   prompt_tokens: promptTokensOf(usage),
   completion_tokens: completionTokensOf(usage),
   total_tokens: promptTokensOf(usage) + completionTokensOf(usage),
-  prompt_tokens_details: { cached_tokens: usage.cacheReadTokens, audio_tokens: 0 },
-  completion_tokens_details: {
-    reasoning_tokens: usage.reasoningTokens,
-    audio_tokens: 0,
-    accepted_prediction_tokens: 0,
-    rejected_prediction_tokens: 0,
-  },
+  prompt_tokens_details: { cached_tokens: usage.cacheReadTokens },
+  completion_tokens_details: { reasoning_tokens: usage.reasoningTokens },
 });
 
 const toOpenAiToolCall = ({ id, name, arguments: given, custom }: ToolCall) =>

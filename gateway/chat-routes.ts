@@ -1,14 +1,12 @@
 import { randomBytes } from "node:crypto";
-import type { FastifyPluginAsync, FastifyRequest } from "fastify";
+import type { FastifyPluginAsync } from "fastify";
 import type { Overlay } from "../control-plane/overlay.ts";
 import type { OverlayReader } from "../control-plane/overlays.ts";
 import { z } from "zod";
 import { AppError, fromStoredError } from "../domain/app-error.ts";
 import type { ChatMessage } from "../domain/conversation.ts";
-import { encodePeer, parseSessionId, sessionPartsOf, statelessSessionOf, type SessionId } from "../domain/session-id.ts";
-import type { TenantContext } from "../domain/tenant.ts";
+import { statelessSessionOf, type SessionId } from "../domain/session-id.ts";
 import { mintTurnId, turnTimeMs } from "../domain/turn-id.ts";
-import type { TurnMode } from "../domain/turn.ts";
 import { tenantOf, tenantPrincipalOf } from "./access.ts";
 import { newMessagesOf } from "./chat-messages.ts";
 import { type ChatRequest, describedChatBody, parseChatRequest } from "./chat-request.ts";
@@ -16,6 +14,7 @@ import { toChatCompletion } from "./chat-response.ts";
 import { streamChat } from "./chat-stream.ts";
 import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
 import type { TokenWatch } from "./token-watch.ts";
+import { headerOf, modeOf, sessionOf, sessionOfUser } from "./turn-headers.ts";
 import type { TurnService } from "./turn-service.ts";
 
 export type ChatDeps = {
@@ -43,7 +42,7 @@ export const createChatRoutes =
       const model = resolveModel(overlay, chat.model);
       const askedMode = modeOf(request);
       const turnId = mintTurnId(Date.now(), randomBytes(10));
-      const askedSession = await sessionOf(request, context);
+      const askedSession = await sessionOf(turns, request, context);
       const session = askedSession ?? (overlay.api.sessionsByUser ? sessionOfUser(chat.user) : undefined);
       const idempotencyKey = headerOf(request, "idempotency-key");
 
@@ -86,40 +85,7 @@ export const createChatRoutes =
       if (finished.state !== "done") throw fromStoredError(finished.error);
       return toChatCompletion(head, finished.reply, chat.shape);
     });
-
-    /** The session that the call continues; undefined when it is stateless. */
-    async function sessionOf(request: FastifyRequest, context: TenantContext): Promise<SessionId | undefined> {
-      const header = headerOf(request, "x-openclaw-session");
-      if (header === undefined) return undefined;
-      const sessionId = parseSessionHeader(header);
-      const { prefix } = sessionPartsOf(sessionId);
-      const mayBeCreated = prefix === "api" || prefix === "web";
-      if (!mayBeCreated && !(await turns.hasSession(context, sessionId))) {
-        throw new AppError("not_found", { client: { message: "There is no such session.", param: "X-OpenClaw-Session" } });
-      }
-      return sessionId;
-    }
   };
-
-export function parseSessionHeader(header: string): SessionId {
-  try {
-    return parseSessionId(header);
-  } catch (error) {
-    if (!(error instanceof AppError)) throw error;
-    throw new AppError(error.code, { client: { ...error.client, message: error.message, param: "X-OpenClaw-Session" } });
-  }
-}
-
-/** The session of a call that names its user only, for a tenant that wants it so. */
-export function sessionOfUser(user: string | undefined): SessionId | undefined {
-  if (user === undefined) return undefined;
-  try {
-    return parseSessionId(`api:${encodePeer(user)}:default`);
-  } catch (error) {
-    if (!(error instanceof AppError)) throw error;
-    throw new AppError("invalid_request", { client: { message: "The user is too long to name a session.", param: "user" } });
-  }
-}
 
 /** In a session the messages that are new. @throws {AppError} `invalid_request` when there is nothing to answer */
 function inputOf({ messages, shape }: ChatRequest, session: SessionId | undefined): readonly ChatMessage[] {
@@ -141,19 +107,7 @@ function refuseFileIds(messages: readonly ChatMessage[]): void {
   for (const { role, content } of messages) {
     if ((role !== "user" && role !== "tool") || typeof content === "string") continue;
     if (!content.some((part) => part.type === "file" && "id" in part.file)) continue;
-    const message = "Files are taken inline only, as file_data.";
+    const message = "The parameter 'file_id' is not supported here. Files are taken inline only, as file_data.";
     throw new AppError("unsupported_parameter", { client: { message, param: "file_id" } });
   }
-}
-
-export function headerOf(request: FastifyRequest, name: string): string | undefined {
-  const value = request.headers[name];
-  if (value === undefined || typeof value === "string") return value;
-  throw new AppError("invalid_request", { client: { message: `The header ${name} was sent twice.`, param: name } });
-}
-
-export function modeOf(request: FastifyRequest): TurnMode | undefined {
-  const mode = headerOf(request, "x-openclaw-mode");
-  if (mode === undefined || mode === "agent" || mode === "gateway") return mode;
-  throw new AppError("invalid_request", { client: { message: "The mode is 'agent' or 'gateway'.", param: "X-OpenClaw-Mode" } });
 }

@@ -1,13 +1,13 @@
 import { randomBytes } from "node:crypto";
 import type { FastifyReply } from "fastify";
-import { AppError, fromStoredError } from "../domain/app-error.ts";
-import type { TokenLogprob, ToolCall } from "../domain/conversation.ts";
+import { fromStoredError } from "../domain/app-error.ts";
 import type { FinishedTurn } from "../domain/turn.ts";
 import type { TurnEvent } from "../streams/token-bus.ts";
 import type { AnswerShape } from "./chat-request.ts";
 import { type AnswerHead, type ChunkNews, finishReasonOf, providerFactsOf, toChunk, toLogprobs, toUsageChunk } from "./chat-response.ts";
 import { errorBodyOf } from "./error-edge.ts";
 import { createEventStream } from "./event-stream.ts";
+import { type CallPiece, type Piece, type SentCall, createVoice, restOfCall } from "./streamed-answer.ts";
 import type { RunningTurn } from "./turn-service.ts";
 
 /**
@@ -70,48 +70,6 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
   } finally {
     turn.onEvent(() => {}); // a turn that outlives its stream (a token that was rotated) has nobody to tell
   }
-}
-
-type Piece = { readonly text: string; readonly tokens: readonly TokenLogprob[] };
-
-/** What the caller has of a text that comes in pieces, of which one may be lost or come twice; the end brings the rest. */
-export function createVoice() {
-  let sent = "";
-  let tokensSent = 0;
-  const add = (text: string, tokens: readonly TokenLogprob[]): Piece => {
-    sent += text;
-    tokensSent += tokens.length;
-    return { text, tokens };
-  };
-  return {
-    hear({ offset, text, logprobs }: Extract<TurnEvent, { offset: number }>): Piece {
-      if (offset !== sent.length) return { text: "", tokens: [] };
-      return add(text, logprobs?.offset === tokensSent ? logprobs.tokens : []);
-    },
-    /** @throws {AppError} `provider_error` where the whole is not what was begun */
-    restOf(whole: string, tokens: readonly TokenLogprob[] = []): Piece {
-      if (!whole.startsWith(sent)) throw new AppError("provider_error", { why: "a repeated call answered otherwise than what was sent" });
-      return add(whole.slice(sent.length), tokens.slice(tokensSent));
-    },
-  };
-}
-
-type SentCall = { readonly id: string | undefined; readonly arguments: string; readonly custom: boolean };
-type CallPiece = {
-  readonly index: number;
-  readonly id?: string;
-  readonly name?: string;
-  readonly arguments: string;
-  readonly custom: boolean;
-};
-
-/** What the caller does not have of a tool call yet. @throws {AppError} `provider_error` where the whole is not what was begun */
-function restOfCall(index: number, { id, name, arguments: whole, custom }: ToolCall, sent: SentCall | undefined): CallPiece | undefined {
-  if (sent === undefined) return { index, id, name, arguments: whole, custom: custom === true };
-  if (sent.id !== id || !whole.startsWith(sent.arguments))
-    throw new AppError("provider_error", { why: "a repeated call asked otherwise than what was sent" });
-  const rest = whole.slice(sent.arguments.length);
-  return rest === "" ? undefined : { index, arguments: rest, custom: sent.custom };
 }
 
 const calledDelta = ({ name, arguments: given }: CallPiece): object => ({ ...(name === undefined ? {} : { name }), arguments: given });

@@ -60,28 +60,36 @@ export type RequestedTools = {
  * @returns what the model is offered; deprecated functions are tools of which it calls one at a time
  * @throws {AppError} `invalid_request` for a choice that the tools do not allow, or a strict tool whose schema is not
  */
-export function toTools({ tools, tool_choice, parallel_tool_calls, functions, function_call }: ToolBody): RequestedTools {
-  if (functions != null && tools != null) throw refusal("'functions' and 'tools' cannot be used together.", "functions");
+export function toTools(body: ToolBody): RequestedTools {
+  const { functions, function_call } = body;
+  if (functions != null && body.tools != null) throw refusal("'functions' and 'tools' cannot be used together.", "functions");
   if (function_call != null && functions == null)
     throw refusal("'function_call' is only allowed when 'functions' are specified.", "function_call");
-  const offered =
-    functions == null ? (tools ?? []).map(toTool) : functions.map((given) => toTool({ type: "function", function: given }, undefined));
-  const choice =
-    functions == null
-      ? toChoice(tool_choice)
-      : toChoice(
-          typeof function_call === "object" && function_call !== null ? { type: "function", function: function_call } : function_call,
-        );
-  const param = functions == null ? "tool_choice" : "function_call";
-  const chosen = typeof choice !== "object" ? [] : "name" in choice ? [choice.name] : choice.allowed;
-  if (offered.length === 0 && choice !== undefined && choice !== "auto" && choice !== "none")
-    throw refusal("'tool_choice' is only allowed when 'tools' are specified.", param);
-  const unknown = chosen.find((name) => !offered.some((definition) => definition.name === name));
-  if (unknown !== undefined) throw refusal(`'${param}' names '${unknown.slice(0, 64)}', which is not among the tools.`, param);
-  return { tools: offered, toolChoice: choice, parallelToolCalls: functions == null ? (parallel_tool_calls ?? undefined) : false };
+  const { tools, tool_choice, parallel_tool_calls } = functions == null ? body : asTools(functions, function_call);
+  const offered = (tools ?? []).map(toTool);
+  const toolChoice = toChoice(tool_choice);
+  checkChoice(toolChoice, offered, functions == null ? "tool_choice" : "function_call");
+  return { tools: offered, toolChoice, parallelToolCalls: parallel_tool_calls ?? undefined };
 }
 
-function toTool(given: z.infer<typeof tool>, place: number | undefined): ToolDefinition {
+function asTools(functions: NonNullable<ToolBody["functions"]>, call: ToolBody["function_call"]): ToolBody {
+  return {
+    tools: functions.map((given) => ({ type: "function", function: given })),
+    tool_choice: typeof call === "object" && call !== null ? { type: "function", function: call } : call,
+    parallel_tool_calls: false,
+  };
+}
+
+function checkChoice(choice: ToolChoice | undefined, tools: readonly ToolDefinition[], param: string): void {
+  if (choice === undefined || choice === "auto" || choice === "none") return;
+  if (tools.length === 0) throw refusal("'tool_choice' is only allowed when 'tools' are specified.", param);
+  if (choice === "required") return;
+  const named = "name" in choice ? [choice.name] : choice.allowed;
+  const unknown = named.find((name) => !tools.some((tool_) => tool_.name === name));
+  if (unknown !== undefined) throw refusal(`'${param}' names '${unknown.slice(0, 64)}', which is not among the tools.`, param);
+}
+
+function toTool(given: z.infer<typeof tool>, place: number): ToolDefinition {
   if (given.type === "custom") {
     const { name, description, format } = given.custom;
     return {
@@ -92,7 +100,7 @@ function toTool(given: z.infer<typeof tool>, place: number | undefined): ToolDef
   }
   const { name, description, parameters: schema, strict } = given.function;
   const fault = strict === true ? strictSchemaFault(schema ?? { type: "object", additionalProperties: false }) : undefined;
-  if (fault !== undefined) throw schemaRefusal(fault, `tools.${place ?? 0}.function.parameters`);
+  if (fault !== undefined) throw schemaRefusal(fault, `tools.${place}.function.parameters`);
   return { name, description: description ?? undefined, parameters: schema ?? undefined, strict: strict ?? undefined };
 }
 

@@ -36,6 +36,7 @@ const inputPart = z.discriminatedUnion("type", [
     .refine(({ file_data, file_url }) => (file_data == null) !== (file_url == null), "It holds either file_data or file_url."),
   z.object({ type: z.literal("output_text"), text, annotations: z.array(z.unknown()).nullish(), logprobs: z.array(z.unknown()).nullish() }),
   z.object({ type: z.literal("refusal"), refusal: text }),
+  z.object({ type: z.literal("input_audio"), input_audio: z.object({ data: text.min(1), format: z.enum(["wav", "mp3"]) }) }),
 ]);
 type InputPart = z.infer<typeof inputPart>;
 
@@ -250,6 +251,8 @@ function toPart(part: InputPart): ContentPart {
       return { type: "text", text: part.text };
     case "refusal":
       return { type: "text", text: part.refusal };
+    case "input_audio":
+      return { type: "audio", ...part.input_audio };
     case "input_image":
       return { type: "image", url: part.image_url, detail: part.detail ?? undefined };
     case "input_file": {

@@ -1,9 +1,10 @@
 import { z } from "zod";
 import { AppError } from "../domain/app-error.ts";
 import type { SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
-import { parse, unsupportedField } from "./chat-request.ts";
+import { unsupportedField } from "./chat-request.ts";
 import { refusal, schemaRefusal, toTools } from "./chat-tools.ts";
 import { inputItem } from "./responses-items.ts";
+import { parseField } from "./parse-field.ts";
 import { strictSchemaFault } from "./strict-schema.ts";
 
 /** Fields of OpenAI's Responses that are refused by name rather than ignored (contract §3), and why. */
@@ -138,7 +139,7 @@ export function parseResponseRequest(raw: unknown): ResponseRequest {
     } else if (!Object.hasOwn(fields, key)) throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
   }
   refuseHostedTools(raw as Readonly<Record<string, unknown>>);
-  const request = parse(responseBody, raw, []);
+  const request = parseField(responseBody, raw, []);
   refuseTogether(request);
   const { tools, ...choice } = toolsOf(request);
   return {
@@ -164,7 +165,7 @@ function inputOf(input: ResponseBody["input"]): ResponseRequest["input"] {
   if (typeof input === "string") return [{ type: "message", role: "user", content: input }];
   return input.map((raw, place) => {
     const item = raw !== null && typeof raw === "object" && !("type" in raw) && "role" in raw ? { ...raw, type: "message" } : raw;
-    return parse(inputItem, item, ["input", place]);
+    return parseField(inputItem, item, ["input", place]);
   });
 }
 

@@ -5,22 +5,22 @@ import type { Overlay } from "../control-plane/overlay.ts";
 import type { OverlayReader } from "../control-plane/overlays.ts";
 import { AppError, fromStoredError } from "../domain/app-error.ts";
 import type { ChatMessage } from "../domain/conversation.ts";
-import { type SessionId, sessionPartsOf, statelessSessionOf } from "../domain/session-id.ts";
-import type { TenantContext } from "../domain/tenant.ts";
+import { statelessSessionOf } from "../domain/session-id.ts";
 import { mintTurnId } from "../domain/turn-id.ts";
 import type { FinishedTurn } from "../domain/turn.ts";
 import { insertResponse } from "../storage/response-repository.ts";
 import { tenantOf, tenantPrincipalOf } from "./access.ts";
-import { parse } from "./chat-request.ts";
-import { headerOf, modeOf, parseSessionHeader, sessionOfUser } from "./chat-routes.ts";
 import { refusal } from "./chat-tools.ts";
+import { idempotencyKeyOf } from "./idempotency-key.ts";
+import { parseField } from "./parse-field.ts";
 import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
 import { nameItems, responseIdOf, toMessages } from "./responses-items.ts";
 import { type ResponseView, toResponse } from "./responses-object.ts";
-import { type ResponseRequest, describedResponseBody, parseResponseRequest } from "./responses-request.ts";
+import { describedResponseBody, parseResponseRequest } from "./responses-request.ts";
 import type { ResponseService } from "./responses-service.ts";
 import { streamResponse } from "./responses-stream.ts";
 import type { TokenWatch } from "./token-watch.ts";
+import { headerOf, modeOf, sessionOf, sessionOfUser } from "./turn-headers.ts";
 import type { TurnService } from "./turn-service.ts";
 
 export type ResponsesDeps = {
@@ -70,11 +70,13 @@ export const createResponsesRoutes =
       const { overlay, digest } = await overlays.of(context.tenantId);
       const model = resolveModel(overlay, asked.model);
       const askedMode = modeOf(request);
-      const askedSession = await sessionOf(request, context, asked);
+      const askedSession = await sessionOf(turns, request, context);
+      if (askedSession !== undefined && asked.previousId !== undefined)
+        throw refusal("A session knows what came before: 'previous_response_id' is not allowed in it.", "previous_response_id");
       const session =
         askedSession ?? (overlay.api.sessionsByUser && asked.previousId === undefined ? sessionOfUser(asked.user) : undefined);
       const withTools = toolEventsOf(request);
-      const idempotencyKey = headerOf(request, "idempotency-key");
+      const idempotencyKey = idempotencyKeyOf(request);
       const turnId = mintTurnId(Date.now(), randomBytes(10));
       const input = nameItems(turnId, await responses.resolve(context, asked.input));
       const earlier = asked.previousId === undefined ? [] : await responses.conversationOf(context, asked.previousId);
@@ -135,7 +137,7 @@ export const createResponsesRoutes =
       "/v1/responses/:id",
       { config: { access: "tenant", describes: { summary: "A kept response", query: retrieveQuery } } },
       async (request) => {
-        parse(retrieveQuery, request.query, []);
+        parseField(retrieveQuery, request.query, []);
         return toResponse(await responses.get(tenantOf(request), params.parse(request.params).id));
       },
     );
@@ -156,7 +158,7 @@ export const createResponsesRoutes =
       "/v1/responses/:id/input_items",
       { config: { access: "tenant", describes: { summary: "What a response was asked, by pages", query: listQuery } } },
       async (request) => {
-        const { limit, order, after } = parse(listQuery, request.query, []);
+        const { limit, order, after } = parseField(listQuery, request.query, []);
         const { input } = await responses.get(tenantOf(request), params.parse(request.params).id);
         const items = input as readonly { readonly id: string }[];
         const ordered = order === "asc" ? items : items.toReversed();
@@ -173,23 +175,6 @@ export const createResponsesRoutes =
         };
       },
     );
-
-    /** The session that the call continues; undefined when it is stateless. */
-    async function sessionOf(
-      request: FastifyRequest,
-      context: TenantContext,
-      { previousId }: ResponseRequest,
-    ): Promise<SessionId | undefined> {
-      const header = headerOf(request, "x-openclaw-session");
-      if (header === undefined) return undefined;
-      if (previousId !== undefined)
-        throw refusal("A session knows what came before: 'previous_response_id' is not allowed in it.", "previous_response_id");
-      const sessionId = parseSessionHeader(header);
-      const { prefix } = sessionPartsOf(sessionId);
-      if (prefix !== "api" && prefix !== "web" && !(await turns.hasSession(context, sessionId)))
-        throw new AppError("not_found", { client: { message: "There is no such session.", param: "X-OpenClaw-Session" } });
-      return sessionId;
-    }
   };
 
 function toolEventsOf(request: FastifyRequest): boolean {

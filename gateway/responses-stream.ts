@@ -2,10 +2,11 @@ import type { FastifyReply } from "fastify";
 import { AppError, type StoredError, fromStoredError, toStoredError } from "../domain/app-error.ts";
 import type { TokenLogprob, ToolCall } from "../domain/conversation.ts";
 import type { FinishedTurn } from "../domain/turn.ts";
-import { createVoice, padding } from "./chat-stream.ts";
+import { padding } from "./chat-stream.ts";
 import { createEventStream } from "./event-stream.ts";
 import { type OutputItem, callItem, messageItem, outputOf } from "./responses-items.ts";
 import { type ResponseView, toResponse } from "./responses-object.ts";
+import { createVoice } from "./streamed-answer.ts";
 import type { RunningTurn } from "./turn-service.ts";
 
 export type ResponseStreaming = {

@@ -18,8 +18,8 @@ function ownFault(schema: Schema, path: readonly string[]): SchemaFault | undefi
     return { path, message: "the root must have the type 'object'" };
   if (!isObjectSchema) return undefined;
   if (schema["additionalProperties"] !== false) return { path, message: "'additionalProperties' must be given and be false" };
-  const required = Array.isArray(schema["required"]) ? schema["required"] : [];
-  const missing = Object.keys(isObject(schema["properties"]) ? schema["properties"] : {}).find((name) => !required.includes(name));
+  const required = new Set(Array.isArray(schema["required"]) ? schema["required"] : []);
+  const missing = Object.keys(isObject(schema["properties"]) ? schema["properties"] : {}).find((name) => !required.has(name));
   return missing === undefined ? undefined : { path, message: `'required' must name every property, '${missing.slice(0, 64)}' is missing` };
 }
 

@@ -1,9 +1,10 @@
 import { createHash } from "node:crypto";
 import type { Admission, QuotaLeases } from "../control-plane/quota-leases.ts";
 import { AppError } from "../domain/app-error.ts";
+import { isServiceKind } from "../domain/service-request.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { TurnId } from "../domain/turn-id.ts";
-import type { FinishedTurn, TurnSubmission } from "../domain/turn.ts";
+import type { FinishedTurn, ServiceSubmission, TurnSubmission } from "../domain/turn.ts";
 import type { Database, TenantTx } from "../storage/database.ts";
 import { holdLease } from "../storage/quota-repository.ts";
 import {
@@ -30,6 +31,8 @@ export type TurnServiceOptions = {
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
 };
 
+type Submission = TurnSubmission | ServiceSubmission;
+
 export type Idempotency = { readonly key: string; readonly body: unknown };
 
 /** What is written together with a new turn, in its transaction. */
@@ -47,7 +50,7 @@ export type RunningTurn = {
 
 export interface TurnService {
   /** @throws {AppError} when the turn was not stored: nothing will run */
-  submit(context: TenantContext, submission: TurnSubmission, idempotency?: Idempotency, record?: TurnRecord): Promise<RunningTurn>;
+  submit(context: TenantContext, submission: Submission, idempotency?: Idempotency, record?: TurnRecord): Promise<RunningTurn>;
   hasSession(context: TenantContext, sessionId: TurnSubmission["sessionId"]): Promise<boolean>;
 }
 
@@ -63,7 +66,7 @@ const fencedAttempts = 5;
 export function createTurnService({ database, bus, slots, clientOf, wake, quota, log }: TurnServiceOptions): TurnService {
   async function store(
     context: TenantContext,
-    submission: TurnSubmission,
+    submission: Submission,
     lane: Lane,
     claim: IdempotencyClaim | undefined,
     admission: Admission | undefined,
@@ -88,7 +91,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
    */
   async function admit(
     context: TenantContext,
-    submission: TurnSubmission,
+    submission: Submission,
     lane: Lane,
     idempotency: Idempotency | undefined,
     record: TurnRecord | undefined,
@@ -96,7 +99,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     const { tenantId } = context;
     const claim = idempotency === undefined ? undefined : claimOf(idempotency);
     const isLimited = await quota.isLimited(tenantId);
-    if (!isLimited || submission.kind !== "chat") return { turnId: await storeOnce(context, submission, lane, claim, record) };
+    if (!isLimited || !isForeground(submission)) return { turnId: await storeOnce(context, submission, lane, claim, record) };
     if (claim !== undefined) {
       const earlier = await database.withTenant(context, async (tx) => await readIdempotencyKey(tx, claim));
       if (earlier?.matches === false) throw new AppError("idempotency_mismatch");
@@ -124,7 +127,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
 
   async function storeOnce(
     context: TenantContext,
-    submission: TurnSubmission,
+    submission: Submission,
     lane: Lane,
     claim: IdempotencyClaim | undefined,
     record: TurnRecord | undefined,
@@ -137,7 +140,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
   /** Resolves when the turn has ended, by its event or its row, whichever tells first. */
   async function settle(
     context: TenantContext,
-    submission: TurnSubmission,
+    submission: Submission,
     lane: Lane,
     isRepeat: boolean,
     events: EventTap,
@@ -179,7 +182,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
    * @returns how many tries it took
    * @throws {AppError} `unavailable` when nobody accepted it in time and it was taken back
    */
-  async function handOver(context: TenantContext, submission: TurnSubmission, lane: Lane, over: AbortSignal): Promise<number> {
+  async function handOver(context: TenantContext, submission: Submission, lane: Lane, over: AbortSignal): Promise<number> {
     const { turnId, sessionId, kind } = submission;
     const client = clientOf(context.tenantId);
     const deadlineMs = performance.now() + handOverMs;
@@ -275,6 +278,9 @@ const claimOf = ({ key, body }: Idempotency): IdempotencyClaim => ({
   fingerprint: digest(JSON.stringify(body)),
   expiresAtMs: Date.now() + idempotencyMs,
 });
+
+/** Somebody waits for it; what runs in the background has another kind. */
+const isForeground = ({ kind }: Submission): boolean => kind === "chat" || isServiceKind(kind);
 
 const isRefusal = (end: FinishedTurn): boolean => end.state === "failed" && end.error.isRefusal === true;
 

@@ -10,6 +10,7 @@ import {
 } from "../domain/conversation.ts";
 import type { CountedUsage } from "../domain/usage.ts";
 import { refuseFor, stoppedFailure } from "./provider-failure.ts";
+import { demoServices } from "./demo-services.ts";
 import { commandsIn, fitArguments, sampleArguments, textOf } from "./demo-script.ts";
 import { ModelCallError, type ModelDelta, type ModelProvider, type ModelRequest, type ModelResult } from "./model-provider.ts";
 
@@ -53,6 +54,7 @@ Several such lines call several tools. To talk to a real model, set OPENAI_API_K
 export function createDemoProvider({ name = "demo", wordDelayMs = 0 }: DemoProviderOptions = {}): ModelProvider {
   return {
     name,
+    services: demoServices,
     async *call(request, signal): AsyncGenerator<ModelDelta, ModelResult, undefined> {
       const inputTokens = promptWords(request);
       const plan = planAnswer(name, request);

@@ -1,5 +1,6 @@
 import type { ChatMessage, ModelReply, SamplingSettings, TokenLogprob, ToolDefinition } from "../domain/conversation.ts";
 import type { CountedUsage } from "../domain/usage.ts";
+import type { ModelServices } from "./model-services.ts";
 
 /** One call of a model. */
 export type ModelRequest = {
@@ -78,6 +79,8 @@ export class ModelCallError extends Error {
 /** The port that every model provider stands behind. One instance serves all tenants: it holds no tenant's state. */
 export interface ModelProvider {
   readonly name: string;
+  /** What it has beside chat; undefined where that is nothing. */
+  readonly services?: ModelServices | undefined;
   /**
    * Runs one call, always streamed from the provider so that its usage and a partial answer are known at any time.
    * The iterator yields deltas as they come and returns the result.

@@ -2,6 +2,7 @@ import OpenAI, { APIConnectionError, APIError } from "openai";
 import { type CallTimeouts, defaultTimeouts } from "./call-deadline.ts";
 import { type LimitsOf, mostBelievableTokens } from "./model-limits.ts";
 import { ModelCallError, type ModelProvider } from "./model-provider.ts";
+import { createOpenAiServices } from "./openai-services.ts";
 import { createOpenAiAnswer } from "./openai-answer.ts";
 import { type OpenAiKind, toOpenAiRequest } from "./openai-request.ts";
 import { createResponsesAnswer } from "./responses-answer.ts";
@@ -67,6 +68,13 @@ export function createOpenAiProvider({
 
   return {
     name,
+    services: createOpenAiServices({
+      client,
+      timeouts: callTimeouts,
+      limitsOf,
+      countTokens,
+      failureOf: (error) => failureOf(error, secrets, now()),
+    }),
     call: (request, signal) =>
       runStreamedCall({
         signal,

@@ -22,13 +22,15 @@ export function toResponsesRequest(provider: string, request: ModelRequest): Res
   refuseUnknown(settings, refuse);
   const given = <T>(name: string, value: T | undefined): object => (value === undefined ? {} : { [name]: value });
   const { responseFormat, reasoningEffort, verbosity } = settings;
+  const calls = messages.flatMap((message) => (message.role === "assistant" ? (message.toolCalls ?? []) : []));
+  const customCalls = new Set(calls.filter(({ custom }) => custom === true).map(({ id }) => id));
   const text = {
     ...given("format", responseFormat === undefined ? undefined : toFormat(responseFormat, refuse)),
     ...given("verbosity", verbosity),
   };
   return {
     model,
-    input: messages.flatMap((message) => toItems(message, messages, refuse)),
+    input: messages.flatMap((message) => toItems(message, customCalls, refuse)),
     stream: true,
     store: false,
     ...given("tools", tools.length === 0 ? undefined : tools.map(toTool)),
@@ -92,7 +94,7 @@ const toTool = ({ name, description, parameters, strict = false, custom }: ToolD
     : { type: "custom", ...described, format: custom };
 };
 
-function toItems(message: ChatMessage, messages: readonly ChatMessage[], refuse: Refuse): ResponseInputItem[] {
+function toItems(message: ChatMessage, customCalls: ReadonlySet<string>, refuse: Refuse): ResponseInputItem[] {
   if ("name" in message && message.name !== undefined) throw refuse("name", "messages of the Responses API have no names");
   switch (message.role) {
     case "system":
@@ -102,7 +104,7 @@ function toItems(message: ChatMessage, messages: readonly ChatMessage[], refuse:
       return [{ role: "user", content: toContent(message.content, refuse) }];
     }
     case "tool": {
-      const type = isCustomCall(messages, message.toolCallId) ? "custom_tool_call_output" : "function_call_output";
+      const type = customCalls.has(message.toolCallId) ? "custom_tool_call_output" : "function_call_output";
       return [{ type, call_id: message.toolCallId, output: toContent(message.content, refuse) }];
     }
     case "assistant": {
@@ -112,9 +114,6 @@ function toItems(message: ChatMessage, messages: readonly ChatMessage[], refuse:
     }
   }
 }
-
-const isCustomCall = (messages: readonly ChatMessage[], id: string): boolean =>
-  messages.some((message) => message.role === "assistant" && message.toolCalls?.some((call) => call.id === id && call.custom === true));
 
 const toCallItem = ({ id, name, arguments: given, custom }: ToolCall): ResponseInputItem =>
   custom === true

@@ -1,4 +1,4 @@
-import type { ChatMessage, ContentPart, ToolDefinition } from "../domain/conversation.ts";
+import type { ChatMessage, ContentPart, FileSource, ToolDefinition } from "../domain/conversation.ts";
 
 /** Counts the model tokens of a text. Pure; `model` lets a real tokenizer choose its vocabulary. */
 export type TokenCounter = (model: string, text: string) => number;
@@ -9,8 +9,11 @@ const tokensPerReply = 3;
 const tokensPerImage = 765;
 /** Speech is 10 tokens a second (OpenAI), which are about 16,000 characters of base64 MP3. */
 const charactersPerAudioToken = 1_600;
-/** A page of PDF is 1,500 to 3,000 tokens (Anthropic) and some 50 to 100 KB. */
-const charactersPerFileToken = 40;
+/** A page of PDF is 1,500 to 3,000 tokens (Anthropic) and 5 to 100 KB; a hundred of them are more than most windows. */
+const charactersPerPdfToken = 10;
+const mostPdfTokens = 200_000;
+/** Four characters of text are about a token, and five and a third of base64. */
+const charactersPerTextFileToken = 5;
 
 /**
  * Runs of characters that tokenizers treat alike, each with the characters of such a run that one token holds. A single space
@@ -65,6 +68,7 @@ export function estimatePromptTokens(countTokens: TokenCounter, { model, message
     if (typeof message.content === "string") tokens += count(message.content);
     else for (const part of message.content ?? []) tokens += tokensOfPart(part, count);
     if (message.role !== "assistant") continue;
+    tokens += count(message.refusal ?? "");
     for (const call of message.toolCalls ?? []) tokens += tokensPerMessage + count(call.name) + count(call.arguments);
   }
   for (const tool of tools) tokens += tokensPerMessage + count(JSON.stringify(tool));
@@ -80,6 +84,13 @@ function tokensOfPart(part: ContentPart, count: (text: string) => number): numbe
     case "audio":
       return Math.ceil(part.data.length / charactersPerAudioToken);
     case "file":
-      return tokensPerImage + ("data" in part.file ? Math.ceil(part.file.data.length / charactersPerFileToken) : 0);
+      return tokensOfFile(part.file);
   }
+}
+
+function tokensOfFile(file: FileSource): number {
+  if (!("data" in file)) return tokensPerImage;
+  const isText = /^data:(?:text\/|application\/(?:json|xml))/i.test(file.data);
+  if (isText) return Math.ceil(file.data.length / charactersPerTextFileToken);
+  return tokensPerImage + Math.min(mostPdfTokens, Math.ceil(file.data.length / charactersPerPdfToken));
 }

@@ -1,11 +1,21 @@
 import { AppError, type StoredError, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
+import type { FileId } from "../domain/file-id.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import type { UtcDay } from "../domain/quota-ledger.ts";
 import type { RateCardHash } from "../domain/rate-card.ts";
 import type { SessionId } from "../domain/session-id.ts";
 import { type CallId, type TurnId, callIdOf } from "../domain/turn-id.ts";
-import type { FinishedTurn, TurnKind, TurnMode, TurnReply, TurnRequest, TurnState, TurnSubmission } from "../domain/turn.ts";
+import type {
+  FinishedTurn,
+  ServiceSubmission,
+  TurnKind,
+  TurnMode,
+  TurnReply,
+  TurnRequest,
+  TurnState,
+  TurnSubmission,
+} from "../domain/turn.ts";
 import type { CountedUsage } from "../domain/usage.ts";
 import type { UsageRow } from "../domain/usage-row.ts";
 import type { TenantTx } from "./database.ts";
@@ -44,7 +54,12 @@ export type TurnAdmission = { readonly holder: string; readonly batch: number };
  * Stores a turn before anything runs it, together with its line in the outbox of open turns. A repeat of a turn id stores nothing.
  * @returns whether the turn is new
  */
-export async function insertTurn(tx: TenantTx, submission: TurnSubmission, lane: string, admission?: TurnAdmission): Promise<boolean> {
+export async function insertTurn(
+  tx: TenantTx,
+  submission: TurnSubmission | ServiceSubmission,
+  lane: string,
+  admission?: TurnAdmission,
+): Promise<boolean> {
   const { turnId, sessionId, kind, mode, stateless, request } = submission;
   const inserted = await tx.execute(
     `WITH new_turn AS (
@@ -74,15 +89,15 @@ export async function insertTurn(tx: TenantTx, submission: TurnSubmission, lane:
 }
 
 /**
- * The turn that an Idempotency-Key stands for: this one where the key is new or has expired, else the earlier one.
+ * The turn (or uploaded file) that an Idempotency-Key stands for: this one where the key is new or has expired, else the earlier one.
  * @returns the turn id and whether the earlier request had the same fingerprint
  */
-export async function claimIdempotencyKey(
+export async function claimIdempotencyKey<Id extends TurnId | FileId>(
   tx: TenantTx,
-  turnId: TurnId,
+  turnId: Id,
   claim: IdempotencyClaim,
-): Promise<{ turnId: TurnId; matches: boolean }> {
-  const [row] = await tx.query<{ turn_id: TurnId; matches: boolean }>(
+): Promise<{ turnId: Id; matches: boolean }> {
+  const [row] = await tx.query<{ turn_id: Id; matches: boolean }>(
     `WITH expired AS (DELETE FROM idempotency_key WHERE expires_at < now() AND key_hash <> $1)
      INSERT INTO idempotency_key AS existing (key_hash, fingerprint, turn_id, expires_at) VALUES ($1, $2, $3, to_timestamp($4::float8 / 1000))
      ON CONFLICT (key_hash) DO UPDATE SET

@@ -45,15 +45,9 @@ export async function openNotifyTokenBus(
       publish(turnId, event) {
         const events = pending.get(turnId) ?? [];
         pending.set(turnId, events);
-        const last = events.at(-1);
-        if (
-          event.type === "text" &&
-          last?.type === "text" &&
-          last.offset + last.text.length === event.offset &&
-          last.text.length < textPerNotification
-        ) {
-          events[events.length - 1] = { ...last, text: last.text + event.text };
-        } else events.push(event.type === "finished" ? { type: "finished" } : event);
+        const joined = join(events.at(-1), event);
+        if (joined === undefined) events.push(event.type === "finished" ? { type: "finished" } : event);
+        else events[events.length - 1] = joined;
         timer ??= setTimeout(flush, event.type === "finished" ? 0 : flushMs);
       },
       subscribe: local.subscribe,
@@ -74,9 +68,21 @@ function inPayloads(turnId: TurnId, events: readonly TurnEvent[]): string[] {
   return payloads;
 }
 
+/** Two pieces of one text as one event, where they follow each other. Logprobs are large and travel alone. */
+function join(last: TurnEvent | undefined, event: TurnEvent): TurnEvent | undefined {
+  if (event.type !== "text" && event.type !== "refusal") return undefined;
+  if (last?.type !== event.type || last.logprobs !== undefined || event.logprobs !== undefined) return undefined;
+  if (last.offset + last.text.length !== event.offset || last.text.length >= textPerNotification) return undefined;
+  return { ...last, text: last.text + event.text };
+}
+
 function inPieces(event: TurnEvent): readonly TurnEvent[] {
-  if (event.type === "text") {
-    return pieces(event.text).map(({ start, text }) => ({ type: "text", offset: event.offset + start, text }));
+  if (event.type === "text" || event.type === "refusal") {
+    const { type, offset, logprobs } = event;
+    const fits = logprobs !== undefined && JSON.stringify(event).length <= textPerNotification * 2;
+    if (fits) return [event];
+    // What does not fit is told at the end: the listener sees that it is missing.
+    return pieces(event.text).map(({ start, text }) => ({ type, offset: offset + start, text }));
   }
   if (event.type === "tool_call") {
     return pieces(event.arguments).map(({ start, text }) =>

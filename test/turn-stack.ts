@@ -24,6 +24,8 @@ import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
 import { noMarkup } from "../domain/money.ts";
 import type { QuotaLimits } from "../domain/quota-ledger.ts";
 import { type RateCard, type RateCardHash, parseRates } from "../domain/rate-card.ts";
+import { createTenantFiles } from "../storage/tenant-files.ts";
+import { createFieldEncryption } from "../storage/tenant-field-encryption.ts";
 import { type SessionId, statelessSessionOf } from "../domain/session-id.ts";
 import type { Owner, TenantContext, TenantId } from "../domain/tenant.ts";
 import { mintTurnId } from "../domain/turn-id.ts";
@@ -169,6 +171,7 @@ export async function startTurnStack({
     }),
     ...createTurnActivities({
       database,
+      files: createTenantFiles({ database, encryption: createFieldEncryption(keys.dataKeys) }),
       bus,
       tools: new Map(tools.map((tool) => [tool.definition.name, tool])),
       overlayOf,

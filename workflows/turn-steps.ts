@@ -10,6 +10,7 @@ import {
 import type { TurnActivities } from "../activities/turn-activities.ts";
 import type { ErrorCode } from "../domain/app-error.ts";
 import { errorCatalogue } from "../domain/error-catalogue.ts";
+import { isServiceKind } from "../domain/service-request.ts";
 import { callIdOf } from "../domain/turn-id.ts";
 import type { TurnTicket, TurnVerdict } from "../domain/turn.ts";
 
@@ -53,7 +54,7 @@ export type TurnRun = {
 export async function runTurn(ticket: TurnTicket, { modelCall, scope, isAborted }: TurnRun): Promise<TurnVerdict> {
   try {
     if (isAborted()) return await endTurn(ticket, "turn_aborted");
-    return await scope.run(() => runSteps(ticket, modelCall));
+    return await scope.run(() => (isServiceKind(ticket.kind) ? callService(ticket, modelCall) : runSteps(ticket, modelCall)));
   } catch (error) {
     return await endTurn(ticket, isAborted() || isCancellation(error) ? "turn_aborted" : codeOf(error));
   }
@@ -78,6 +79,14 @@ async function runSteps(ticket: TurnTicket, modelCall: "remote" | "local"): Prom
     }
   }
   return await endTurn(ticket, "turn_limit");
+}
+
+/** A service turn is one call and nothing else. */
+async function callService({ turnId, kind }: TurnTicket, modelCall: "remote" | "local"): Promise<TurnVerdict> {
+  const options = { summary: `${kind} of ${turnId}` };
+  return modelCall === "local"
+    ? await local.callService.executeWithOptions(options, [{ turnId }])
+    : await remote.callService.executeWithOptions({ ...effects, ...options, activityId: `service-${turnId}` }, [{ turnId }]);
 }
 
 /** Writes the turn's end where no model call did; answers what the row says, which may be an answer that came before the abort. */

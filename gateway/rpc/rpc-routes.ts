@@ -1,15 +1,13 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply, FastifyRequest } from "fastify";
 import type { Tenants } from "../../control-plane/tenants.ts";
-import { AppError } from "../../domain/app-error.ts";
 import { tenantOf, tenantPrincipalOf } from "../access.ts";
+import { idempotencyKeyOf } from "../idempotency-key.ts";
 import { changeOptionsOf } from "../admin-change.ts";
 import { tenantOfPath } from "../admin-path.ts";
 import type { RpcEndpoint } from "./rpc-endpoint.ts";
 import type { RpcCaller } from "./rpc-method.ts";
 
 export type RpcRouteDeps = { readonly endpoint: RpcEndpoint; readonly tenants: Pick<Tenants, "get"> };
-
-const keyPattern = /^[\x20-\x7e]{1,255}$/;
 
 /**
  * JSON-RPC 2.0 over HTTP. What the protocol can answer is answered with status 200, or 204 when there is nothing to answer; who is
@@ -61,12 +59,4 @@ export const createRpcRoutes =
 function takeJsonAsText(app: FastifyInstance): void {
   app.removeAllContentTypeParsers();
   app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => done(null, body));
-}
-
-function idempotencyKeyOf({ headers }: FastifyRequest): string | undefined {
-  const key = headers["idempotency-key"];
-  if (key === undefined || (typeof key === "string" && keyPattern.test(key))) return key;
-  throw new AppError("invalid_request", {
-    client: { message: "An Idempotency-Key has 1 to 255 printable ASCII characters.", param: "Idempotency-Key" },
-  });
 }

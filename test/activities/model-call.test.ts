@@ -139,6 +139,36 @@ test("a failure for which the provider counted tokens is not tried again, though
   expect(ledger).toHaveLength(1);
 });
 
+test("a setting that its provider cannot honour is refused by its name, and the call is none", async () => {
+  const { finished, ledger } = await run(failing("refused", { unsupported: "seed" }));
+
+  const error = { code: "unsupported_parameter", message: expect.any(String), param: "seed", isRefusal: true };
+  expect(finished).toEqual({ state: "failed", error });
+  expect(ledger).toEqual([]);
+});
+
+test("refusals and logprobs are shown as they come, each in its place, and stand in the reply", async () => {
+  const token = (text: string) => ({ token: text, bytes: null, logprob: -1, top_logprobs: [] });
+  const said = { logprobs: [token("Hel"), token("lo")], refusalLogprobs: [token("No.")], refusal: "No.", serviceTier: "flex" };
+  const deltas: ModelDelta[] = [
+    { type: "text", text: "Hel", logprobs: [token("Hel")] },
+    { type: "refusal", text: "No.", logprobs: [token("No.")] },
+    { type: "text", text: "lo", logprobs: [token("lo")] },
+  ];
+  const { finished, events } = await run(async function* () {
+    yield* deltas;
+    const reply = { content: "Hello", toolCalls: [], finishReason: "stop" as const, ...said };
+    return { reply, usage, providerRequestId: "chatcmpl-1" };
+  });
+
+  expect(events.slice(0, -1)).toEqual([
+    { type: "text", offset: 0, text: "Hel", logprobs: { offset: 0, tokens: [token("Hel")] } },
+    { type: "refusal", offset: 0, text: "No.", logprobs: { offset: 0, tokens: [token("No.")] } },
+    { type: "text", offset: 3, text: "lo", logprobs: { offset: 1, tokens: [token("lo")] } },
+  ]);
+  expect(finished).toMatchObject({ state: "done", reply: { content: "Hello", ...said } });
+});
+
 test.each([
   ["refused", "provider_refused", /says refused/], // the caller's fault: in the provider's own words
   ["rejected", "provider_error", /^The model provider did not answer\.$/], // our credential: nobody else's business

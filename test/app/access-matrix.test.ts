@@ -127,6 +127,8 @@ const ids: Record<string, () => string> = {
   "/v1/responses/{id}/cancel": () => bravo.responseId,
   "/v1/responses/{id}/input_items": () => bravo.responseId,
   "/v1/billing/rows/{id}/explain": () => `${bravo.turnId}.0`,
+  "/v1/files/{id}": () => "file-01JTEST0000000000000000000",
+  "/v1/files/{id}/content": () => "file-01JTEST0000000000000000000",
   "/v1/admin-keys/{id}": () => "read",
 };
 
@@ -134,6 +136,10 @@ const ids: Record<string, () => string> = {
 const bodies: Record<string, () => string> = {
   "post /v1/chat/completions": () => JSON.stringify({ model: "default", messages: [{ role: "user", content: "hello" }] }),
   "post /v1/responses": () => JSON.stringify({ model: "default", input: "hello" }),
+  "post /v1/embeddings": () => JSON.stringify({ model: "test-embedding", input: "hello" }),
+  "post /v1/moderations": () => JSON.stringify({ model: "test-moderation", input: "hello" }),
+  "post /v1/audio/transcriptions": () => "no form",
+  "post /v1/files": () => "no form",
   "post /v1/tenants": () => JSON.stringify({ id: idOf("never") }),
   "patch /v1/tenants/{tenant}": () => JSON.stringify({ display_name: "taken over" }),
   "put /v1/tenants/{tenant}/quota": () => JSON.stringify({ requests_per_minute: 1 }),
@@ -157,6 +163,7 @@ const withoutBody: ReadonlySet<string> = new Set([
   "post /v1/tenants/{tenant}/resume",
   "post /v1/tenants/{tenant}/token/rotate",
   "post /v1/tenants/{tenant}/token/revoke",
+  "delete /v1/files/{id}",
   "delete /v1/admin-keys",
   "delete /v1/admin-keys/{id}",
   "post /v1/keys/rotate",

@@ -94,6 +94,17 @@ test("the command line creates and lists tenants, talks, and prints the bill", a
   expect([verified.code, verified.stderr]).toEqual([0, expect.stringMatching(/^2 rows of 2 tenants agree/)]);
 });
 
+test("a fresh install can try embeddings", async () => {
+  const answer = await fetch(`${product.url}/v1/embeddings`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${product.token}`, "content-type": "application/json" },
+    body: JSON.stringify({ model: "demo-embedding", input: "hello" }),
+  });
+
+  expect(answer.status).toBe(200);
+  expect(await answer.json()).toMatchObject({ object: "list", model: "demo-embedding", usage: { prompt_tokens: 1 } });
+});
+
 test("the command line rotates the keys while the gateway runs, and says each step once", async () => {
   const before = readFileSync(join(product.home, "kek"), "utf8");
 

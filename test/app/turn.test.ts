@@ -296,7 +296,7 @@ describe("bad input", () => {
       code: "model_not_priced",
     },
     "a parameter that is not supported": {
-      send: async () => await post(asking("hi", { logit_bias: { "1": 2 } })),
+      send: async () => await post(asking("hi", { store: true })),
       status: 400,
       code: "unsupported_parameter",
     },

@@ -58,6 +58,7 @@ test("money is read as decimal text, whole numbers as numbers", () => {
   expect(config.models.get("small")).toEqual({
     id: "small",
     provider: "main",
+    kind: "chat",
     contextWindow: 128_000,
     maxOutputTokens: 4096,
     fallbacks: ["spare"],
@@ -131,6 +132,50 @@ test.each([
     '"mian" is not one of providers',
   ],
   ["a fallback that is not there", minimal.replace("[spare]", "[spare, sapre]"), 6, "models.small.fallbacks.1", '"sapre" is not another'],
+  ["an unknown kind of model", minimal.replace("4096,", "4096, kind: vision,"), 6, "models.small.kind", "must be chat, embedding"],
+  [
+    "a default that is no chat model",
+    minimal.replace("4096, fallbacks: [spare]", "4096, kind: embedding"),
+    1,
+    "default_model",
+    "is not a chat model",
+  ],
+  [
+    "a fallback that is no chat model",
+    minimal.replace("8192, max_output_tokens: 2048", "8192, kind: moderation, max_output_tokens: 2048"),
+    6,
+    "models.small.fallbacks.0",
+    "is not a chat model",
+  ],
+  [
+    "fallbacks of a model that is no chat model",
+    minimal
+      .replace("8192, max_output_tokens: 2048", "8192, kind: embedding, fallbacks: [free], max_output_tokens: 2048")
+      .replace("[spare]", "[]"),
+    7,
+    "models.spare.fallbacks",
+    "chat models only",
+  ],
+  [
+    "an embedding model of Anthropic's",
+    minimal
+      .replace("{ kind: openai, ", "{ kind: anthropic, ")
+      .replace("4096, fallbacks: [spare]", "4096, kind: embedding")
+      .replace("default_model: small", "default_model: free"),
+    6,
+    "models.small.kind",
+    "must be chat",
+  ],
+  [
+    "a transcription model of the demo provider's",
+    minimal
+      .replace("{ kind: openai, api_key_env: SOME_KEY }", "{ kind: demo }")
+      .replace("4096, fallbacks: [spare]", "4096, kind: transcription")
+      .replace("default_model: small", "default_model: free"),
+    6,
+    "models.small.kind",
+    "must be chat or embedding",
+  ],
   [
     "a default that is not there",
     minimal.replace("default_model: small", "default_model: big"),

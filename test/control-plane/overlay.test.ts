@@ -82,6 +82,10 @@ describe("an overlay with every key", () => {
 
 /** Text, key path, line, and a part of the sentence. */
 const refused: readonly (readonly [text: string, param: string, line: number, says: string])[] = [
+  // models that hold no conversation
+  ["model: vectors", "model", 1, "is not a chat model"],
+  ["fallbacks: [large, vectors]", "fallbacks.1", 1, "is not a chat model"],
+  ["heartbeat: { model: vectors }", "heartbeat.model", 1, "is not a chat model"],
   // the administrator's keys
   ["anthropic_api_key: sk-ant-1", "anthropic_api_key", 1, "is not a known key"],
   ["# note\nrate_card: {}", "rate_card", 2, "is not a known key"],
@@ -503,7 +507,7 @@ describe("a tenant's name for a model", () => {
   test("is in its list of models: what it may call, and its aliases of that", () => {
     const listed = (overlay: string) => modelsOfTenant(someGround, someOverlay(overlay)).map(({ id }) => id);
 
-    expect(listed("")).toEqual(["small", "large"]);
+    expect(listed("")).toEqual(["small", "large", "vectors"]);
     expect(listed("api: { models: [large] }\naliases: { big: large, fast: small }")).toEqual(["large", "big"]);
   });
 });

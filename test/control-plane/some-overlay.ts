@@ -10,11 +10,13 @@ providers:
 models:
   small: { provider: local, context_window: 100000, max_output_tokens: 4000 }
   large: { provider: local, context_window: 200000, max_output_tokens: 16000 }
+  vectors: { provider: local, kind: embedding, context_window: 8000, max_output_tokens: 1 }
   free: { provider: local, context_window: 100000, max_output_tokens: 4000 }
 billing:
   rate_card:
     small: { input: 1, output: 2 }
     large: { input: 15, output: 75 }
+    vectors: { input: 1, output: 0 }
     unconfigured: { input: 1, output: 2 }
 sandbox:
   default_mode: strict

@@ -19,7 +19,7 @@ export function scriptedTurns(script: Script, sessions: readonly string[] = []):
   const submitted: Submitted[] = [];
   return {
     submitted,
-    async submit({ tenantId }, submission, idempotency) {
+    async submit({ tenantId }, submission: TurnSubmission, idempotency) {
       submitted.push({ tenant: tenantId, submission, idempotency });
       const { promise: finished, resolve, reject } = Promise.withResolvers<FinishedTurn>();
       finished.catch(() => {});

@@ -159,6 +159,24 @@ test("it answers in JSON where asked to, and refuses a schema", async () => {
   expect(error).toMatchObject({ kind: "refused", message: expect.stringContaining("'response_format'") });
 });
 
+test.each<[string, Parameters<typeof someRequest>[0]]>([
+  ["tools", { tools: [{ name: "sql", custom: { type: "text" } }] }],
+  ["logprobs", { settings: { logprobs: true } }],
+  ["logit_bias", { settings: { logitBias: { "1": 1 } } }],
+  ["prediction", { settings: { prediction: "x" } }],
+  ["verbosity", { settings: { verbosity: "low" } }],
+  ["web_search_options", { settings: { webSearch: {} } }],
+])("%s is refused: it takes a model", async (parameter, request) => {
+  expect(await failedCall(demo, someRequest(request))).toMatchObject({ kind: "refused", unsupported: parameter });
+});
+
+test("of allowed tools it calls those only", async () => {
+  const settings = { toolChoice: { allowed: ["list"], mode: "required" as const } };
+
+  expect(await callsOf("Hello", { settings })).toEqual([["list", { path: "Hello" }]]);
+  expect(await callsOf("/exec ls", { settings: { toolChoice: { allowed: ["list"], mode: "auto" } } })).toEqual([]);
+});
+
 test("aborting ends it with the words so far", async () => {
   const abort = new AbortController();
   const call = demo.call(someRequest(), abort.signal);

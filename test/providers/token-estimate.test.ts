@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import type { ContentPart } from "../../domain/conversation.ts";
 import { estimatePromptTokens, estimateTokens } from "../../providers/token-estimate.ts";
 
 // Counted with gpt-tokenizer 4.0.0, o200k_base.
@@ -64,4 +65,16 @@ test("a prompt counts its messages, tool calls, tools and images", () => {
   expect(withTool).toBe(plain + 4 + 10);
   expect(withImage).toBe(plain + 765);
   expect(withCall).toBe(plain + 4 + 4 + 20);
+});
+
+test("a sound and a file count by their size, a text as text, and no document more than a window", () => {
+  const tokensOf = (part: ContentPart) =>
+    estimatePromptTokens(estimateTokens, { model: "m", messages: [{ role: "user", content: [part] }], tools: [] }) - (3 + 4);
+  const file = (data: string): ContentPart => ({ type: "file", file: { data } });
+
+  expect(tokensOf({ type: "audio", data: "A".repeat(16_000), format: "mp3" })).toBe(10); // a second
+  expect(tokensOf(file(`data:text/plain;base64,${"A".repeat(4_977)}`))).toBe(1_000);
+  expect(tokensOf(file("A".repeat(10_000)))).toBe(765 + 1_000);
+  expect(tokensOf(file("A".repeat(10_000_000)))).toBe(765 + 200_000);
+  expect(tokensOf({ type: "file", file: { url: "https://example.org/a.pdf" } })).toBe(765);
 });

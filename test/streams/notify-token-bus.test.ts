@@ -117,6 +117,29 @@ test("a gap stays a gap: what was published with one is not closed up", async ()
   expect(await heard).toMatchObject([{ offset: 0, text: "Hello" }, { offset: 9, text: "ld." }, { type: "finished" }]);
 });
 
+test("a refusal and logprobs arrive as they were; those that are too large stay away and their text comes", async () => {
+  const turnId = someTurnId();
+  const heard = hear(turnId);
+  const token = { token: "Hi", bytes: null, logprob: -1, top_logprobs: [] };
+  const logprobs = (count: number) => ({ offset: 0, tokens: Array.from({ length: count }, () => token) });
+
+  worker.bus.publish(turnId, { type: "refusal", offset: 0, text: "No" });
+  worker.bus.publish(turnId, { type: "refusal", offset: 2, text: "." });
+  worker.bus.publish(turnId, { type: "text", offset: 0, text: "Hi", logprobs: logprobs(1) });
+  worker.bus.publish(turnId, { type: "text", offset: 2, text: "Hi" });
+  worker.bus.publish(turnId, { type: "text", offset: 4, text: "Hi", logprobs: logprobs(1_000) });
+  worker.bus.publish(turnId, { type: "finished" });
+
+  expect(await heard).toEqual([
+    { type: "refusal", offset: 0, text: "No." },
+    { type: "text", offset: 0, text: "Hi", logprobs: logprobs(1) },
+    { type: "text", offset: 2, text: "Hi" },
+    { type: "text", offset: 4, text: "Hi" },
+    { type: "finished" },
+  ]);
+  expect(failures).toEqual([]);
+});
+
 /** Texts whose JSON is as large as it gets: 6 bytes for each character in the worst case. */
 const bigTexts: Readonly<Record<string, string>> = {
   letters: "a".repeat(100_000),

@@ -9,9 +9,10 @@ import { reconcileScheduleId } from "../../domain/reconciliation.ts";
 import { type TenantContext, ownerOfWorkflowId, systemOwner, taskQueueOf } from "../../domain/tenant.ts";
 import type { NanoUsd } from "../../domain/money.ts";
 import { callIdOf } from "../../domain/turn-id.ts";
+import { demoServices } from "../../providers/demo-services.ts";
 import { ModelCallError } from "../../providers/model-provider.ts";
 import { insertTurn } from "../../storage/turn-repository.ts";
-import type { TurnSubmission } from "../../domain/turn.ts";
+import type { ServiceSubmission, TurnSubmission } from "../../domain/turn.ts";
 import { createInvoiceClient } from "../../temporal/invoice-client.ts";
 import { converterOption } from "../../temporal/temporal-connection.ts";
 import { type Lane, laneNameOf } from "../../temporal/tenant-client.ts";
@@ -45,7 +46,11 @@ let stage: ChangesStage;
 let stripe: FakeStripe;
 
 beforeAll(async () => {
-  stack = await startTurnStack({ provider, lane: { turnsPerRun: 2 }, isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
+  stack = await startTurnStack({
+    provider: { ...provider, services: demoServices },
+    lane: { turnsPerRun: 2 },
+    isPlain: process.env["OPENCLAW_RECORD"] !== undefined,
+  });
   tenant = await stack.addTenant("replay");
   stripe = await startFakeStripe();
   stage = await startChanges({ invoices: invoicesAt(stripe), isPlain: process.env["OPENCLAW_RECORD"] !== undefined });
@@ -82,9 +87,19 @@ function showHistory(workflowId: string, namespace: string): string {
 
 async function run(text: string, lane: Lane, meanwhile = async (_turn: TurnSubmission): Promise<void> => {}): Promise<string> {
   const turn = someTurn("sessionId" in lane ? lane.sessionId : "api:x:default", text, "pool" in lane ? { stateless: true } : {});
+  return await submit(turn, lane, async () => await meanwhile(turn));
+}
+
+const someEmbedding = (text: string): ServiceSubmission => ({
+  ...someTurn("api:x:default", text, { stateless: true }),
+  kind: "embedding",
+  request: { service: "embedding", model: "test-model", input: [text], dimensions: undefined, user: undefined },
+});
+
+async function submit(turn: TurnSubmission | ServiceSubmission, lane: Lane, meanwhile = async (): Promise<void> => {}): Promise<string> {
   await stack.database.withTenant(tenant, async (tx) => await insertTurn(tx, turn, laneNameOf(lane)));
   await stack.pool.wake(tenant.tenantId);
-  await Promise.all([stack.clientOf(tenant.tenantId).submitTurn(lane, turn), meanwhile(turn)]);
+  await Promise.all([stack.clientOf(tenant.tenantId).submitTurn(lane, turn), meanwhile()]);
   return `turn:${tenant.tenantId}:${laneNameOf(lane)}`;
 }
 
@@ -107,6 +122,7 @@ const kinds = {
   },
   "session-failed": async () => await run("refuse", { sessionId: someTurn("api:failed:default", "").sessionId }),
   "pool-turn": async () => await run("hello", { pool: 3 }),
+  "pool-service": async () => await submit(someEmbedding("hello"), { pool: 4 }),
   "chain-system": async () => (await lifeOf(), "tenant:_system"),
   "chain-tenant": async () => `tenant:${await lifeOf()}`,
   "chain-tenant-leased": async () => `tenant:${await leaseOf()}`,
