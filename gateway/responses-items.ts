@@ -85,6 +85,8 @@ const isPartOf = (role: string, type: string): boolean => {
 const ulidOf = (turnId: TurnId): string => turnId.slice("trn_".length);
 export const responseIdOf = (turnId: TurnId): string => `resp_${ulidOf(turnId)}`;
 
+export const isResponseId = (id: string): boolean => /^resp_[0-7][0-9A-HJKMNP-TV-Z]{25}$/.test(id);
+
 /** The response that made an item, by the item's id; undefined for an id that is none of ours. */
 export function responseOfItem(itemId: string): string | undefined {
   const [, ulid] = /^[a-z]{2,4}_([0-7][0-9A-HJKMNP-TV-Z]{25})(?:_i?\d{1,5})?$/.exec(itemId) ?? [];

@@ -44,7 +44,7 @@ const describes = {
     "X-OpenClaw-Events": z.literal("tools").optional(),
   }),
 };
-const params = z.object({ id: z.string().max(128) });
+const params = z.object({ id: z.string() });
 const includes = z.union([z.string(), z.array(z.string())]).optional();
 const retrieveQuery = z.object({
   stream: z.literal("false", "A response that is kept is not streamed again: ask for it until its status is final.").optional(),

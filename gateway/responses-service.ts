@@ -5,7 +5,7 @@ import type { TenantContext } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import { type ResponseRow, deleteResponse, readChain, readResponse } from "../storage/response-repository.ts";
 import type { ResponseRequest } from "./responses-request.ts";
-import { type StoredItem, itemNotFound, outputOf, responseOfItem, toInputItem, toMessages } from "./responses-items.ts";
+import { type StoredItem, isResponseId, itemNotFound, outputOf, responseOfItem, toInputItem, toMessages } from "./responses-items.ts";
 import type { SessionService } from "./session-service.ts";
 
 /** The items of a request, references resolved. */
@@ -41,7 +41,7 @@ const isOpen = ({ state }: ResponseRow): boolean => state === "queued" || state 
 
 export function createResponseService({ database, sessions }: ResponseServiceDeps): ResponseService {
   const find = async (context: TenantContext, id: string): Promise<ResponseRow | undefined> =>
-    await database.withTenant(context, async (tx) => await readResponse(tx, id), { readOnly: true });
+    isResponseId(id) ? await database.withTenant(context, async (tx) => await readResponse(tx, id), { readOnly: true }) : undefined;
 
   async function get(context: TenantContext, id: string): Promise<ResponseRow> {
     const row = await find(context, id);
@@ -64,7 +64,9 @@ export function createResponseService({ database, sessions }: ResponseServiceDep
   return {
     get,
     async conversationOf(context, previousId) {
-      const chain = await database.withTenant(context, async (tx) => await readChain(tx, previousId, chainLimit), { readOnly: true });
+      const read = async (): Promise<readonly ResponseRow[]> =>
+        await database.withTenant(context, async (tx) => await readChain(tx, previousId, chainLimit), { readOnly: true });
+      const chain = isResponseId(previousId) ? await read() : [];
       const refuse = (code: "not_found" | "invalid_request", message: string): AppError =>
         new AppError(code, { client: { message, param: "previous_response_id" } });
       const [oldest] = chain;

@@ -255,6 +255,36 @@ test("a chain of which a part was deleted is not gone on from, and says so", asy
   expect((await client.responses.retrieve(second.id)).status).toBe("completed");
 });
 
+test.each<[string, number]>([
+  ["resp_none", 404],
+  ["..%2F..%2Fetc", 404],
+  ["trn_01JTEST0000000000000000000", 404],
+  ["'%3B%20drop%20table%20response", 404],
+  ["%00", 400], // by the edge, as on every route
+  ["resp_".padEnd(2_000, "0"), 400],
+])("an id that is none, such as %.40s, is not found", async (id, status) => {
+  const headers = { authorization: `Bearer ${stage.token}` };
+  const send = async (method: string, path = ""): Promise<number> =>
+    (await fetch(`${stage.baseUrl}/responses/${id}${path}`, { method, headers })).status;
+  const named = decodeURIComponent(id).slice(0, 128);
+  const calls = [ask({ previous_response_id: named }), ask({ input: [{ type: "item_reference", id: named }] })];
+
+  expect([await send("GET"), await send("DELETE"), await send("POST", "/cancel"), await send("GET", "/input_items")]).toEqual(
+    Array(4).fill(status),
+  );
+  for (const call of calls) await expect(client.responses.create(call)).rejects.toMatchObject({ status: 404, code: "not_found" });
+});
+
+test("deleted twice at once it is deleted once, and a kept one is not streamed again", async () => {
+  const made = await client.responses.create(ask({}));
+  await expect(client.responses.retrieve(made.id, { stream: true })).rejects.toMatchObject({ status: 400, param: "stream" });
+
+  const ends = await Promise.allSettled([client.responses.delete(made.id), client.responses.delete(made.id)]);
+
+  expect(ends.map(({ status }) => status).toSorted()).toEqual(["fulfilled", "rejected"]);
+  expect(ends.find(({ status }) => status === "rejected")).toMatchObject({ reason: { status: 404 } });
+});
+
 test("two may go on from one response at once, and a repeated key is one response", async () => {
   const first = await client.responses.create(ask({}));
   const branch = async () => await client.responses.create(ask({ previous_response_id: first.id }));
