@@ -20,6 +20,8 @@ import { startOverlayFiles } from "../control-plane/overlay-files.ts";
 import { modelsOfTenant, resolveTenantModel, resolveTenantModelOf } from "../control-plane/overlay.ts";
 import { type Overlays, createOverlayWriter } from "../control-plane/overlays.ts";
 import type { Tenants } from "../control-plane/tenants.ts";
+import type { Overlay } from "../control-plane/overlay.ts";
+import type { TenantContext } from "../domain/tenant.ts";
 import { AppError } from "../domain/app-error.ts";
 import { type Owner, systemOwner } from "../domain/tenant.ts";
 import { createAdminKeyRoutes } from "../gateway/admin-key-routes.ts";
@@ -51,6 +53,7 @@ import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
 import { createRpcSocketRoutes } from "../gateway/rpc/rpc-socket.ts";
 import { createSandboxRoutes } from "../gateway/sandbox-routes.ts";
 import { createSessionService } from "../gateway/session-service.ts";
+import { fileAsDataUrl } from "../storage/file-input.ts";
 import { createTenantStateRoutes } from "../gateway/tenant-state-routes.ts";
 import { openTokenWatch } from "../gateway/token-watch.ts";
 import { createTurnService } from "../gateway/turn-service.ts";
@@ -154,6 +157,14 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
   };
   const conversations = createSessionService({ database, bus, clientOf, log });
+  const answering = {
+    turns,
+    tokens,
+    quota,
+    overlays,
+    resolveModel: (overlay: Overlay, name: string) => resolveTenantModelOf(live.current(), "chat", overlay, name).id,
+    inputFiles: async (context: TenantContext, fileId: string) => await fileAsDataUrl({ database, files: parts.files }, context, fileId),
+  };
   const endpoint = createRpcEndpoint({
     methods: createRpcMethods({
       turns,
@@ -180,13 +191,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
     metrics: metrics.gateway,
     routes: [
-      createChatRoutes({
-        turns,
-        tokens,
-        quota,
-        overlays,
-        resolveModel: (overlay, name) => resolveTenantModelOf(live.current(), "chat", overlay, name).id,
-      }),
+      createChatRoutes(answering),
       createEmbeddingRoutes(services),
       createModerationRoutes(services),
       createTranscriptionRoutes({ ...services, database }),
@@ -196,12 +201,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         bounds: { files: config.http.files_per_tenant, bytes: config.http.file_megabytes_per_tenant * 1_048_576 },
       }),
       createResponsesRoutes({
-        turns,
+        ...answering,
         responses: createResponseService({ database, sessions: conversations }),
-        tokens,
-        quota,
-        overlays,
-        resolveModel: (overlay, name) => resolveTenantModel(live.current(), overlay, name).id,
         inputTokensOf(model) {
           const { contextWindow, maxOutputTokens } = resolveModel(live.current(), model);
           return contextWindow - Math.min(maxOutputTokens, contextWindow / 2);

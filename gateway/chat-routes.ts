@@ -12,9 +12,11 @@ import { newMessagesOf } from "./chat-messages.ts";
 import { type ChatRequest, describedChatBody, parseChatRequest } from "./chat-request.ts";
 import { toChatCompletion } from "./chat-response.ts";
 import { streamChat } from "./chat-stream.ts";
+import { type FileInputs, inlineFiles, readerOf } from "./file-inputs.ts";
+import { idempotencyKeyOf } from "./idempotency-key.ts";
 import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
 import type { TokenWatch } from "./token-watch.ts";
-import { headerOf, modeOf, sessionOf, sessionOfUser } from "./turn-headers.ts";
+import { modeOf, sessionOf, sessionOfUser } from "./turn-headers.ts";
 import type { TurnService } from "./turn-service.ts";
 
 export type ChatDeps = {
@@ -24,6 +26,7 @@ export type ChatDeps = {
   readonly overlays: Pick<OverlayReader, "of">;
   /** The configured, priced model that a tenant's name for it means. @throws {AppError} `model_not_found`, `model_not_priced` */
   readonly resolveModel: (overlay: Overlay, name: string) => string;
+  readonly inputFiles: FileInputs;
 };
 
 const describes = {
@@ -33,7 +36,7 @@ const describes = {
 };
 
 export const createChatRoutes =
-  ({ turns, tokens, quota, overlays, resolveModel }: ChatDeps): FastifyPluginAsync =>
+  ({ turns, tokens, quota, overlays, resolveModel, inputFiles }: ChatDeps): FastifyPluginAsync =>
   async (app) => {
     app.post("/v1/chat/completions", { config: { access: "tenant", describes } }, async (request, reply) => {
       const context = tenantOf(request);
@@ -44,7 +47,7 @@ export const createChatRoutes =
       const turnId = mintTurnId(Date.now(), randomBytes(10));
       const askedSession = await sessionOf(turns, request, context);
       const session = askedSession ?? (overlay.api.sessionsByUser ? sessionOfUser(chat.user) : undefined);
-      const idempotencyKey = headerOf(request, "idempotency-key");
+      const idempotencyKey = idempotencyKeyOf(request);
 
       const turn = await turns.submit(
         context,
@@ -56,7 +59,7 @@ export const createChatRoutes =
           stateless: session === undefined,
           request: {
             model,
-            messages: inputOf(chat, session),
+            messages: await inlineFiles(inputOf(chat, session), readerOf(inputFiles, context)),
             tools: chat.tools,
             settings: chat.settings,
             overlay: digest,
@@ -89,7 +92,6 @@ export const createChatRoutes =
 
 /** In a session the messages that are new. @throws {AppError} `invalid_request` when there is nothing to answer */
 function inputOf({ messages, shape }: ChatRequest, session: SessionId | undefined): readonly ChatMessage[] {
-  refuseFileIds(messages);
   if (session === undefined) return messages;
   if (shape.withFunctions) {
     const message = "A session knows its calls by their ids, which functions do not have: use tools.";
@@ -100,14 +102,4 @@ function inputOf({ messages, shape }: ChatRequest, session: SessionId | undefine
   throw new AppError("invalid_request", {
     client: { message: "There is no new message: in a session the last one must be the user's or a tool's.", param: "messages" },
   });
-}
-
-/** @throws {AppError} `unsupported_parameter` */
-function refuseFileIds(messages: readonly ChatMessage[]): void {
-  for (const { role, content } of messages) {
-    if ((role !== "user" && role !== "tool") || typeof content === "string") continue;
-    if (!content.some((part) => part.type === "file" && "id" in part.file)) continue;
-    const message = "The parameter 'file_id' is not supported here. Files are taken inline only, as file_data.";
-    throw new AppError("unsupported_parameter", { client: { message, param: "file_id" } });
-  }
 }

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { ChatMessage, ContentPart, ToolCall } from "../domain/conversation.ts";
+import type { ChatMessage, ContentPart, FileSource, ToolCall } from "../domain/conversation.ts";
 import type { TurnId } from "../domain/turn-id.ts";
 import type { TurnReply } from "../domain/turn.ts";
 import { AppError } from "../domain/app-error.ts";
@@ -19,9 +19,9 @@ const inputPart = z.discriminatedUnion("type", [
   z.object({ type: z.literal("input_text"), text, prompt_cache_breakpoint }),
   z.object({
     type: z.literal("input_image"),
+    file_id: unsupported,
     image_url: text.min(1).max(12_000_000),
     detail,
-    file_id: unsupported,
     prompt_cache_breakpoint,
   }),
   z
@@ -29,11 +29,14 @@ const inputPart = z.discriminatedUnion("type", [
       type: z.literal("input_file"),
       file_data: text.min(1).nullish(),
       file_url: text.min(1).max(8_192).nullish(),
-      file_id: z.null("Files are taken inline or by their address only.").optional(),
+      file_id: text.min(1).max(256).nullish(),
       filename: text.max(1_024).nullish(),
       prompt_cache_breakpoint,
     })
-    .refine(({ file_data, file_url }) => (file_data == null) !== (file_url == null), "It holds either file_data or file_url."),
+    .refine(
+      ({ file_data, file_url, file_id }) => [file_data, file_url, file_id].filter((given) => given != null).length === 1,
+      "It holds one of file_data, file_url and file_id.",
+    ),
   z.object({ type: z.literal("output_text"), text, annotations: z.array(z.unknown()).nullish(), logprobs: z.array(z.unknown()).nullish() }),
   z.object({ type: z.literal("refusal"), refusal: text }),
   z.object({ type: z.literal("input_audio"), input_audio: z.object({ data: text.min(1), format: z.enum(["wav", "mp3"]) }) }),
@@ -258,8 +261,9 @@ function toPart(part: InputPart): ContentPart {
     case "input_image":
       return { type: "image", url: part.image_url, detail: part.detail ?? undefined };
     case "input_file": {
-      const { file_data: data, file_url: url, filename } = part;
-      return { type: "file", file: data == null ? { url: url ?? "" } : { data }, ...(filename == null ? {} : { name: filename }) };
+      const { file_data: data, file_url: url, file_id: id, filename } = part;
+      const file: FileSource = data != null ? { data } : url != null ? { url } : { id: id ?? "" };
+      return { type: "file", file, ...(filename == null ? {} : { name: filename }) };
     }
   }
 }

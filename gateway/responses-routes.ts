@@ -11,6 +11,7 @@ import type { FinishedTurn } from "../domain/turn.ts";
 import { insertResponse } from "../storage/response-repository.ts";
 import { tenantOf, tenantPrincipalOf } from "./access.ts";
 import { refusal } from "./chat-tools.ts";
+import { type FileInputs, inlineFiles, readerOf } from "./file-inputs.ts";
 import { idempotencyKeyOf } from "./idempotency-key.ts";
 import { parseField } from "./parse-field.ts";
 import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
@@ -31,6 +32,7 @@ export type ResponsesDeps = {
   readonly overlays: Pick<OverlayReader, "of">;
   /** The configured, priced model that a tenant's name for it means. @throws {AppError} `model_not_found`, `model_not_priced` */
   readonly resolveModel: (overlay: Overlay, name: string) => string;
+  readonly inputFiles: FileInputs;
   /** How many tokens of input the model takes beside its answer. */
   readonly inputTokensOf: (model: string) => number;
 };
@@ -62,7 +64,7 @@ const listQuery = z.object({
 });
 
 export const createResponsesRoutes =
-  ({ turns, responses, tokens, quota, overlays, resolveModel, inputTokensOf }: ResponsesDeps): FastifyPluginAsync =>
+  ({ turns, responses, tokens, quota, overlays, resolveModel, inputFiles, inputTokensOf }: ResponsesDeps): FastifyPluginAsync =>
   async (app) => {
     app.post("/v1/responses", { config: { access: "tenant", describes } }, async (request, reply) => {
       const context = tenantOf(request);
@@ -95,7 +97,13 @@ export const createResponsesRoutes =
           kind: "chat",
           mode: askedMode ?? overlay.api.mode ?? "agent",
           stateless: session === undefined,
-          request: { model, messages: [...instructions, ...kept], tools: asked.tools, settings: asked.settings, overlay: digest },
+          request: {
+            model,
+            messages: [...instructions, ...(await inlineFiles(kept, readerOf(inputFiles, context)))],
+            tools: asked.tools,
+            settings: asked.settings,
+            overlay: digest,
+          },
         },
         idempotencyKey === undefined
           ? undefined

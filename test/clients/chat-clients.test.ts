@@ -35,6 +35,28 @@ describe("the official client", () => {
     await expect(client().models.retrieve("nothing")).rejects.toMatchObject({ status: 404, code: "model_not_found" });
   });
 
+  test("shows the model an uploaded file by its id, of this tenant alone", async () => {
+    const file = await client().files.create({
+      file: new File(["%PDF-1.1"], "a.pdf", { type: "application/pdf" }),
+      purpose: "user_data",
+    });
+    const about = (file_id: string) => ({
+      model: "default",
+      messages: [{ role: "user" as const, content: [{ type: "file" as const, file: { file_id } }] }],
+    });
+
+    const answer = await client().chat.completions.create(about(file.id));
+
+    expect(answer.choices[0]?.message.content).toContain("I was shown: file.");
+    const bytes = Buffer.from("%PDF-1.1").toString("base64");
+    expect(lastRequest()?.messages[0]?.content).toEqual([
+      { type: "file", file: { filename: "a.pdf", file_data: `data:application/pdf;base64,${bytes}` } },
+    ]);
+    const other = new OpenAI({ baseURL: stage.baseUrl, apiKey: await stage.product.createTenant("globex"), maxRetries: 0 });
+    await expect(other.chat.completions.create(about(file.id))).rejects.toMatchObject({ status: 404, param: "file_id" });
+    await expect(client().chat.completions.create(about("../file"))).rejects.toMatchObject({ status: 404 });
+  });
+
   test("parses a structured answer and runs tools by itself", async () => {
     const response_format = { type: "json_schema" as const, json_schema: { name: "place", strict: true, schema: citySchema } };
     const parse = (json: string): { city: string } => cityInput.parse(JSON.parse(json));
@@ -133,7 +155,6 @@ describe("the official client", () => {
     ["modalities", { modalities: ["text", "audio"] }],
     ["moderation", { moderation: { model: "omni-moderation-latest" } }],
     ["n", { n: 2 }],
-    ["file_id", { messages: [{ role: "user", content: [{ type: "file", file: { file_id: "file-1" } }] }] }],
   ])("is refused %s by its name, and no model is called", async (param, more) => {
     const before = stage.model.requests.length;
 

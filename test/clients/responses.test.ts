@@ -155,6 +155,16 @@ describe("a response", () => {
   });
 });
 
+test("an uploaded file is shown to the model, and another tenant's is not found", async () => {
+  const file = await client.files.create({ file: new File(["%PDF-1.1"], "a.pdf"), purpose: "user_data" });
+  const input = [{ role: "user" as const, content: [{ type: "input_file" as const, file_id: file.id }] }];
+
+  const { output_text: said } = await client.responses.create(ask({ input }));
+
+  expect(said).toContain("I was shown: file.");
+  await expect(other.responses.create(ask({ input }))).rejects.toMatchObject({ status: 404 });
+});
+
 describe("the stream", () => {
   test("of a text tells of the response, its item and its part, from their beginning to their end, as it is kept", async () => {
     const events = await eventsOf({});
@@ -309,7 +319,7 @@ test.each<[string, object]>([
   ["nonsense", { nonsense: 1 }],
   ["input", { input: [{ type: "function_call_output", call_id: "none", output: "x" }] }],
   ["input.0.role", { input: [{ role: "boss", content: "x" }] }],
-  ["input.0.content.0.file_id", { input: [{ role: "user", content: [{ type: "input_file", file_id: "file-1" }] }] }],
+  ["input.0.content.0.file_id", { input: [{ role: "user", content: [{ type: "input_image", detail: "auto", file_id: "file-1" }] }] }],
   ["input", { input: [] }],
   ["temperature", { temperature: 3 }],
 ])("%s is refused by its name", async (param, body) => {

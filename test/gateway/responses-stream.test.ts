@@ -20,6 +20,9 @@ async function respond(script: Script, { headers = {}, body = {} }: { headers?: 
       tokens: steadyTokens,
       overlays: overlaysOf(someOverlay("")),
       resolveModel: (_overlay, name) => name,
+      inputFiles: async () => {
+        throw new AppError("not_found");
+      },
       inputTokensOf: () => 100,
     }),
   );

@@ -33,13 +33,20 @@ export function scriptedTurns(script: Script, sessions: readonly string[] = []):
   };
 }
 
+/** A tenant without uploads. */
+export const noFiles = async (): Promise<never> => {
+  throw new AppError("not_found", { client: { message: "There is no such file.", param: "file_id" } });
+};
+
 /** The chat route before such a service. It knows the models `m` and `free`, which has no price. */
 export async function chatStage(turns: TurnService, overlay = ""): Promise<GatewayStage> {
   const resolveModel = (_overlay: Overlay, name: string): string => {
     if (name === "m" || name === "default") return "m";
     throw new AppError(name === "free" ? "model_not_priced" : "model_not_found", { client: { param: "model" } });
   };
-  return await gatewayStage(createChatRoutes({ turns, tokens: steadyTokens, overlays: overlaysOf(someOverlay(overlay)), resolveModel }));
+  return await gatewayStage(
+    createChatRoutes({ turns, tokens: steadyTokens, overlays: overlaysOf(someOverlay(overlay)), resolveModel, inputFiles: noFiles }),
+  );
 }
 
 export const done = (reply: Partial<TurnReply>): FinishedTurn => ({

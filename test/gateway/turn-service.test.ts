@@ -1,3 +1,4 @@
+import { noFiles } from "./scripted-turns.ts";
 import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -342,7 +343,13 @@ describe("while Temporal is away or silent", () => {
 
 test("a caller that hangs up changes nothing: the turn goes on, is billed and remembered", async () => {
   const { app } = await gatewayStage(
-    createChatRoutes({ turns, tokens: steadyTokens, overlays: overlaysOf(someOverlay("")), resolveModel: () => "test-model" }),
+    createChatRoutes({
+      turns,
+      tokens: steadyTokens,
+      overlays: overlaysOf(someOverlay("")),
+      resolveModel: () => "test-model",
+      inputFiles: noFiles,
+    }),
     async () => ({
       kind: "tenant",
       tenantId: acme.tenantId,
