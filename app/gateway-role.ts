@@ -2,7 +2,7 @@ import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
-import { defaultQuota } from "../control-plane/admin-config.ts";
+import { defaultQuota, resolveModel } from "../control-plane/admin-config.ts";
 import { type AnchorKeeper, startAnchorKeeper } from "../control-plane/anchor-keeper.ts";
 import { directoryPlace } from "../control-plane/anchor-place.ts";
 import { startAuditRelay } from "../control-plane/audit-relay.ts";
@@ -45,6 +45,8 @@ import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createRateCardRoutes } from "../gateway/rate-card-routes.ts";
 import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
+import { createResponsesRoutes } from "../gateway/responses-routes.ts";
+import { createResponseService } from "../gateway/responses-service.ts";
 import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
 import { createRpcMethods } from "../gateway/rpc/rpc-methods.ts";
 import { createRpcRoutes } from "../gateway/rpc/rpc-routes.ts";
@@ -197,6 +199,14 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         database,
         files: parts.files,
         bounds: { files: config.http.files_per_tenant, bytes: config.http.file_megabytes_per_tenant * 1_048_576 },
+      }),
+      createResponsesRoutes({
+        ...answering,
+        responses: createResponseService({ database, sessions: conversations }),
+        inputTokensOf(model) {
+          const { contextWindow, maxOutputTokens } = resolveModel(live.current(), model);
+          return contextWindow - Math.min(maxOutputTokens, contextWindow / 2);
+        },
       }),
       createHealthRoutes(checks),
       createModelRoutes({

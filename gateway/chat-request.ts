@@ -132,7 +132,7 @@ export function parseChatRequest(raw: unknown): ChatRequest {
   };
 }
 
-const unsupportedField = (param: string, why: string): AppError =>
+export const unsupportedField = (param: string, why: string): AppError =>
   new AppError("unsupported_parameter", { client: { message: `The parameter '${param}' is not supported here. ${why}`, param } });
 
 /** What no field says for itself: values that are not honoured, and fields that ask for one another. */

@@ -83,7 +83,7 @@ const toolCallDelta = ({ index, id, name, arguments: given, custom }: CallPiece)
 /** Lengths of chunks look alike in steps of so many characters. */
 const paddedTo = 128;
 
-const padding = (length: number): string => {
+export const padding = (length: number): string => {
   const missing = paddedTo - (length % paddedTo);
   return randomBytes(missing).toString("base64url").slice(0, missing);
 };

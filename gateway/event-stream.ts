@@ -9,7 +9,8 @@ export function createEventStream(reply: FastifyReply) {
   };
   return {
     isOpen: () => isOpen,
-    send(data: object): void {
+    /** `name` is the event's type, where the protocol names its events. */
+    send(data: object, name?: string): void {
       if (!isOpen) {
         isOpen = true;
         reply.hijack();
@@ -20,10 +21,10 @@ export function createEventStream(reply: FastifyReply) {
           "x-accel-buffering": "no",
         });
       }
-      write(`data: ${JSON.stringify(data)}\n\n`);
+      write(`${name === undefined ? "" : `event: ${name}\n`}data: ${JSON.stringify(data)}\n\n`);
     },
-    end(isComplete: boolean): void {
-      if (isComplete) write("data: [DONE]\n\n");
+    end(withDone: boolean): void {
+      if (withDone) write("data: [DONE]\n\n");
       raw.end();
     },
   };

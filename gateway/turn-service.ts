@@ -5,7 +5,7 @@ import { isServiceKind } from "../domain/service-request.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { TurnId } from "../domain/turn-id.ts";
 import type { FinishedTurn, ServiceSubmission, TurnSubmission } from "../domain/turn.ts";
-import type { Database } from "../storage/database.ts";
+import type { Database, TenantTx } from "../storage/database.ts";
 import { holdLease } from "../storage/quota-repository.ts";
 import {
   type IdempotencyClaim,
@@ -35,6 +35,9 @@ type Submission = TurnSubmission | ServiceSubmission;
 
 export type Idempotency = { readonly key: string; readonly body: unknown };
 
+/** What is written together with a new turn, in its transaction. */
+export type TurnRecord = (tx: TenantTx) => Promise<void>;
+
 /** A turn that is stored and on its way. */
 export type RunningTurn = {
   /** The submitted turn's, or an earlier one's that the Idempotency-Key stands for. */
@@ -47,7 +50,7 @@ export type RunningTurn = {
 
 export interface TurnService {
   /** @throws {AppError} when the turn was not stored: nothing will run */
-  submit(context: TenantContext, submission: Submission, idempotency?: Idempotency): Promise<RunningTurn>;
+  submit(context: TenantContext, submission: Submission, idempotency?: Idempotency, record?: TurnRecord): Promise<RunningTurn>;
   hasSession(context: TenantContext, sessionId: TurnSubmission["sessionId"]): Promise<boolean>;
 }
 
@@ -67,6 +70,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     lane: Lane,
     claim: IdempotencyClaim | undefined,
     admission: Admission | undefined,
+    record: TurnRecord | undefined,
   ): Promise<TurnId | "fenced"> {
     return await database.withTenant(context, async (tx) => {
       if (admission !== undefined && !(await holdLease(tx, admission.holder))) return "fenced";
@@ -76,6 +80,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
         if (claimed.turnId !== submission.turnId) return claimed.turnId;
       }
       await insertTurn(tx, submission, laneNameOf(lane), admission);
+      await record?.(tx);
       return submission.turnId;
     });
   }
@@ -89,11 +94,12 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     submission: Submission,
     lane: Lane,
     idempotency: Idempotency | undefined,
+    record: TurnRecord | undefined,
   ): Promise<{ readonly turnId: TurnId; readonly admission?: Admission }> {
     const { tenantId } = context;
     const claim = idempotency === undefined ? undefined : claimOf(idempotency);
     const isLimited = await quota.isLimited(tenantId);
-    if (!isLimited || !isForeground(submission)) return { turnId: await storeOnce(context, submission, lane, claim) };
+    if (!isLimited || !isForeground(submission)) return { turnId: await storeOnce(context, submission, lane, claim, record) };
     if (claim !== undefined) {
       const earlier = await database.withTenant(context, async (tx) => await readIdempotencyKey(tx, claim));
       if (earlier?.matches === false) throw new AppError("idempotency_mismatch");
@@ -102,7 +108,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     for (let attempt = 0; attempt < fencedAttempts; attempt++) {
       const admission = await quota.admit(tenantId);
       try {
-        const turnId = await store(context, submission, lane, claim, admission);
+        const turnId = await store(context, submission, lane, claim, admission, record);
         if (turnId === "fenced") {
           quota.fenced(tenantId, admission.holder);
           continue;
@@ -124,8 +130,9 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     submission: Submission,
     lane: Lane,
     claim: IdempotencyClaim | undefined,
+    record: TurnRecord | undefined,
   ): Promise<TurnId> {
-    const turnId = await store(context, submission, lane, claim, undefined);
+    const turnId = await store(context, submission, lane, claim, undefined, record);
     if (turnId === "fenced") throw new AppError("internal", { reason: "a turn without a lease cannot be fenced" });
     return turnId;
   }
@@ -211,12 +218,12 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
   }
 
   return {
-    async submit(context, submission, idempotency) {
+    async submit(context, submission, idempotency, record) {
       const slot = await slots.acquire(context.tenantId);
       const events = tapEvents(bus, submission.turnId);
       try {
         const lane: Lane = submission.stateless ? { pool: slot.poolLane } : { sessionId: submission.sessionId };
-        const { turnId, admission } = await admit(context, submission, lane, idempotency);
+        const { turnId, admission } = await admit(context, submission, lane, idempotency, record);
         const isRepeat = turnId !== submission.turnId;
         const tap = isRepeat ? (events.close(), tapEvents(bus, turnId)) : events;
         const finished = settle(context, { ...submission, turnId }, lane, isRepeat, tap).finally(() => {

@@ -27,7 +27,7 @@ let document: Document;
 
 /** Whose names may show up in nobody else's answer. */
 let alpha: { id: string; token: string };
-let bravo: { id: string; token: string; turnId: string };
+let bravo: { id: string; token: string; turnId: string; responseId: string };
 const secret = `bravo-said-${randomBytes(6).toString("hex")}`;
 const keys: Record<string, string> = {};
 const tokens: Record<string, string> = {};
@@ -92,8 +92,9 @@ beforeAll(async () => {
     other.token,
     JSON.stringify({ model: "default", messages: [{ role: "user", content: secret }] }),
   );
-  bravo = { ...other, turnId: turn.headers.get("x-request-id") ?? "" };
-  expect(turn.status).toBe(200);
+  const response = await send("POST", "/v1/responses", other.token, JSON.stringify({ model: "default", input: secret, background: true }));
+  bravo = { ...other, turnId: turn.headers.get("x-request-id") ?? "", responseId: (JSON.parse(response.text) as { id: string }).id };
+  expect([turn.status, response.status]).toEqual([200, 200]);
 
   for (const [name, end] of [
     ["rotated", "token/rotate"],
@@ -122,6 +123,9 @@ const placeholders: Record<string, () => string> = {
 /** `{id}` means something else on each route. */
 const ids: Record<string, () => string> = {
   "/v1/models/{id}": () => "test-model",
+  "/v1/responses/{id}": () => bravo.responseId,
+  "/v1/responses/{id}/cancel": () => bravo.responseId,
+  "/v1/responses/{id}/input_items": () => bravo.responseId,
   "/v1/billing/rows/{id}/explain": () => `${bravo.turnId}.0`,
   "/v1/files/{id}": () => "file-01JTEST0000000000000000000",
   "/v1/files/{id}/content": () => "file-01JTEST0000000000000000000",
@@ -131,6 +135,7 @@ const ids: Record<string, () => string> = {
 /** A body that would be taken from somebody who may send it; a route with a body that is not here fails the test. */
 const bodies: Record<string, () => string> = {
   "post /v1/chat/completions": () => JSON.stringify({ model: "default", messages: [{ role: "user", content: "hello" }] }),
+  "post /v1/responses": () => JSON.stringify({ model: "default", input: "hello" }),
   "post /v1/embeddings": () => JSON.stringify({ model: "test-embedding", input: "hello" }),
   "post /v1/moderations": () => JSON.stringify({ model: "test-moderation", input: "hello" }),
   "post /v1/audio/transcriptions": () => "no form",
@@ -151,6 +156,8 @@ const bodies: Record<string, () => string> = {
 };
 const withoutBody: ReadonlySet<string> = new Set([
   "post /admin/logout",
+  "post /v1/responses/{id}/cancel",
+  "delete /v1/responses/{id}",
   "delete /v1/tenants/{tenant}",
   "post /v1/tenants/{tenant}/suspend",
   "post /v1/tenants/{tenant}/resume",

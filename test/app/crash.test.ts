@@ -70,6 +70,38 @@ test("kill -9 of the gateway in the middle of a model call: the turn finishes af
   expect(model.callsOf("in the middle")).toBeLessThanOrEqual(2);
 });
 
+test("kill -9 of the gateway in the middle of a background response: it completes after the restart, billed once", async () => {
+  const { model, product, client } = await start();
+  const held = model.hold("in the background");
+  const begun = await client.responses.create({ model: "default", input: "in the background", background: true });
+  await held.arrived;
+
+  await product.kill();
+  held.release();
+  await product.restart();
+
+  const state = async () => (await client.responses.retrieve(begun.id)).status;
+  await expect.poll(state, { timeout: 120_000, interval: 250 }).toBe("completed");
+  expect((await client.responses.retrieve(begun.id)).output_text).toContain("in the background");
+  const ledger = await rows(product.home, "select id, reason from control.usage_ledger");
+  expect(ledger).toEqual([{ id: `${begun.id.replace("resp_", "trn_")}.0`, reason: "chat" }]);
+});
+
+test("cancel in the middle of a background response ends it; it is shown as cancelled and can be deleted", async () => {
+  const { model, client } = await start();
+  const held = model.hold("to be cancelled");
+  const begun = await client.responses.create({ model: "default", input: "to be cancelled", background: true });
+  await held.arrived;
+  expect((await client.responses.retrieve(begun.id)).status).toBe("in_progress");
+
+  const cancelled = await client.responses.cancel(begun.id);
+  held.release();
+
+  expect(cancelled).toMatchObject({ id: begun.id, status: "cancelled", output: [], error: null });
+  await client.responses.delete(begun.id);
+  await expect(client.responses.retrieve(begun.id)).rejects.toMatchObject({ status: 404 });
+});
+
 test("kill -9 of the Temporal server in the middle of a model call: the caller still gets its one answer", async () => {
   const { model, product, client } = await start();
   const held = model.hold("in the middle");

@@ -80,7 +80,7 @@ class TestStandard(ChatModelIntegrationTests):
 
     @property
     def supports_audio_inputs(self) -> bool:
-        return not RESPONSES  # the Responses API knows none
+        return True
 
     @property
     def supports_anthropic_inputs(self) -> bool:
