@@ -509,7 +509,10 @@ describe("an Idempotency-Key", () => {
     ["/v1/audio/transcriptions", form],
     ["/v1/files", fileForm],
     ["/rpc", (text: string) => ({ jsonrpc: "2.0", id: 1, method: "chat.send", params: { session_id: "api:idem:default", text } })],
+    ["/v1/responses", (text: string) => ({ model: "test-model", input: text })],
   ] as const;
+  /** To cancel twice is to cancel once. */
+  const cancel = "/v1/responses/{id}/cancel";
 
   test("every tenant-side POST is in this table", async () => {
     const document = (await (await fetch(`${product.url}/openapi.json`)).json()) as {
@@ -518,10 +521,10 @@ describe("an Idempotency-Key", () => {
     const posts = Object.entries(document.paths).flatMap(([path, operations]) =>
       operations["post"]?.["x-access"] === "tenant" ? [path] : [],
     );
-    expect(posts.toSorted()).toEqual(routes.map(([path]) => path).toSorted());
+    expect(posts.toSorted()).toEqual([...routes.map(([path]) => path), cancel].toSorted());
   });
 
-  test.each(routes.slice(1, 5))("%s: the same call twice, at once, with another body, and of another tenant", async (path, bodyOf) => {
+  test.each([...routes.slice(1, 5), routes[6]])("%s: the same call twice, at once, with another body, and of another tenant", async (path, bodyOf) => {
     const key = newKey();
     const rows = (await rowsOf("acme")).length;
 
