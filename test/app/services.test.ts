@@ -524,31 +524,34 @@ describe("an Idempotency-Key", () => {
     expect(posts.toSorted()).toEqual([...routes.map(([path]) => path), cancel].toSorted());
   });
 
-  test.each([...routes.slice(1, 5), routes[6]])("%s: the same call twice, at once, with another body, and of another tenant", async (path, bodyOf) => {
-    const key = newKey();
-    const rows = (await rowsOf("acme")).length;
+  test.each([...routes.slice(1, 5), routes[6]])(
+    "%s: the same call twice, at once, with another body, and of another tenant",
+    async (path, bodyOf) => {
+      const key = newKey();
+      const rows = (await rowsOf("acme")).length;
 
-    const [first, second] = await Promise.all([1, 2].map(async () => await post(path, acme, bodyOf("same"), { "idempotency-key": key })));
-    const third = await post(path, acme, bodyOf("same"), { "idempotency-key": key });
+      const [first, second] = await Promise.all([1, 2].map(async () => await post(path, acme, bodyOf("same"), { "idempotency-key": key })));
+      const third = await post(path, acme, bodyOf("same"), { "idempotency-key": key });
 
-    expect([first?.status, second?.status, third.status]).toEqual([200, 200, 200]);
-    expect(second?.text).toBe(first?.text);
-    expect(third.text).toBe(first?.text);
-    expect(await rowsOf("acme")).toHaveLength(path === "/v1/files" ? rows : rows + 1);
-    const other = await post(path, acme, bodyOf("other"), { "idempotency-key": key });
-    expect([other.status, other.error.code]).toEqual([409, "idempotency_mismatch"]);
-    const globexRows = (await rowsOf("globex")).length;
-    const foreign = await post(path, globex, bodyOf("other"), { "idempotency-key": key });
-    expect(foreign.status).toBe(200);
-    expect(foreign.text).not.toBe(path === "/v1/files" ? first?.text : "");
-    expect((await rowsOf("globex")).length).toBe(path === "/v1/files" ? globexRows : globexRows + 1);
-    if (path === "/v1/files") {
-      for (const token of [acme, globex])
-        for (const { id } of (await clientOf(token).files.list()).data) await clientOf(token).files.delete(id);
-      expect((await post(path, acme, bodyOf("same"), { "idempotency-key": key })).text).toBe(first?.text); // the stored answer, though deleted
-    }
-    expect((await post(path, acme, bodyOf("x"), { "idempotency-key": "é".repeat(3) })).status).toBe(400);
-  });
+      expect([first?.status, second?.status, third.status]).toEqual([200, 200, 200]);
+      expect(second?.text).toBe(first?.text);
+      expect(third.text).toBe(first?.text);
+      expect(await rowsOf("acme")).toHaveLength(path === "/v1/files" ? rows : rows + 1);
+      const other = await post(path, acme, bodyOf("other"), { "idempotency-key": key });
+      expect([other.status, other.error.code]).toEqual([409, "idempotency_mismatch"]);
+      const globexRows = (await rowsOf("globex")).length;
+      const foreign = await post(path, globex, bodyOf("other"), { "idempotency-key": key });
+      expect(foreign.status).toBe(200);
+      expect(foreign.text).not.toBe(path === "/v1/files" ? first?.text : "");
+      expect((await rowsOf("globex")).length).toBe(path === "/v1/files" ? globexRows : globexRows + 1);
+      if (path === "/v1/files") {
+        for (const token of [acme, globex])
+          for (const { id } of (await clientOf(token).files.list()).data) await clientOf(token).files.delete(id);
+        expect((await post(path, acme, bodyOf("same"), { "idempotency-key": key })).text).toBe(first?.text); // the stored answer, though deleted
+      }
+      expect((await post(path, acme, bodyOf("x"), { "idempotency-key": "é".repeat(3) })).status).toBe(400);
+    },
+  );
 
   test("/rpc: chat.send twice is one turn, and with another text a conflict", async () => {
     const send = async (text: string, token = acme) =>
