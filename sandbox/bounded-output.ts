@@ -22,6 +22,8 @@ export function keepOutput(stream: Readable, { limitBytes, onFlood, onKept }: Ou
     if (seenBytes > limitBytes * FLOOD_FACTOR) onFlood();
   });
   const ended = new Promise<void>((resolve) => {
+    // A sandbox that waited may have died meanwhile.
+    if (stream.closed) resolve();
     stream.once("close", () => resolve());
     stream.on("error", () => stream.destroy());
   });
