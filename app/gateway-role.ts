@@ -188,7 +188,11 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     authenticateSession: async (id) => (await sessions.find(id)).principal,
     quota,
     logger,
-    edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
+    edge: {
+      trustedProxies: config.http.trusted_proxies,
+      allowedOrigins: config.http.allowed_origins,
+      slowReaderSeconds: config.http.slow_reader_seconds,
+    },
     metrics: metrics.gateway,
     routes: [
       createChatRoutes(answering),

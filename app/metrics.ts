@@ -62,6 +62,15 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     },
   });
 
+  const cutReaders = new Counter(named("slow_readers_cut_total", "Connections that were ended because what was asked for was not read."));
+  let unreadBytes = (): number => 0;
+  new Gauge({
+    ...named("unread_bytes", "Answers that wait in this process for callers to read them, in bytes."),
+    collect() {
+      this.set(unreadBytes());
+    },
+  });
+
   const openTurns = new Gauge(named("turns_open", "Turns that were handed in and have not ended, of all processes."));
   const tokens = new Counter({ ...named("tokens_total", "Tokens billed since the beginning, by class."), labelNames: ["class"] });
   const cost = new Counter(named("cost_usd_total", "US dollars billed since the beginning."));
@@ -115,6 +124,8 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
   return {
     gateway: {
       authenticationFailed: () => failures.inc(),
+      slowReaderCut: () => cutReaders.inc(),
+      observeUnread: (bytes) => void (unreadBytes = bytes),
       requestBegan(response) {
         openResponses.add(response);
         response.once("close", () => openResponses.delete(response));

@@ -265,6 +265,8 @@ export const adminConfigSchema = z.strictObject({
       slots_per_tenant: whole(1, 10_000).default(64),
       // How long a provider may be silent, before its first byte and between two pieces of its answer.
       provider_idle_seconds: whole(1, 290).default(120),
+      // How long a caller may take nothing of an answer that waits for it before its connection is cut.
+      slow_reader_seconds: whole(1, 3_600).default(60),
       // Uploaded files of one tenant that are kept at once, and their bytes.
       files_per_tenant: whole(0, 1_000_000).default(1_000),
       file_megabytes_per_tenant: whole(0, 1_000_000).default(1_024),

@@ -9,6 +9,8 @@ export type EdgeOptions = {
   readonly trustedProxies?: readonly string[];
   /** `http.allowed_origins`: other origins whose pages may call the API with a token. Default: none. */
   readonly allowedOrigins?: readonly string[];
+  /** `http.slow_reader_seconds`. Default 60. */
+  readonly slowReaderSeconds?: number;
 };
 
 /** What one connection may take, in time and bytes, before its request is whole. */

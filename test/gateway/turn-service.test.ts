@@ -145,6 +145,18 @@ describe("a submitted turn", () => {
     expect((await answerOf(someStatelessTurn("room again"), narrow)).state).toBe("done");
   });
 
+  test("keeps its slot until its answer has been taken", async () => {
+    const service = serviceOf({ slotsPerTenant: 1 });
+    const { promise: taken, resolve: take } = Promise.withResolvers<void>();
+    const unread = await service.submit(acme, someStatelessTurn("unread"));
+    unread.holdSlotUntil(taken);
+    await unread.finished;
+
+    await expect(service.submit(acme, someStatelessTurn("behind it"))).rejects.toMatchObject({ code: "unavailable" });
+    take();
+    expect(await answerOf(someStatelessTurn("after it"), service)).toMatchObject({ state: "done" });
+  });
+
   test("that cannot be stored gives its slot back", async () => {
     const narrow = serviceOf({ slotsPerTenant: 1 });
     const broken = { ...someStatelessTurn("x"), sessionId: undefined as never };
