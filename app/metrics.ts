@@ -3,6 +3,7 @@ import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom
 import type { GatewayMetrics } from "../gateway/gateway-metrics.ts";
 import type { TurnService } from "../gateway/turn-service.ts";
 import type { TurnSlots } from "../gateway/turn-slots.ts";
+import type { KeyRest } from "../providers/key-ring.ts";
 import type { SandboxDriver, SandboxJob } from "../sandbox/sandbox-driver.ts";
 import { egressVerdicts } from "../domain/egress-event.ts";
 import { type UsageDoubt, usageDoubts } from "../domain/usage.ts";
@@ -17,6 +18,8 @@ export type Metrics = {
   readonly observeSandbox: <Driver extends SandboxDriver>(driver: Driver) => Driver;
   /** A model call's tokens were counted here. */
   readonly usageDoubted: (doubt: UsageDoubt) => void;
+  /** A provider's key is not used for a while. */
+  readonly keyRested: (rest: Pick<KeyRest, "provider" | "key" | "why">) => void;
   /** Everything in Prometheus' text form. */
   render(): Promise<string>;
 };
@@ -54,6 +57,13 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     labelNames: ["doubt"],
   });
   for (const doubt of usageDoubts) doubts.inc({ doubt }, 0);
+  const keyRests = new Counter({
+    ...named(
+      "provider_key_rests_total",
+      "Times that a key of a provider was told to wait or not taken, and rested; by the key's variable.",
+    ),
+    labelNames: ["provider", "key", "why"],
+  });
   const openResponses = new Set<ServerResponse>();
   new Gauge({
     ...named("streams_active", "Answers whose head is sent and whose end is not."),
@@ -174,6 +184,7 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
       },
     }),
     usageDoubted: (doubt) => doubts.inc({ doubt }),
+    keyRested: ({ provider, key, why }) => keyRests.inc({ provider, key, why }),
     async render() {
       await readDatabase().catch(() => scrapes.inc());
       return await registry.metrics();

@@ -81,7 +81,20 @@ const providerSchema = z.strictObject({
   base_url: url("http:", "https:").optional(),
   // OpenAI's older API, the default, or its newer one.
   api: z.enum(["chat", "responses"], "must be chat or responses").optional(),
-  api_key_env: environmentName.optional(),
+  // One name or several: a key that is told to wait, or not taken, gives way to the next.
+  api_key_env: z
+    .union([
+      environmentName.transform((one) => [one]),
+      z
+        .array(environmentName)
+        .min(1)
+        .max(32)
+        .refine((names) => new Set(names).size === names.length, "must name each key once"),
+    ])
+    .optional(),
+  // How long it may be silent (http.provider_idle_seconds unless said here) and take in all.
+  idle_seconds: whole(1, 290).optional(),
+  total_seconds: whole(1, 840).default(600),
 });
 
 export const modelSchema = z.strictObject({
