@@ -24,6 +24,7 @@ import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
 import { sandboxDirectory } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
+import { listDueOwners } from "../temporal/due-owners.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { ensureReconcileSchedule } from "../temporal/reconcile-client.ts";
@@ -34,6 +35,7 @@ import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { startReconcileSchedule } from "../workers/reconcile-schedule.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
+import { startWaker } from "../workers/waker.ts";
 import { forgetChannel } from "./erased-files.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
@@ -152,6 +154,8 @@ export async function startWorkers(
         .catch((error: unknown) => log("the worker of a deleted tenant was not stopped", { error: String(error) })),
   );
   resources.add(stopForgetting, (stop) => stop());
+  const dueOwners = async (byMs: number) => await listDueOwners(temporal, byMs);
+  resources.add(startWaker({ dueOwners, wake: pool.wake, log }), (waker) => waker.stop());
   resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
   resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake: pool.wake, log }), (relay) => relay.stop());
   resources.add(
