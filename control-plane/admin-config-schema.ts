@@ -276,6 +276,11 @@ export const adminConfigSchema = z.strictObject({
   http: z
     .strictObject({
       slots_per_tenant: whole(1, 10_000).default(64),
+      // Calls of all tenants that this process runs at once; tenants have their turns one after the other.
+      slots: whole(1, 100_000).default(1_024),
+      // Request bodies that are held at once.
+      body_megabytes: whole(32, 1_000_000).default(256),
+      body_megabytes_per_tenant: whole(32, 1_000_000).default(64),
       // How long a provider may be silent, before its first byte and between two pieces of its answer.
       provider_idle_seconds: whole(1, 290).default(120),
       // How long a caller may take nothing of an answer that waits for it before its connection is cut.

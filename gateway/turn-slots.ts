@@ -5,6 +5,8 @@ import { poolLaneConcurrency } from "../temporal/tenant-client.ts";
 export type TurnSlotsOptions = {
   /** Calls of one tenant that run at once: `http.slots_per_tenant`. */
   readonly slotsPerTenant: number;
+  /** Calls of all tenants that run at once: `http.slots`. */
+  readonly slots: number;
   /** How long a call waits for a slot before it is refused. Default 30 s (contract §3). */
   readonly waitMs?: number;
 };
@@ -20,9 +22,19 @@ export interface TurnSlots {
 type Waiter = { grant: (slot: TurnSlot) => void };
 type TenantSlots = { readonly laneLoads: number[]; running: number; readonly waiting: Waiter[] };
 
-/** Bounds what one tenant runs at once and spreads its stateless calls over as few pool lanes as hold them. */
-export function createTurnSlots({ slotsPerTenant, waitMs = 30_000 }: TurnSlotsOptions): TurnSlots {
+/** Calls that wait, for each slot of their tenant: a queue that only grows helps nobody in it. */
+const waitersPerSlot = 4;
+
+/**
+ * Bounds what runs at once and spreads a tenant's stateless calls over as few pool lanes as hold them. Where all slots are taken,
+ * tenants have their turns one after the other: one with a hundred calls waits for itself.
+ */
+export function createTurnSlots({ slotsPerTenant, slots: allSlots, waitMs = 30_000 }: TurnSlotsOptions): TurnSlots {
+  /** In the order of their turns. */
   const tenants = new Map<TenantId, TenantSlots>();
+  let runningInAll = 0;
+
+  const hasRoom = (slots: TenantSlots): boolean => slots.running < slotsPerTenant && runningInAll < allSlots;
 
   const take = (tenantId: TenantId, slots: TenantSlots): TurnSlot => {
     // A fuller lane is the cheaper one: its turns share workflow tasks.
@@ -30,31 +42,51 @@ export function createTurnSlots({ slotsPerTenant, waitMs = 30_000 }: TurnSlotsOp
     const poolLane = open === -1 ? slots.laneLoads.length : open;
     slots.laneLoads[poolLane] = (slots.laneLoads[poolLane] ?? 0) + 1;
     slots.running++;
+    runningInAll++;
     let isHeld = true;
     const release = (): void => {
       if (!isHeld) return;
       isHeld = false;
       slots.laneLoads[poolLane] = (slots.laneLoads[poolLane] ?? 1) - 1;
       slots.running--;
-      slots.waiting.shift()?.grant(take(tenantId, slots));
-      if (slots.running === 0) tenants.delete(tenantId);
+      runningInAll--;
+      grantNext();
+      forget(tenantId, slots);
     };
     return { poolLane, release };
+  };
+
+  const grantNext = (): void => {
+    for (const [tenantId, slots] of tenants) {
+      if (slots.waiting.length === 0 || !hasRoom(slots)) continue;
+      tenants.delete(tenantId);
+      tenants.set(tenantId, slots);
+      slots.waiting.shift()?.grant(take(tenantId, slots));
+      return;
+    }
+  };
+
+  const forget = (tenantId: TenantId, slots: TenantSlots): void => {
+    if (slots.running === 0 && slots.waiting.length === 0) tenants.delete(tenantId);
   };
 
   return {
     async acquire(tenantId) {
       const slots = tenants.get(tenantId) ?? { laneLoads: [], running: 0, waiting: [] };
       tenants.set(tenantId, slots);
-      if (slots.running < slotsPerTenant) return take(tenantId, slots);
+      if (hasRoom(slots)) return take(tenantId, slots);
+      if (slots.waiting.length >= slotsPerTenant * waitersPerSlot) throw noSlot();
       return await new Promise<TurnSlot>((resolve, reject) => {
         const waiter: Waiter = { grant: (slot) => (clearTimeout(timer), resolve(slot)) };
         const timer = setTimeout(() => {
           slots.waiting.splice(slots.waiting.indexOf(waiter), 1);
-          reject(new AppError("unavailable", { client: { message: "All slots of this tenant are in use.", retryAfterSeconds: 5 } }));
+          forget(tenantId, slots);
+          reject(noSlot());
         }, waitMs);
         slots.waiting.push(waiter);
       });
     },
   };
 }
+
+const noSlot = (): AppError => new AppError("unavailable", { client: { message: "All slots are in use.", retryAfterSeconds: 5 } });
