@@ -39,7 +39,9 @@ export function startWaker({ dueOwners, wake, log, intervalMs = 500 }: WakerOpti
   };
   let looking = Promise.resolve();
   const schedule = (ms: number): void => {
-    timer = setTimeout(() => (looking = look()), ms);
+    timer = setTimeout(() => {
+      looking = look();
+    }, ms);
     timer.unref();
   };
   schedule(0);
