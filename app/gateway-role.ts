@@ -102,6 +102,9 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   );
   const sessions = createAdminSessions({ database, rootAdminKey: environment.adminKey });
   const reports = createBillingReports({ database });
+  const slots = resources.add(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant, slots: config.http.slots }), (opened) =>
+    opened.close(),
+  );
   const turns = metrics.observeTurns(
     createTurnService({
       database,
@@ -110,7 +113,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       wake,
       quota,
       log,
-      slots: metrics.observeSlots(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant, slots: config.http.slots })),
+      slots: metrics.observeSlots(slots),
     }),
   );
   const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());

@@ -40,6 +40,13 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
   });
   const running = new Gauge(named("turn_slots_running", "Calls that hold a slot."));
   const waiting = new Gauge(named("turn_slots_waiting", "Calls that wait for a slot of their tenant."));
+  let shareNow = (): number => 0;
+  new Gauge({
+    ...named("turn_slots_share", "Calls that one tenant may run at once: less while this process falls behind and others call."),
+    collect() {
+      this.set(shareNow());
+    },
+  });
   const failures = new Counter(named("failed_authentications_total", "Requests refused for their credential."));
   const requests = new Histogram({
     ...named("http_request_seconds", "Time to the last byte of an answer."),
@@ -154,23 +161,26 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
         return turn;
       },
     }),
-    observeSlots: (slots) => ({
-      ...slots,
-      async acquire(...call) {
-        waiting.inc();
-        const slot = await slots.acquire(...call).finally(() => waiting.dec());
-        running.inc();
-        let isHeld = true;
-        return {
-          ...slot,
-          release() {
-            if (isHeld) running.dec();
-            isHeld = false;
-            slot.release();
-          },
-        };
-      },
-    }),
+    observeSlots(slots) {
+      shareNow = slots.shareNow;
+      return {
+        ...slots,
+        async acquire(...call) {
+          waiting.inc();
+          const slot = await slots.acquire(...call).finally(() => waiting.dec());
+          running.inc();
+          let isHeld = true;
+          return {
+            ...slot,
+            release() {
+              if (isHeld) running.dec();
+              isHeld = false;
+              slot.release();
+            },
+          };
+        },
+      };
+    },
     observeSandbox: (driver) => ({
       ...driver,
       async run(job, signal) {

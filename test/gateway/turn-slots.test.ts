@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import { parseTenantId } from "../../domain/tenant.ts";
 import { type TurnSlot, createTurnSlots } from "../../gateway/turn-slots.ts";
 
@@ -115,10 +115,36 @@ test("where all slots are taken tenants have their turns one after the other: wh
   expect(order.slice(0, 2).toSorted()).toEqual([acme, globex]);
 });
 
+test("a tenant who floods runs less at once while the process falls behind and others call, and all again when it keeps up", async () => {
+  let lag = 0;
+  const slots = createTurnSlots({ slots: 1_000, slotsPerTenant: 8, lagMs: () => lag });
+  onTestFinished(slots.close);
+  const running = Array.from({ length: 20 }, async () => await slots.acquire(acme));
+  const other = await slots.acquire(globex);
+  lag = 100;
+  let served = 0;
+  for (const slot of running)
+    slot.then(
+      () => void served++,
+      () => {},
+    );
+  await expect.poll(() => served).toBe(8);
+  // Each that ends is not followed by another one until no more than one is left.
+  const first = await Promise.all(running.slice(0, 8));
+  await expect.poll(() => slots.shareNow()).toBe(1);
+  for (const slot of first.slice(0, 7)) slot.release();
+  expect(served).toBe(8);
+  first[7]?.release();
+  await expect.poll(() => served).toBe(9);
+  lag = 0;
+  await expect.poll(() => served).toBeGreaterThan(12);
+  other.release();
+});
+
 test("a queue that would only grow is refused at once", async () => {
   const slots = createTurnSlots({ slots: 10, slotsPerTenant: 1 });
   const held = await slots.acquire(acme);
-  const waiting = Array.from({ length: 4 }, async () => await slots.acquire(acme));
+  const waiting = Array.from({ length: 100 }, async () => await slots.acquire(acme));
 
   await expect(slots.acquire(acme)).rejects.toMatchObject({ code: "unavailable", client: { retryAfterSeconds: 5 } });
   expect(await isSettled(slots.acquire(globex))).toBe(true);
