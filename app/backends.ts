@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import type { AdminConfig } from "../control-plane/admin-config.ts";
+import type { AdminConfig, KeySource } from "../control-plane/admin-config.ts";
 import type { Environment } from "../control-plane/environment.ts";
 import { AppError } from "../domain/app-error.ts";
 import { searchAttributeTypes } from "../domain/search-attributes.ts";
@@ -11,7 +11,7 @@ import { workflowBundle } from "../workers/workflow-bundle.ts";
 import type { Log } from "./log.ts";
 import type { Resources } from "./resources.ts";
 import type { Role } from "./start-arguments.ts";
-import { temporalTlsOf } from "../control-plane/temporal-tls.ts";
+import { temporalApiKeyOf, temporalTlsOf } from "../control-plane/temporal-tls.ts";
 
 /** The servers that the product stands on: its own children, or ones of the operator's. */
 export type Backends = {
@@ -20,6 +20,7 @@ export type Backends = {
   readonly temporal: {
     readonly address: string;
     readonly tls: TemporalTls | undefined;
+    readonly apiKey: string | undefined;
     readonly namespace: string;
     /** Of Temporal's Web UI itself, which asks nobody who they are: people go through the gateway. */
     readonly uiUrl: string | undefined;
@@ -33,13 +34,15 @@ export type BackendOptions = {
   readonly environment: Environment;
   readonly config: AdminConfig;
   readonly home: string;
+  /** The process's environment. */
+  readonly variables: KeySource;
   readonly role: Role;
   readonly log: Log;
   readonly resources: Resources;
 };
 
 /** Starts Postgres, Temporal and the workflow bundle side by side; what is started is added to `resources`, in one step. */
-export async function startBackends({ environment, config, home, role, log, resources }: BackendOptions): Promise<Backends> {
+export async function startBackends({ environment, config, home, variables, role, log, resources }: BackendOptions): Promise<Backends> {
   const databaseUrl = environment.databaseUrl ?? config.database.url;
   const temporalAddress = environment.temporalAddress ?? config.temporal.address;
   const namespace = environment.temporalNamespace ?? config.temporal.namespace ?? "default";
@@ -49,11 +52,12 @@ export async function startBackends({ environment, config, home, role, log, reso
     });
   }
   const tls = temporalTlsOf(config, home);
+  const apiKey = temporalApiKeyOf(config, variables);
   if (tls !== undefined && temporalAddress === undefined) {
     throw new AppError("invalid_configuration", {
       client: {
         message:
-          "temporal.tls is for a Temporal server of your own: set temporal.address or TEMPORAL_ADDRESS, or remove the temporal.tls keys",
+          "temporal.tls is for a Temporal server of your own: set temporal.address or TEMPORAL_ADDRESS, or remove the temporal.tls and api_key_env keys",
         param: "temporal.tls",
       },
     });
@@ -79,6 +83,7 @@ export async function startBackends({ environment, config, home, role, log, reso
     temporal: {
       address: temporal?.address ?? temporalAddress ?? "",
       tls,
+      apiKey,
       namespace,
       uiUrl: temporal?.uiUrl ?? environment.temporalUiUrl,
       cliPath: temporal?.cliPath,

@@ -100,7 +100,7 @@ export async function startProduct(environment: Environment, { role, variables }
     writeDefaultConfig(home, variables);
     const config = loadAdminConfig(home);
     installTemporalRuntime(log);
-    const backends = await startBackends({ environment, config, home, role, log, resources });
+    const backends = await startBackends({ environment, config, home, variables, role, log, resources });
 
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();

@@ -4,7 +4,7 @@ import type { Environment } from "../control-plane/environment.ts";
 import { runningGateway } from "../control-plane/gateway-record.ts";
 import { searchAttributeTypes } from "../domain/search-attributes.ts";
 import { findTemporalBinary } from "../temporal-dev/temporal-binary.mjs";
-import { temporalTlsOf } from "../control-plane/temporal-tls.ts";
+import { temporalApiKeyOf, temporalTlsOf } from "../control-plane/temporal-tls.ts";
 import { describeTemporal, type TemporalReport } from "../temporal/server-report.ts";
 
 const check = "temporal";
@@ -23,7 +23,10 @@ export async function checkTemporal(
   const namespace = temporalNamespace ?? config?.temporal.namespace ?? running?.namespace ?? "default";
   try {
     const tls = config === undefined ? undefined : temporalTlsOf(config, home);
-    return { finding: judgeTemporal(address, namespace, await describeTemporal({ address, namespace, tls }, searchAttributeTypes)) };
+    const apiKey = config === undefined ? undefined : temporalApiKeyOf(config, variables);
+    return {
+      finding: judgeTemporal(address, namespace, await describeTemporal({ address, namespace, tls, apiKey }, searchAttributeTypes)),
+    };
   } catch (error) {
     return {
       finding: {

@@ -218,6 +218,8 @@ const temporalSchema = z.strictObject({
   tls_ca_file: text.optional(),
   tls_cert_file: text.optional(),
   tls_key_file: text.optional(),
+  // Of Temporal Cloud, or whatever asks for one: sent with every call, over TLS only.
+  api_key_env: environmentName.optional(),
   pseudonymous_ids: flag.optional(),
   lane_window_seconds: whole(2, 3_600).optional(),
   model_call: z.enum(["remote", "local"], "must be remote or local").optional(),

@@ -197,7 +197,7 @@ function checkReferences(
     ["tls_key_file", "tls_cert_file"],
   ] as const)
     if (temporal[key] !== undefined && temporal[other] === undefined) throw error(["temporal", key], `needs ${other}`);
-  const unused = (["tls_server_name", "tls_ca_file", "tls_cert_file"] as const).find((key) => temporal[key] !== undefined);
+  const unused = (["tls_server_name", "tls_ca_file", "tls_cert_file", "api_key_env"] as const).find((key) => temporal[key] !== undefined);
   if (temporal.tls === false && unused !== undefined) throw error(["temporal", unused], "is of no use while temporal.tls is false");
 }
 

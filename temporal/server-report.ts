@@ -18,10 +18,11 @@ const notFound = 5;
 
 /** Changes nothing there. @throws {Error} when no Temporal server answers */
 export async function describeTemporal(
-  { address, tls, namespace }: Pick<TemporalOptions, "address" | "tls" | "namespace">,
+  { address, tls, apiKey, namespace }: Pick<TemporalOptions, "address" | "tls" | "apiKey" | "namespace">,
   searchAttributes: Readonly<Record<string, string>>,
 ): Promise<TemporalReport> {
-  const connection = await Connection.connect({ address, tls: tls ?? null, connectTimeout: connectTimeoutMs });
+  const credential = apiKey === undefined ? {} : { apiKey };
+  const connection = await Connection.connect({ address, tls: tls ?? null, connectTimeout: connectTimeoutMs, ...credential });
   try {
     return await connection.withDeadline(Date.now() + answerTimeoutMs, async () => {
       const { serverVersion } = await connection.workflowService.getSystemInfo({});

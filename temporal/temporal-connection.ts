@@ -12,6 +12,8 @@ export type TemporalOptions = {
   readonly address: string;
   /** Undefined: in the clear. */
   readonly tls?: TemporalTls | undefined;
+  /** Sent with every call; needs TLS. */
+  readonly apiKey?: string | undefined;
   readonly namespace: string;
   /** Payloads are encrypted with these; undefined: they are not, which is for tests of other things only. */
   readonly dataKeys?: DataKeys | undefined;
@@ -31,8 +33,9 @@ export type TemporalConnection = {
 };
 
 /** @throws {AppError} `unavailable` when no server answers there, or not one that the certificates fit */
-export async function connectTemporal({ address, tls, namespace, dataKeys }: TemporalOptions): Promise<TemporalConnection> {
-  const native = await NativeConnection.connect({ address, tls: tls ?? null }).catch((error: unknown) => {
+export async function connectTemporal({ address, tls, apiKey, namespace, dataKeys }: TemporalOptions): Promise<TemporalConnection> {
+  const credential = apiKey === undefined ? {} : { apiKey };
+  const native = await NativeConnection.connect({ address, tls: tls ?? null, ...credential }).catch((error: unknown) => {
     const { message } = error as Error;
     throw new AppError("unavailable", { client: { message: `no Temporal server answers at ${address} (${message})` } }, { cause: error });
   });

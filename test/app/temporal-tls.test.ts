@@ -1,11 +1,12 @@
 import { execFileSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { connect as connectHttp2, constants, createSecureServer } from "node:http2";
 import { type AddressInfo, connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Server, type TLSSocket, createServer } from "node:tls";
-import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, expect, inject, onTestFinished, test } from "vitest";
 import { openclaw } from "../control-plane/cli-stage.ts";
 import { freshNamespace } from "../fresh-namespace.ts";
 import { startProduct } from "../product.ts";
@@ -131,10 +132,78 @@ test("a server of another authority is not spoken to, and what cannot be used is
   expect(clients.length).toBe(before);
 }, 180_000);
 
+/**
+ * Temporal behind what Temporal Cloud is to its callers: TLS that asks for nobody's certificate, and an API key with every call. Others
+ * are told UNAUTHENTICATED.
+ */
+async function startKeyedProxy(apiKey: string) {
+  const to = connectHttp2(`http://${inject("temporalAddress")}`);
+  const seen = new Set<string | undefined>();
+  const proxy = createSecureServer({ key: readFileSync(file("temporal.test.key")), cert: readFileSync(file("temporal.test.pem")) });
+  proxy.on("stream", (stream, headers) => {
+    const { authorization } = headers;
+    seen.add(authorization);
+    stream.on("error", () => {});
+    if (authorization !== `Bearer ${apiKey}`) {
+      stream.respond({ ":status": 200, "content-type": "application/grpc", "grpc-status": "16" }, { endStream: true });
+      return;
+    }
+    const behind = to.request({ ...headers, ":authority": inject("temporalAddress"), ":scheme": "http" });
+    behind.on("error", () => stream.close());
+    stream.on("close", () => behind.close());
+    stream.pipe(behind);
+    let trailers: Record<string, string | string[] | undefined> = {};
+    behind.on("trailers", (sent) => (trailers = sent));
+    behind.on("response", ({ ":status": status, ...answered }, flags) => {
+      if ((flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0) return stream.respond({ ":status": status, ...answered }, { endStream: true });
+      stream.respond({ ":status": status, ...answered }, { waitForTrailers: true });
+      stream.on("wantTrailers", () => stream.sendTrailers(trailers));
+      behind.pipe(stream);
+    });
+  });
+  proxy.listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  onTestFinished(() => {
+    to.destroy();
+    proxy.close();
+  });
+  return { port: (proxy.address() as AddressInfo).port, seen };
+}
+
+test("the whole product, and doctor, show Temporal an API key, which nobody else sees", async () => {
+  const secret = "temporal-cloud-secret";
+  const proxy = await startKeyedProxy(secret);
+  const env = {
+    DATABASE_URL: await freshDatabase(),
+    TEMPORAL_NAMESPACE: await freshNamespace(inject("temporalAddress")),
+    CLOUD_KEY: secret,
+  };
+  const config = configWith(
+    `{ address: "127.0.0.1:${proxy.port}", tls_server_name: temporal.test, tls_ca_file: ${file("authority.test.pem")}, api_key_env: CLOUD_KEY }`,
+  );
+
+  const product = await startProduct({ config, env });
+  expect(await product.createTenant("acme-key")).toMatch(/^tk_acme-key_/);
+  const { PATH = "", HOME = "" } = process.env;
+  const { stdout } = await openclaw(["doctor", "--json"], { PATH, HOME, OPENCLAW_HOME: product.home, ...env });
+  const output = product.output();
+  await product.stop();
+
+  expect([...proxy.seen]).toEqual([`Bearer ${secret}`]);
+  const { findings } = JSON.parse(stdout) as { findings: { check: string }[] };
+  expect(findings.find(({ check }) => check === "temporal")).toMatchObject({ state: "ok" });
+  expect(output + stdout).not.toContain(secret);
+  expect(await refusalOf(config, { ...env, CLOUD_KEY: "another" })).toMatch(/openclaw: no Temporal server answers at/);
+  expect(await refusalOf(config, { ...env, CLOUD_KEY: "" })).toContain("openclaw: temporal.api_key_env: CLOUD_KEY is not set");
+}, 180_000);
+
 test("TLS keys that cannot have a meaning are refused with their line", async () => {
   expect(await refusalOf(configWith("{ tls: true }"))).toContain("openclaw: temporal.tls is for a Temporal server of your own");
   expect(await refusalOf(configWith("{ tls_cert_file: x.pem }"))).toMatch(/line 6.*temporal\.tls_cert_file.*needs tls_key_file/);
   expect(await refusalOf(configWith("{ tls: false, tls_ca_file: x.pem }"))).toMatch(
     /line 6.*tls_ca_file.*is of no use while temporal\.tls is false/,
+  );
+  expect(await refusalOf(configWith("{ tls: false, api_key_env: KEY }"))).toMatch(
+    /line 6.*api_key_env.*is of no use while temporal\.tls is false/,
   );
 });
