@@ -87,6 +87,39 @@ test("kill -9 of the gateway in the middle of a background response: it complete
   expect(ledger).toEqual([{ id: `${begun.id.replace("resp_", "trn_")}.0`, reason: "chat" }]);
 });
 
+test("kill -9 of the gateway in the middle of a conversation's response: it holds the response's items once, and goes on", async () => {
+  const { model, product, client } = await start();
+  const { id } = await client.conversations.create();
+  await client.responses.create({ model: "default", input: "before the crash", conversation: id });
+  const held = model.hold("in the middle");
+  const cut = client.responses.create({ model: "default", input: "in the middle", conversation: id, store: false }).then(
+    () => "answered",
+    () => "cut off",
+  );
+  await held.arrived;
+
+  await product.kill();
+  expect(await cut).toBe("cut off");
+  await product.restart();
+
+  const next = async () => await client.responses.create({ model: "default", input: "after the crash", conversation: id });
+  await expect(next()).rejects.toMatchObject({ status: 400, code: "conversation_locked" });
+  held.release();
+  await expect
+    .poll(async () => await next().catch(({ code }: { code?: unknown }) => code), { timeout: 120_000, interval: 250 })
+    .toMatchObject({
+      status: "completed",
+    });
+  const texts: string[] = [];
+  for await (const item of client.conversations.items.list(id, { order: "asc" }))
+    if (item.type === "message") texts.push(item.content.map((part) => ("text" in part ? part.text : "")).join(""));
+  expect(texts.filter((_text, place) => place % 2 === 0)).toEqual(["before the crash", "in the middle", "after the crash"]);
+  expect(texts[3]).toContain("in the middle");
+  expect(texts).toHaveLength(6);
+  const ledger = await rows(product.home, "select count(*)::int as rows, count(distinct id)::int as calls from control.usage_ledger");
+  expect(ledger).toEqual([{ rows: 3, calls: 3 }]);
+});
+
 test("cancel in the middle of a background response ends it; it is shown as cancelled and can be deleted", async () => {
   const { model, client } = await start();
   const held = model.hold("to be cancelled");

@@ -1,4 +1,6 @@
 import { randomBytes } from "node:crypto";
+import OpenAI from "openai";
+import type { ResponseStreamEvent } from "openai/resources/responses/responses";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { freshNamespace } from "../fresh-namespace.ts";
 import { type RpcClient, openSocket } from "../gateway/rpc-stage.ts";
@@ -171,6 +173,100 @@ test("a turn that was sent over a socket of one gateway is told of there, wherev
   held.release();
   expect(await there.call("sessions.delete", { session_id: "api:across:default" })).toMatchObject({ result: { deleted: true } });
   expect(await here.call("sessions.get", { session_id: "api:across:default" })).toMatchObject({ error: { code: -32_004 } });
+});
+
+describe("responses over two gateways", () => {
+  const clientsOf = (token: string): readonly [OpenAI, OpenAI] => {
+    const at = ({ url }: RunningProduct): OpenAI => new OpenAI({ baseURL: `${url}/v1`, apiKey: token, maxRetries: 0, timeout: 60_000 });
+    return [at(first), at(second)];
+  };
+  const locked = { status: 400, code: "conversation_locked", param: "conversation" };
+
+  test("a conversation takes one response at a time, and nothing else meanwhile", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const { id } = await here.conversations.create({ items: [{ type: "message", role: "user", content: "before" }] });
+    const [item] = (await here.conversations.items.list(id)).data;
+    const held = model.hold("one at a time");
+    const making = here.responses.create({ model: "default", input: "one at a time", conversation: id });
+    await held.arrived;
+
+    for (const client of [here, there]) {
+      await expect(client.responses.create({ model: "default", input: "another", conversation: id })).rejects.toMatchObject(locked);
+      const more = { items: [{ type: "message" as const, role: "user" as const, content: "meanwhile" }] };
+      await expect(client.conversations.items.create(id, more)).rejects.toMatchObject(locked);
+      await expect(client.conversations.items.delete(item?.id ?? "", { conversation_id: id })).rejects.toMatchObject(locked);
+      await expect(client.conversations.delete(id)).rejects.toMatchObject(locked);
+      expect((await client.conversations.items.list(id)).data).toEqual([item]);
+    }
+    held.release();
+    const made = await making;
+
+    expect((await there.conversations.items.list(id)).data.map(({ id: itemId }) => itemId)).toEqual([
+      made.output[0]?.id,
+      expect.stringMatching(/^msg_/),
+      item?.id,
+    ]);
+    expect((await there.responses.create({ model: "default", input: "the next", conversation: id })).status).toBe("completed");
+    expect(model.callsOf("another")).toBe(0);
+  });
+
+  test("of a race of both for one conversation each call that is made is in it, once", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const { id } = await here.conversations.create();
+
+    const race = [here, there, here, there].map(async (client, n) => {
+      return await client.responses.create({ model: "default", input: `race ${n}`, conversation: id });
+    });
+    const ends = await Promise.allSettled(race);
+
+    const made = ends.flatMap((end) => (end.status === "fulfilled" ? [end.value.output[0]?.id] : []));
+    for (const end of ends) if (end.status === "rejected") expect(end.reason).toMatchObject(locked);
+    const held = (await there.conversations.items.list(id)).data.map((item) => item.id);
+    expect(made.length).toBeGreaterThan(0);
+    expect(held).toHaveLength(2 * made.length);
+    expect(held).toEqual(expect.arrayContaining(made));
+  });
+
+  test("a response that was cancelled leaves its conversation as it was, and open", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const { id } = await here.conversations.create();
+    const held = model.hold("to be cancelled");
+    const begun = await here.responses.create({ model: "default", input: "to be cancelled", conversation: id, background: true });
+    await held.arrived;
+
+    await there.responses.cancel(begun.id);
+    held.release();
+
+    expect((await here.conversations.items.list(id)).data).toEqual([]);
+    expect((await here.responses.create({ model: "default", input: "on it goes", conversation: id })).status).toBe("completed");
+  });
+
+  test("a background response is followed at the other gateway while it runs, from any event on, to the same end", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const question = `STREAM followed ${"and so on ".repeat(20)}`;
+    const held = model.hold(question, 2);
+    const begun = await here.responses.create({ model: "default", input: question, background: true, stream: true });
+    const events: ResponseStreamEvent[] = [];
+    let following: Promise<ResponseStreamEvent[]>[] = [];
+    const follow = async (id: string, starting_after?: number): Promise<ResponseStreamEvent[]> => {
+      const seen: ResponseStreamEvent[] = [];
+      const query = { stream: true as const, ...(starting_after === undefined ? {} : { starting_after }) };
+      for await (const event of await there.responses.retrieve(id, query)) seen.push(event);
+      return seen;
+    };
+
+    for await (const event of begun) {
+      events.push(event);
+      if (event.type !== "response.created") continue;
+      await held.arrived;
+      following = [follow(event.response.id), follow(event.response.id, 1), follow(event.response.id, 6)];
+      held.release();
+    }
+
+    expect(events.at(-1)?.type).toBe("response.completed");
+    expect(events.length).toBeGreaterThan(10);
+    expect(await Promise.all(following)).toEqual([events, events.slice(2), events.slice(7)]);
+  });
 });
 
 test("an admin key that is revoked in one gateway is none in the other, which is told nothing", async () => {
