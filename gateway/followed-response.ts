@@ -32,8 +32,8 @@ export type Following = {
 
 /**
  * Streams a background response from any event on, while it runs and afterwards: the same events under the same numbers each time. Text
- * is told as it comes where all before it is known; what was said before anybody here listened comes from the row, at the end, and so
- * do refusals and calls. Resolves when everything has been taken, or the caller has left.
+ * is told as it comes where all before it is known; what was said before anybody in this process listened comes from the row, at the
+ * end, and so do refusals and calls. Resolves when everything has been taken, or the caller has left.
  */
 export async function followResponse(
   reply: FastifyReply,

@@ -101,6 +101,7 @@ export const createResponsesRoutes =
         return { ...view, state: finished.state, error: finished.error, finishedAtMs };
       };
       const streaming = { view, ended, obfuscate: asked.obfuscate, withTools };
+      if (asked.background) turn.keepText();
       if (asked.stream) {
         await streamTurn(deps, request, reply, turn, async (streamed) => {
           if (asked.background) await followResponse(reply, streamed, { ...streaming, startingAfter: -1 });

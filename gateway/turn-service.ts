@@ -44,6 +44,8 @@ export type RunningTurn = {
   onEvent(listener: (event: TurnEvent) => void): void;
   /** @throws {AppError} `unavailable` when the turn could not be handed over and was taken back */
   readonly finished: Promise<FinishedTurn>;
+  /** What it says is kept in this process until it has ended, for those who begin to look on in the middle. */
+  keepText(): void;
   /** The turn keeps its slot until its answer has been taken, too: so a tenant's slots bound what it leaves unread. */
   holdSlotUntil(taken: Promise<void>): void;
 };
@@ -57,7 +59,7 @@ export type FollowedTurn = Pick<RunningTurn, "turnId" | "onEvent" | "finished"> 
 export interface TurnService {
   /** @throws {AppError} when the turn was not stored: nothing will run */
   submit(context: TenantContext, submission: Submission, idempotency?: Idempotency, record?: TurnRecord): Promise<RunningTurn>;
-  /** Looks on, in a slot of its own, from now on. @throws {AppError} `unavailable` when no slot came free in time */
+  /** Looks on, in a slot of its own, from now on, or from the beginning of a text that is kept here. @throws {AppError} `unavailable` when no slot came free in time */
   follow(context: TenantContext, turnId: TurnId): Promise<FollowedTurn>;
   hasSession(context: TenantContext, sessionId: TurnSubmission["sessionId"]): Promise<boolean>;
 }
@@ -77,6 +79,21 @@ const handOverMs = 10_000;
 const fencedAttempts = 5;
 
 export function createTurnService({ database, bus, slots, clientOf, wake, quota, log }: TurnServiceOptions): TurnService {
+  const keptTexts = new Map<TurnId, string>();
+
+  function keepText(turnId: TurnId, finished: Promise<FinishedTurn>): void {
+    keptTexts.set(turnId, "");
+    const stop = bus.subscribe(turnId, (event) => {
+      const text = keptTexts.get(turnId) ?? "";
+      if (event.type === "text" && event.offset === text.length) keptTexts.set(turnId, text + event.text);
+    });
+    const forget = (): void => {
+      stop();
+      keptTexts.delete(turnId);
+    };
+    finished.then(forget, forget);
+  }
+
   async function store(
     context: TenantContext,
     submission: Submission,
@@ -252,6 +269,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
           turnId,
           onEvent: tap.onEvent,
           finished,
+          keepText: () => keepText(turnId, finished),
           holdSlotUntil(taken) {
             isTaken = taken;
           },
@@ -266,7 +284,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     async follow(context, turnId) {
       const slot = await slots.acquire(context.tenantId);
       const rest = new AbortController();
-      const tap = tapEvents(bus, turnId);
+      const tap = tapEvents(bus, turnId, keptTexts.get(turnId));
       const finished = settle(context, turnId, tap, rest, Promise.resolve(now));
       finished.catch(() => {}); // whoever still looks on sees it
       return {
@@ -293,8 +311,8 @@ type EventTap = {
 };
 
 /** Listens from before the turn is stored, so that no event comes too early; events without a listener yet are kept for it. */
-function tapEvents(bus: TokenBus, turnId: TurnId): EventTap {
-  const early: TurnEvent[] = [];
+function tapEvents(bus: TokenBus, turnId: TurnId, textSoFar = ""): EventTap {
+  const early: TurnEvent[] = textSoFar === "" ? [] : [{ type: "text", offset: 0, text: textSoFar }];
   let listener: ((event: TurnEvent) => void) | undefined;
   const { promise: finished, resolve } = Promise.withResolvers<FinishedTurn | undefined>();
   const close = bus.subscribe(turnId, (event) => {

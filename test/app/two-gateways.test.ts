@@ -241,31 +241,73 @@ describe("responses over two gateways", () => {
     expect((await here.responses.create({ model: "default", input: "on it goes", conversation: id })).status).toBe("completed");
   });
 
-  test("a background response is followed at the other gateway while it runs, from any event on, to the same end", async () => {
+  type Seen = {
+    readonly events: ResponseStreamEvent[];
+    readonly id: Promise<string>;
+    readonly firstDelta: Promise<void>;
+    readonly ended: Promise<void>;
+  };
+
+  /** Reads a stream to its end, beside whatever else is done. */
+  function seen(stream: AsyncIterable<ResponseStreamEvent>): Seen {
+    const events: ResponseStreamEvent[] = [];
+    const [id, firstDelta] = [Promise.withResolvers<string>(), Promise.withResolvers<void>()];
+    const read = async (): Promise<void> => {
+      for await (const event of stream) {
+        events.push(event);
+        if (event.type === "response.created") id.resolve(event.response.id);
+        if (event.type === "response.output_text.delta") firstDelta.resolve();
+      }
+    };
+    return { events, id: id.promise, firstDelta: firstDelta.promise, ended: read() };
+  }
+
+  test("a background response is followed at either gateway while it runs, from any event on, to the same end", async () => {
     const [here, there] = clientsOf((await tenant()).token);
     const question = `STREAM followed ${"and so on ".repeat(20)}`;
-    const held = model.hold(question, 2);
-    const begun = await here.responses.create({ model: "default", input: question, background: true, stream: true });
-    const events: ResponseStreamEvent[] = [];
-    let following: Promise<ResponseStreamEvent[]>[] = [];
-    const follow = async (id: string, starting_after?: number): Promise<ResponseStreamEvent[]> => {
-      const seen: ResponseStreamEvent[] = [];
-      const query = { stream: true as const, ...(starting_after === undefined ? {} : { starting_after }) };
-      for await (const event of await there.responses.retrieve(id, query)) seen.push(event);
-      return seen;
-    };
+    const [unsaid, halfSaid] = [model.hold(question), model.hold(question, 20)];
+    const begun = seen(await here.responses.create({ model: "default", input: question, background: true, stream: true }));
+    await unsaid.arrived;
+    const id = await begun.id;
+    const follow = async (client: OpenAI, starting_after = -1): Promise<Seen> =>
+      seen(await client.responses.retrieve(id, { stream: true, ...(starting_after < 0 ? {} : { starting_after }) }));
+    const early = await follow(there);
 
-    for await (const event of begun) {
-      events.push(event);
-      if (event.type !== "response.created") continue;
-      await held.arrived;
-      following = [follow(event.response.id), follow(event.response.id, 1), follow(event.response.id, 6)];
-      held.release();
-    }
+    unsaid.release();
+    await halfSaid.arrived;
+    // Whoever has listened from the beginning hears it as it comes; where the text is kept, also who comes later.
+    await Promise.all([begun.firstDelta, early.firstDelta]);
+    const late = await follow(here, 1);
+    await late.firstDelta;
+    const elsewhere = follow(there, 6); // hears nothing new before the end: what was said before is not known there
+    expect([begun, early, late].every(({ events }) => events.at(-1)?.type === "response.output_text.delta")).toBe(true);
+    halfSaid.release();
+    const followers = [early, late, await elsewhere];
+    await Promise.all([begun, ...followers].map(async ({ ended }) => await ended));
 
+    const { events } = begun;
     expect(events.at(-1)?.type).toBe("response.completed");
-    expect(events.length).toBeGreaterThan(10);
-    expect(await Promise.all(following)).toEqual([events, events.slice(2), events.slice(7)]);
+    expect(followers.map((follower) => follower.events)).toEqual([events, events.slice(2), events.slice(7)]);
+  });
+
+  test("a follower who has left gives his slot back, and a rotation ends the stream of one who stays, not the response", async () => {
+    const { id: name, token } = await tenant();
+    const [here, there] = clientsOf(token);
+    const held = model.hold("left alone");
+    const begun = await here.responses.create({ model: "default", input: "left alone", background: true });
+    await held.arrived;
+    for (let n = 0; n < 70; n++) (await there.responses.retrieve(begun.id, { stream: true })).controller.abort();
+    const staying = seen(await there.responses.retrieve(begun.id, { stream: true }));
+
+    const { token: next } = await end(name, "token/rotate");
+    await staying.ended;
+    held.release();
+
+    expect(staying.events.at(-1)).toMatchObject({ type: "response.failed" });
+    const [renewed] = clientsOf(String(next));
+    const events = seen(await renewed.responses.retrieve(begun.id, { stream: true }));
+    await events.ended;
+    expect(events.events.at(-1)).toMatchObject({ type: "response.completed", response: { id: begun.id } });
   });
 });
 

@@ -21,7 +21,7 @@ afterAll(async () => await stage.close());
 const said = (content: string, role: "user" | "assistant" | "system" = "user"): ResponseInputItem => ({ type: "message", role, content });
 const ask = (
   conversation: string,
-  input: ResponseCreateParamsNonStreaming["input"],
+  input: string | ResponseInputItem[],
   more: Omit<Partial<ResponseCreateParamsNonStreaming>, "input"> = {},
 ) => client.responses.create({ model: "sample", input, conversation, ...more });
 

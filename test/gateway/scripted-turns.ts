@@ -28,6 +28,7 @@ export function scriptedTurns(script: Script, sessions: readonly string[] = []):
       return {
         turnId: submission.turnId,
         finished,
+        keepText() {},
         holdSlotUntil() {},
         onEvent: (listener) => void script(listener, submission).then(resolve, reject),
       };
