@@ -80,7 +80,10 @@ describe("a followed response tells the same events", () => {
   test("with halves of a pair never apart, wherever the text is cut", async () => {
     for (const shift of [0, 1, 2]) {
       const text = "x".repeat(14 + shift) + "🐈".repeat(40);
-      const [live, kept] = [await follow(textEvents(...text), done({ content: text })), await follow([], done({ content: text }))];
+      const [live, kept] = [
+        await follow(textEvents(...Array.from(text)), done({ content: text })),
+        await follow([], done({ content: text })),
+      ];
 
       expect(live.events).toEqual(kept.events);
       expect(kept.deltas.join("")).toBe(text);
