@@ -5,8 +5,6 @@ import type { TenantContext } from "../domain/tenant.ts";
 import { encodeUlid, ulidBytes, ulidTimeMs } from "../domain/ulid.ts";
 import {
   type ConversationRow,
-  type EntryOrder,
-  type EntryRow,
   addItems,
   addResponse,
   deleteConversation,
@@ -20,9 +18,10 @@ import {
 } from "../storage/conversation-repository.ts";
 import type { Database, TenantTx } from "../storage/database.ts";
 import { claimIdempotencyKey } from "../storage/turn-repository.ts";
+import { heldBy, readAll, tooLong, walk } from "./conversation-items.ts";
 import { type Idempotency, claimOf } from "./idempotency-key.ts";
 import { type ItemsQuery, noSuchItem, toPage } from "./item-pages.ts";
-import { type ShownItem, type StoredItem, itemsOf, nameItems, responseOfItem, toStored } from "./responses-items.ts";
+import { type ShownItem, type StoredItem, nameItems, responseOfItem } from "./responses-items.ts";
 import { type ResolvedItems, longestConversation } from "./responses-service.ts";
 
 type Metadata = ConversationRow["metadata"];
@@ -60,16 +59,10 @@ export interface ConversationService {
   tailOf(context: TenantContext, id: string): Promise<ConversationTail>;
 }
 
-const entriesAtOnce = 50;
 const deleted = toStoredError(new AppError("not_found", { client: { message: "The conversation of this response was deleted." } }));
 const locked = (): AppError => new AppError("conversation_locked", { client: { param: "conversation" } });
 const notFound = (id: string): AppError =>
   new AppError("not_found", { client: { message: `Conversation with id '${id.slice(0, 128)}' not found.`, param: "conversation" } });
-const tooLong = (): AppError =>
-  new AppError("invalid_request", {
-    client: { message: "The conversation is too long: begin a new one or delete some of it.", param: "conversation" },
-  });
-
 const mintUlid = (): string => encodeUlid(ulidBytes(Date.now(), randomBytes(10)));
 const ulidOfId = (id: string): string => id.slice(id.indexOf("_") + 1);
 
@@ -222,39 +215,6 @@ export function createConversationService({ database }: { readonly database: Pic
       throw locked();
     };
   }
-}
-
-type Held = { readonly item: ShownItem; readonly isRemoved: boolean };
-
-/** The items of an entry in their order. */
-function heldBy(entry: EntryRow): readonly Held[] {
-  if (entry.item !== null) return [{ item: entry.item as StoredItem, isRemoved: false }];
-  const { turnId, input, state, reply, removed } = entry;
-  if (state !== "done" || reply === null) return [];
-  return itemsOf({ turnId, input, reply }).map((item) => ({ item, isRemoved: removed.includes(item.id) }));
-}
-
-async function* walk(tx: TenantTx, id: ConversationId, order: EntryOrder, from?: bigint): AsyncGenerator<Held, void, undefined> {
-  for (let next = from; ;) {
-    const entries = await readEntries(tx, id, { order, from: next, limit: entriesAtOnce });
-    for (const entry of entries) yield* order === "asc" ? heldBy(entry) : heldBy(entry).toReversed();
-    const last = entries.at(-1);
-    if (last === undefined || entries.length < entriesAtOnce) return;
-    next = last.place + (order === "asc" ? 1n : -1n);
-  }
-}
-
-/** Everything that a response goes on from. @throws {AppError} `invalid_request` where that is more than a request may bring */
-async function readAll(tx: TenantTx, id: ConversationId): Promise<readonly StoredItem[]> {
-  const items: ShownItem[] = [];
-  let characters = 0;
-  for await (const { item, isRemoved } of walk(tx, id, "asc")) {
-    if (isRemoved) continue;
-    characters += JSON.stringify(item).length;
-    if (characters > longestConversation) throw tooLong();
-    items.push(item);
-  }
-  return toStored(items);
 }
 
 /**

@@ -17,6 +17,7 @@ import {
 } from "../storage/turn-repository.ts";
 import type { TokenBus, TurnEvent } from "../streams/token-bus.ts";
 import { type Lane, type TenantClient, laneNameOf } from "../temporal/tenant-client.ts";
+import { type EventTap, createTextKeeper, tapEvents } from "./event-tap.ts";
 import { type Idempotency, claimOf } from "./idempotency-key.ts";
 import type { TurnSlots } from "./turn-slots.ts";
 
@@ -79,20 +80,7 @@ const handOverMs = 10_000;
 const fencedAttempts = 5;
 
 export function createTurnService({ database, bus, slots, clientOf, wake, quota, log }: TurnServiceOptions): TurnService {
-  const keptTexts = new Map<TurnId, string>();
-
-  function keepText(turnId: TurnId, finished: Promise<FinishedTurn>): void {
-    keptTexts.set(turnId, "");
-    const stop = bus.subscribe(turnId, (event) => {
-      const text = keptTexts.get(turnId) ?? "";
-      if (event.type === "text" && event.offset === text.length) keptTexts.set(turnId, text + event.text);
-    });
-    const forget = (): void => {
-      stop();
-      keptTexts.delete(turnId);
-    };
-    finished.then(forget, forget);
-  }
+  const texts = createTextKeeper(bus);
 
   async function store(
     context: TenantContext,
@@ -269,7 +257,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
           turnId,
           onEvent: tap.onEvent,
           finished,
-          keepText: () => keepText(turnId, finished),
+          keepText: () => texts.keep(turnId, finished),
           holdSlotUntil(taken) {
             isTaken = taken;
           },
@@ -284,7 +272,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     async follow(context, turnId) {
       const slot = await slots.acquire(context.tenantId);
       const rest = new AbortController();
-      const tap = tapEvents(bus, turnId, keptTexts.get(turnId));
+      const tap = tapEvents(bus, turnId, texts.of(turnId));
       const finished = settle(context, turnId, tap, rest, Promise.resolve(now));
       finished.catch(() => {}); // whoever still looks on sees it
       return {
@@ -300,32 +288,6 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     },
     async hasSession(context, sessionId) {
       return await database.withTenant(context, async (tx) => await sessionExists(tx, sessionId));
-    },
-  };
-}
-
-type EventTap = {
-  readonly finished: Promise<FinishedTurn | undefined>;
-  onEvent(listener: (event: TurnEvent) => void): void;
-  close(): void;
-};
-
-/** Listens from before the turn is stored, so that no event comes too early; events without a listener yet are kept for it. */
-function tapEvents(bus: TokenBus, turnId: TurnId, textSoFar = ""): EventTap {
-  const early: TurnEvent[] = textSoFar === "" ? [] : [{ type: "text", offset: 0, text: textSoFar }];
-  let listener: ((event: TurnEvent) => void) | undefined;
-  const { promise: finished, resolve } = Promise.withResolvers<FinishedTurn | undefined>();
-  const close = bus.subscribe(turnId, (event) => {
-    if (listener === undefined) early.push(event);
-    else listener(event);
-    if (event.type === "finished") resolve(event.finished);
-  });
-  return {
-    finished,
-    close,
-    onEvent(next) {
-      listener = next;
-      for (const event of early.splice(0)) next(event);
     },
   };
 }

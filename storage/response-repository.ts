@@ -67,17 +67,17 @@ export async function readChain(tx: TenantTx, id: string, limit: number): Promis
  * @returns false while the turn runs
  */
 export async function deleteResponse(tx: TenantTx, id: string, error: StoredError): Promise<boolean> {
-  await tx.query(
-    "SELECT FROM conversation WHERE id = (SELECT conversation_id FROM conversation_entry WHERE response_id = $1) FOR SHARE", // it may be going
+  const [conversation] = await tx.query(
+    "SELECT id FROM conversation WHERE id = (SELECT conversation_id FROM conversation_entry WHERE response_id = $1) FOR SHARE", // it may be going
     [id],
   );
+  if (conversation === undefined) return (await eraseResponses(tx, [id], error)) === 1;
   const hidden = await tx.execute(
     `UPDATE response SET kept = false FROM turn
-     WHERE response.id = $1 AND kept AND turn.id = turn_id AND state NOT IN ('queued', 'running')
-       AND EXISTS (SELECT FROM conversation_entry WHERE response_id = $1)`,
+     WHERE response.id = $1 AND kept AND turn.id = turn_id AND state NOT IN ('queued', 'running')`,
     [id],
   );
-  return hidden === 1 || (await eraseResponses(tx, [id], error)) === 1;
+  return hidden === 1;
 }
 
 /** @returns how many there were whose turn has ended */

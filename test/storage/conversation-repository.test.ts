@@ -87,6 +87,7 @@ test("what a deleted response said stays for its conversation, and goes with it;
   const [deleted, hidden, kept] = [await make(0n, true), await make(1n, false), await make(2n, true)];
 
   expect(await inAcme(async (tx) => await deleteResponse(tx, deleted.responseId, gone))).toBe(true);
+  expect(await inAcme(async (tx) => await deleteResponse(tx, deleted.responseId, gone))).toBe(false); // twice at once
   expect(await inAcme(async (tx) => await readResponse(tx, deleted.responseId))).toBeUndefined();
   expect(await inAcme(async (tx) => await entriesOf(tx, id))).toHaveLength(3);
   await inAcme(async (tx) => await deleteConversation(tx, id, gone));
