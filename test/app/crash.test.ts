@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI from "openai";
+import type { ResponseStreamEvent } from "openai/resources/responses/responses";
 import { afterEach, expect, test } from "vitest";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 import { runSql } from "../storage/fresh-database.ts";
@@ -85,6 +86,34 @@ test("kill -9 of the gateway in the middle of a background response: it complete
   expect((await client.responses.retrieve(begun.id)).output_text).toContain("in the background");
   const ledger = await rows(product.home, "select id, reason from control.usage_ledger");
   expect(ledger).toEqual([{ id: `${begun.id.replace("resp_", "trn_")}.0`, reason: "chat" }]);
+});
+
+test("kill -9 of the gateway in the middle of a background response's stream: it is gone on with after the restart, event by event", async () => {
+  const { model, product, client } = await start();
+  const question = `STREAM on ${"and on ".repeat(30)}`.trim();
+  const held = model.hold(question, 20);
+  const events: ResponseStreamEvent[] = [];
+  const begun = await client.responses.create({ model: "default", input: question, background: true, stream: true });
+  const reading = (async () => {
+    for await (const event of begun) {
+      events.push(event);
+      if (event.sequence_number === 5) await product.kill();
+    }
+  })();
+  await held.arrived;
+  await expect(reading).rejects.toThrow();
+  const [first] = events;
+  if (first?.type !== "response.created") throw new Error("no response was begun");
+  held.release();
+  await product.restart();
+
+  const query = { stream: true as const, starting_after: events.at(-1)?.sequence_number ?? 0 };
+  for await (const event of await client.responses.retrieve(first.response.id, query)) events.push(event);
+
+  expect(events.map(({ sequence_number: number }) => number)).toEqual(events.map((_event, place) => place));
+  const deltas = events.flatMap((event) => (event.type === "response.output_text.delta" ? [event.delta] : []));
+  expect(deltas.join("")).toBe((await client.responses.retrieve(first.response.id)).output_text);
+  expect(events.at(-1)?.type).toBe("response.completed");
 });
 
 test("kill -9 of the gateway in the middle of a conversation's response: it holds the response's items once, and goes on", async () => {

@@ -256,6 +256,28 @@ test("two responses of one conversation at once: one is made, the other is told 
   await ask(id, "afterwards");
 });
 
+test("items that are put in at once stand in their calls' order, none of them lost", async () => {
+  const { id } = await client.conversations.create();
+  const calls = Array.from({ length: 10 }, (_, n) => ["a", "b", "c"].map((letter) => `${n}${letter}`));
+
+  await Promise.all(calls.map(async (texts) => await client.conversations.items.create(id, { items: texts.map((text) => said(text)) })));
+
+  const texts = (await textsOf(id)).join(" ");
+  expect(texts.split(" ")).toHaveLength(30);
+  for (const call of calls) expect(texts).toContain(call.join(" "));
+});
+
+test("a conversation takes 16 MiB, and says so before it takes more", async () => {
+  const { id } = await client.conversations.create({ items: [said("x".repeat(9 * 1024 * 1024))] });
+  const more = { items: [said("y".repeat(9 * 1024 * 1024))] };
+
+  await expect(client.conversations.items.create(id, more)).rejects.toMatchObject({ status: 400, param: "conversation" });
+
+  const [item] = (await client.conversations.items.list(id)).data;
+  await client.conversations.items.delete(item?.id ?? "", { conversation_id: id });
+  expect((await client.conversations.items.create(id, more)).data).toHaveLength(1);
+});
+
 test("another tenant finds none of it, and puts nothing in", async () => {
   const { id } = await client.conversations.create({ items: [said("mine")] });
   const item = (await client.conversations.items.list(id)).data[0]?.id ?? "";

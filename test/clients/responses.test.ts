@@ -315,6 +315,14 @@ describe("the stream of a background response", () => {
     expect(events.at(-1)).toMatchObject({ type: "response.completed", response: { output: [{ type: "message" }] } });
   });
 
+  test("is what the client's own helper goes on with", async () => {
+    const events = await eventsOf({ input: "Tell of cats, at some length, so that it breaks off.", background: true });
+
+    const resumed = client.responses.stream({ response_id: idOf(events) });
+
+    expect((await resumed.finalResponse()).output_text).toBe("You said: Tell of cats, at some length, so that it breaks off.");
+  });
+
   test("is for background responses, their tenant, and known events only", async () => {
     const plain = await client.responses.create(ask({}));
     const begun = await client.responses.create(ask({ background: true }));
