@@ -3,6 +3,7 @@ import Fastify, { LogController, type FastifyInstance, type FastifyPluginAsync }
 import { randomBytes } from "node:crypto";
 import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
 import { type AccessDeps, registerAccess } from "./access.ts";
+import { boundBodies } from "./body-bounds.ts";
 import { answerClientError, answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
 import type { GatewayLogger } from "./gateway-logger.ts";
 import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
@@ -72,6 +73,7 @@ export async function createGateway({
     ...(authenticateSession === undefined ? {} : { authenticateSession }),
     onFailure: () => metrics?.authenticationFailed(),
   });
+  boundBodies(app, edge.bodyBytes);
   if (quota !== undefined) registerRateLimitHeaders(app, { quota });
   registerOpenApi(app);
   app.addHook("onSend", async (request, reply) => {

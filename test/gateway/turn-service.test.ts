@@ -50,7 +50,7 @@ const serviceOf = (
   createTurnService({
     database: stack.database,
     bus: parts.bus ?? stack.bus,
-    slots: createTurnSlots({ slotsPerTenant: parts.slotsPerTenant ?? 64, waitMs: 50 }),
+    slots: createTurnSlots({ slots: 1_000, slotsPerTenant: parts.slotsPerTenant ?? 64, waitMs: 50 }),
     clientOf: (tenantId) => (parts.clientOf ?? ((real) => real))(stack.clientOf(tenantId)),
     wake: parts.wake ?? stack.pool.wake,
     quota: stack.quota,
