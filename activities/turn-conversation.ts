@@ -1,3 +1,4 @@
+import { charactersOf, charactersPerToken, isInstruction, newestThatFit } from "../domain/context-window.ts";
 import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
 import type { PromptFile } from "../storage/prompt-files.ts";
 import type { JournaledCall, ToolRun, TurnRow } from "../storage/turn-repository.ts";
@@ -7,9 +8,6 @@ type TurnSoFar = {
   readonly calls: readonly JournaledCall[];
   readonly toolRuns: readonly ToolRun[];
 };
-
-/** Characters of a prompt per token when it is cut to the context window: low, so that it errs towards a shorter prompt. */
-const charactersPerToken = 3;
 
 /** What stands in front of a call in agent mode: the overlay's system prompt and the files of the tenant's memory. */
 export function promptOf(systemPrompt: string | undefined, files: readonly PromptFile[]): string | undefined {
@@ -34,7 +32,7 @@ export function composeMessages({
   const input = soFar.turn.stateless ? messages : messages.filter((message) => !isInstruction(message));
   const own = [...input, ...stepsOf(soFar)];
   const roomTokens = model.contextWindow - Math.min(model.maxOutputTokens, model.contextWindow / 2);
-  const room = roomTokens * charactersPerToken - sizeOf([...instructions, ...own]);
+  const room = roomTokens * charactersPerToken - charactersOf([...instructions, ...own]);
   return [...instructions, ...newestThatFit(transcript, room), ...own];
 }
 
@@ -55,8 +53,6 @@ export function transcriptOf({
   return [...input, ...stepsOf({ turn, calls: earlier, toolRuns }), assistantMessage(reply)];
 }
 
-const isInstruction = ({ role }: ChatMessage): boolean => role === "system" || role === "developer";
-
 const assistantMessage = ({ content, toolCalls, refusal }: ModelReply): ChatMessage => ({
   role: "assistant",
   content,
@@ -69,20 +65,4 @@ function stepsOf({ calls, toolRuns }: TurnSoFar): readonly ChatMessage[] {
     assistantMessage(reply),
     ...toolRuns.filter((run) => run.step === step).map(({ toolCallId, content }): ChatMessage => ({ role: "tool", toolCallId, content })),
   ]);
-}
-
-const sizeOf = (messages: readonly ChatMessage[]): number => messages.reduce((size, message) => size + JSON.stringify(message).length, 0);
-
-/** The newest messages that fit, beginning with a user's: a provider refuses a tool's answer without the call before it. */
-function newestThatFit(transcript: readonly ChatMessage[], room: number): readonly ChatMessage[] {
-  let left = room;
-  let first = transcript.length;
-  for (let index = transcript.length - 1; index >= 0; index--) {
-    const message = transcript[index];
-    if (message === undefined) break;
-    left -= sizeOf([message]);
-    if (left < 0) break;
-    if (message.role === "user") first = index;
-  }
-  return transcript.slice(first);
 }

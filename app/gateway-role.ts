@@ -45,6 +45,8 @@ import { createOverlayRoutes } from "../gateway/overlay-routes.ts";
 import { createPageRoutes } from "../gateway/page-routes.ts";
 import { createRateCardRoutes } from "../gateway/rate-card-routes.ts";
 import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
+import { createConversationRoutes } from "../gateway/conversation-routes.ts";
+import { createConversationService } from "../gateway/conversation-service.ts";
 import { createResponsesRoutes } from "../gateway/responses-routes.ts";
 import { createResponseService } from "../gateway/responses-service.ts";
 import { createRpcEndpoint } from "../gateway/rpc/rpc-endpoint.ts";
@@ -159,7 +161,9 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     database: async () => void (await database.withControl(async (tx) => await tx.query("select 1"))),
     temporal: async () => void (await temporal.client.workflowService.getSystemInfo({})),
   };
-  const conversations = createSessionService({ database, bus, clientOf, log });
+  const turnSessions = createSessionService({ database, bus, clientOf, log });
+  const responses = createResponseService({ database, sessions: turnSessions });
+  const conversations = createConversationService({ database });
   const answering = {
     turns,
     tokens,
@@ -171,7 +175,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const endpoint = createRpcEndpoint({
     methods: createRpcMethods({
       turns,
-      sessions: conversations,
+      sessions: turnSessions,
       overlays,
       defaultModel: (overlay) => resolveTenantModel(live.current(), overlay, "default").id,
       tenants,
@@ -208,9 +212,11 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         files: parts.files,
         bounds: { files: config.http.files_per_tenant, bytes: config.http.file_megabytes_per_tenant * 1_048_576 },
       }),
+      createConversationRoutes({ conversations, responses }),
       createResponsesRoutes({
         ...answering,
-        responses: createResponseService({ database, sessions: conversations }),
+        responses,
+        conversations,
         inputTokensOf(model) {
           const { contextWindow, maxOutputTokens } = resolveModel(live.current(), model);
           return contextWindow - Math.min(maxOutputTokens, contextWindow / 2);

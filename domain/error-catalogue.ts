@@ -114,6 +114,13 @@ export const errorCatalogue = {
     retryable: false,
     says: "This Idempotency-Key was used with another body.",
   },
+  /** As OpenAI answers it, down to the status. */
+  conversation_locked: {
+    type: "invalid_request_error",
+    http: 400,
+    retryable: false,
+    says: "Another process is currently operating on this conversation. Please retry in a few seconds.",
+  },
   turn_aborted: {
     type: "conflict",
     http: 409,

@@ -1,6 +1,6 @@
 import { AppError } from "./app-error.ts";
 import type { Branded } from "./branded.ts";
-import { encodeUlid, ulidBytes, ulidDigits } from "./ulid.ts";
+import { encodeUlid, ulidBytes, ulidTimeMs } from "./ulid.ts";
 
 /** `trn_` and a ULID: names one user input up to its final reply. */
 export type TurnId = Branded<string, "TurnId">;
@@ -25,10 +25,5 @@ export const deriveTurnId = (digest: Uint8Array): TurnId => `trn_${encodeUlid(di
 
 export const callIdOf = (turnId: TurnId, step: number): CallId => `${turnId}.${step}` as CallId;
 
-/** When the turn id was minted, in epoch milliseconds: what its ULID begins with. */
-export function turnTimeMs(turnId: TurnId): number {
-  return turnId
-    .slice(4, 14)
-    .split("")
-    .reduce((ms, digit) => ms * 32 + ulidDigits.indexOf(digit), 0);
-}
+/** When the turn id was minted, in epoch milliseconds. */
+export const turnTimeMs = (turnId: TurnId): number => ulidTimeMs(turnId.slice("trn_".length));

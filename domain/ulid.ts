@@ -1,4 +1,4 @@
-export const ulidDigits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+const ulidDigits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /**
  * The 26 characters of Crockford's base32 that stand for 128 bits, first character 0 to 7 (the ULID text form).
@@ -24,3 +24,10 @@ export function ulidBytes(nowMs: number, random: Uint8Array): Uint8Array {
   bytes.set(random.subarray(0, 10), 6);
   return bytes;
 }
+
+/** When a ULID was minted, in epoch milliseconds: what it begins with. */
+export const ulidTimeMs = (ulid: string): number =>
+  ulid
+    .slice(0, 10)
+    .split("")
+    .reduce((ms, digit) => ms * 32 + ulidDigits.indexOf(digit), 0);

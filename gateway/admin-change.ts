@@ -3,20 +3,14 @@ import { z } from "zod";
 import { requireAdmin } from "../control-plane/authentication.ts";
 import type { ChangeOptions } from "../control-plane/changes.ts";
 import { AppError } from "../domain/app-error.ts";
+import { idempotencyKeyOf } from "./idempotency-key.ts";
 import { jsonParserOf } from "./json-body.ts";
-
-const keyPattern = /^[\x20-\x7e]{1,255}$/;
 
 /** Who changes something, and as what it is repeated: the actor is the admin key, never anything in the request. */
 export function changeOptionsOf(request: FastifyRequest): ChangeOptions {
   if (request.principal === undefined || request.principal.kind !== "admin") throw new AppError("forbidden");
   const { keyId } = requireAdmin(request.principal, request.principal.scopes[0] ?? "all");
-  const key = request.headers["idempotency-key"];
-  if (key !== undefined && (typeof key !== "string" || !keyPattern.test(key))) {
-    throw new AppError("invalid_request", {
-      client: { message: "An Idempotency-Key has 1 to 255 printable ASCII characters.", param: "Idempotency-Key" },
-    });
-  }
+  const key = idempotencyKeyOf(request);
   return {
     actor: { type: "admin", id: keyId },
     requestId: request.id,

@@ -1,9 +1,9 @@
 import { z } from "zod";
-import { AppError } from "../domain/app-error.ts";
 import type { ChatMessage, SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
 import { chatMessage, toChatMessages, toText } from "./chat-messages.ts";
 import { refusal, schemaRefusal, toTools, toolFields } from "./chat-tools.ts";
 import { parseField } from "./parse-field.ts";
+import { knownFields, metadata, unsupportedField } from "./request-fields.ts";
 import { strictSchemaFault } from "./strict-schema.ts";
 
 /** Fields of OpenAI's Chat Completions that are refused by name rather than ignored (contract §3), and why. */
@@ -66,10 +66,7 @@ const fields = {
     .nullish(),
   ...toolFields,
   user: text.max(256).nullish(),
-  metadata: z
-    .record(text.max(64), text.max(512))
-    .refine((pairs) => Object.keys(pairs).length <= 16, "It holds 16 pairs at most.")
-    .nullish(),
+  metadata,
 };
 const chatBody = z.object(fields);
 type ChatBody = z.infer<typeof chatBody>;
@@ -104,14 +101,7 @@ export type AnswerShape = {
  * @throws {AppError} `unsupported_parameter` or `invalid_request`, with `param`
  */
 export function parseChatRequest(raw: unknown): ChatRequest {
-  if (raw === null || typeof raw !== "object" || Array.isArray(raw))
-    throw new AppError("invalid_request", { client: { message: "The body must be a JSON object." } });
-  for (const [key, value] of Object.entries(raw)) {
-    if (Object.hasOwn(unsupported, key)) {
-      if (value !== null) throw unsupportedField(key, unsupported[key] ?? "");
-    } else if (!Object.hasOwn(fields, key)) throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
-  }
-  const request = parseField(chatBody, raw, []);
+  const request = parseField(chatBody, knownFields(raw, fields, unsupported), []);
   // One by one: a schema collects every fault of what it is given, and a body of many bad messages would take it a minute.
   const messages = request.messages.map((message, place) => parseField(chatMessage, message, ["messages", place]));
   refuseTogether(request);
@@ -131,9 +121,6 @@ export function parseChatRequest(raw: unknown): ChatRequest {
     user: request.user || undefined,
   };
 }
-
-export const unsupportedField = (param: string, why: string): AppError =>
-  new AppError("unsupported_parameter", { client: { message: `The parameter '${param}' is not supported here. ${why}`, param } });
 
 /** What no field says for itself: values that are not honoured, and fields that ask for one another. */
 function refuseTogether({ store, modalities, logprobs, top_logprobs, stream, stream_options, response_format }: ChatBody): void {

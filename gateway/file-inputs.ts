@@ -2,6 +2,8 @@ import { AppError } from "../domain/app-error.ts";
 import type { ChatMessage, ContentPart } from "../domain/conversation.ts";
 import type { TenantContext } from "../domain/tenant.ts";
 import type { FileInput } from "../storage/file-input.ts";
+import { refusal } from "./chat-tools.ts";
+import type { InputPart, StoredItem } from "./responses-items.ts";
 
 /** As much as may be sent inline. Characters of the data URL. */
 const longestInput = 12_000_000;
@@ -36,4 +38,34 @@ export async function inlineFiles(messages: readonly ChatMessage[], read: ReadIn
       return { ...message, content: await Promise.all(message.content.map(inPart)) };
     }),
   );
+}
+
+/** Items with the bytes of the images that they name. @throws {AppError} `invalid_request` for a file that is no image */
+export async function inlineImages(items: readonly StoredItem[], read: ReadInputFile): Promise<readonly StoredItem[]> {
+  const inPart = async (part: InputPart): Promise<InputPart> =>
+    part.type === "input_image" && part.file_id != null ? { ...part, file_id: null, image_url: await imageOf(part.file_id, read) } : part;
+  const inParts = async (content: string | readonly InputPart[]): Promise<string | InputPart[]> =>
+    typeof content === "string" ? content : await Promise.all(content.map(inPart));
+  return await Promise.all(
+    items.map(async (item) => {
+      if (item.type === "message") return { ...item, content: await inParts(item.content) };
+      return "output" in item ? { ...item, output: await inParts(item.output) } : item;
+    }),
+  );
+}
+
+/** What images begin with, as base64, by their type: a file's name and declared type may say anything. */
+const imageBeginnings: Readonly<Record<string, RegExp>> = {
+  "image/png": /^iVBORw0KGgo/,
+  "image/jpeg": /^\/9j\//,
+  "image/gif": /^R0lGODlh|^R0lGODdh/,
+  "image/webp": /^UklGR[A-Za-z0-9+/]{6}XRUJQ/,
+};
+
+async function imageOf(fileId: string, read: ReadInputFile): Promise<string> {
+  const { dataUrl } = await read(fileId);
+  const base64 = dataUrl.slice(dataUrl.indexOf(",") + 1);
+  const [type] = Object.entries(imageBeginnings).find(([, beginning]) => beginning.test(base64)) ?? [];
+  if (type === undefined) throw refusal("The file is no PNG, JPEG, GIF or WebP image.", "file_id");
+  return `data:${type};base64,${base64}`;
 }

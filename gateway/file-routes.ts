@@ -1,4 +1,3 @@
-import { createHash } from "node:crypto";
 import { Readable } from "node:stream";
 import type { FastifyPluginAsync, FastifyRequest } from "fastify";
 import { z } from "zod";
@@ -10,7 +9,7 @@ import type { TenantFiles } from "../storage/tenant-files.ts";
 import { claimIdempotencyKey } from "../storage/turn-repository.ts";
 import { tenantOf } from "./access.ts";
 import { type Upload, largestUploadBytes, oneOf, receiveUpload, takeForms } from "./file-upload.ts";
-import { idempotencyKeyOf } from "./idempotency-key.ts";
+import { claimOf, idempotencyKeyOf } from "./idempotency-key.ts";
 import { invalid, refuseUnknown } from "./service-turns.ts";
 
 export type FileRouteDeps = {
@@ -21,7 +20,6 @@ export type FileRouteDeps = {
 };
 
 const purposes = ["assistants", "batch", "evals", "fine-tune", "user_data", "vision"] as const;
-const idempotencyMs = 24 * 60 * 60 * 1_000;
 /** OpenAI's bounds of `expires_after[seconds]`: an hour to 30 days. */
 const [leastSeconds, mostSeconds] = [3_600, 2_592_000];
 
@@ -140,12 +138,8 @@ export const createFileRoutes =
 
 /** What an earlier call of the same key stored. @throws {AppError} `idempotency_mismatch` where it was another file */
 async function earlierUpload(tx: TenantTx, key: string, { stored, filename, mime }: Upload, asked: object): Promise<FileRow | undefined> {
-  const fingerprint = JSON.stringify({ route: "files", filename, mime, sha256: Buffer.from(stored.sha256).toString("hex"), ...asked });
-  const claimed = await claimIdempotencyKey(tx, stored.id, {
-    keyHash: createHash("sha256").update(key).digest(),
-    fingerprint: createHash("sha256").update(fingerprint).digest(),
-    expiresAtMs: Date.now() + idempotencyMs,
-  });
+  const body = { route: "files", filename, mime, sha256: Buffer.from(stored.sha256).toString("hex"), ...asked };
+  const claimed = await claimIdempotencyKey(tx, stored.id, claimOf({ key, body }));
   if (!claimed.matches) throw new AppError("idempotency_mismatch");
   if (claimed.turnId === stored.id) return undefined;
   const row = await readFileRowOnce(tx, claimed.turnId);

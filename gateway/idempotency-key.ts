@@ -1,5 +1,12 @@
+import { createHash } from "node:crypto";
 import type { FastifyRequest } from "fastify";
 import { AppError } from "../domain/app-error.ts";
+import type { IdempotencyClaim } from "../storage/turn-repository.ts";
+
+/** What a call is repeated by: the caller's key, and what has to be the same. */
+export type Idempotency = { readonly key: string; readonly body: unknown };
+
+const idempotencyMs = 24 * 60 * 60 * 1_000;
 
 const keyPattern = /^[\x20-\x7e]{1,255}$/;
 
@@ -11,3 +18,11 @@ export function idempotencyKeyOf({ headers }: Pick<FastifyRequest, "headers">): 
     client: { message: "An Idempotency-Key has 1 to 255 printable ASCII characters.", param: "Idempotency-Key" },
   });
 }
+
+export const claimOf = ({ key, body }: Idempotency): IdempotencyClaim => ({
+  keyHash: digest(key),
+  fingerprint: digest(JSON.stringify(body)),
+  expiresAtMs: Date.now() + idempotencyMs,
+});
+
+const digest = (text: string): Uint8Array => createHash("sha256").update(text).digest();

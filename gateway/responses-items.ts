@@ -17,13 +17,15 @@ const prompt_cache_breakpoint = unsupported;
 
 const inputPart = z.discriminatedUnion("type", [
   z.object({ type: z.literal("input_text"), text, prompt_cache_breakpoint }),
-  z.object({
-    type: z.literal("input_image"),
-    file_id: unsupported,
-    image_url: text.min(1).max(12_000_000),
-    detail,
-    prompt_cache_breakpoint,
-  }),
+  z
+    .object({
+      type: z.literal("input_image"),
+      file_id: text.min(1).max(256).nullish(),
+      image_url: text.min(1).max(12_000_000).nullish(),
+      detail,
+      prompt_cache_breakpoint,
+    })
+    .refine(({ file_id, image_url }) => (file_id == null) !== (image_url == null), "It holds one of image_url and file_id."),
   z
     .object({
       type: z.literal("input_file"),
@@ -41,7 +43,7 @@ const inputPart = z.discriminatedUnion("type", [
   z.object({ type: z.literal("refusal"), refusal: text }),
   z.object({ type: z.literal("input_audio"), input_audio: z.object({ data: text.min(1), format: z.enum(["wav", "mp3"]) }) }),
 ]);
-type InputPart = z.infer<typeof inputPart>;
+export type InputPart = z.infer<typeof inputPart>;
 
 const toolOutput = z.union([text, z.array(inputPart)]);
 
@@ -84,8 +86,11 @@ const isPartOf = (role: string, type: string): boolean => {
   return role === "user" ? type !== "output_text" && type !== "refusal" : type === "input_text";
 };
 
+/** An item as it is shown. */
+export type ShownItem = StoredItem | OutputItem;
+
 /** The ULID that a turn shares with its response and the response's items. */
-const ulidOf = (turnId: TurnId): string => turnId.slice("trn_".length);
+export const ulidOf = (turnId: TurnId): string => turnId.slice("trn_".length);
 export const responseIdOf = (turnId: TurnId): string => `resp_${ulidOf(turnId)}`;
 
 export const isResponseId = (id: string): boolean => /^resp_[0-7][0-9A-HJKMNP-TV-Z]{25}$/.test(id);
@@ -104,12 +109,12 @@ const inputPrefixes = {
   custom_tool_call_output: "ctco",
 } as const;
 
-/** The items under ids of this turn, ready to be kept and shown. */
-export const nameItems = (turnId: TurnId, items: readonly Exclude<InputItem, { type: "item_reference" }>[]): readonly StoredItem[] =>
+/** The items under ids of this ULID, ready to be kept and shown. */
+export const nameItems = (ulid: string, items: readonly Exclude<InputItem, { type: "item_reference" }>[]): readonly StoredItem[] =>
   items
     .filter((item) => item.type !== "reasoning")
     .map((item, place): StoredItem => {
-      const named = { ...item, id: `${inputPrefixes[item.type]}_${ulidOf(turnId)}_i${place}`, status: "completed" as const };
+      const named = { ...item, id: `${inputPrefixes[item.type]}_${ulid}_i${place}`, status: "completed" as const };
       return named.type === "message" && typeof named.content === "string"
         ? { ...named, content: [textPartOf(named.role, named.content)] }
         : named;
@@ -180,15 +185,29 @@ export const callItem = (turnId: TurnId, place: number, call: ToolCall, status: 
 /** What a client may send again as it got it. */
 export const toInputItem = (item: unknown): InputItem => inputItem.parse(item);
 
+/** What a response was asked and answered. */
+export const itemsOf = ({
+  turnId,
+  input,
+  reply,
+}: {
+  readonly turnId: TurnId;
+  readonly input: readonly unknown[];
+  readonly reply: TurnReply;
+}): readonly ShownItem[] => [...(input as readonly StoredItem[]), ...outputOf(turnId, reply)];
+
+/** The same as input of what comes next. */
+export const toStored = (items: readonly ShownItem[]): readonly StoredItem[] =>
+  items.map((item) => ({ ...toInputItem(item), id: item.id }) as StoredItem);
+
 /**
- * The messages that items stand for: what the model said and called in a row is one message.
+ * The messages that items stand for: what the model said and called in a row is one message. Images are there by their addresses
+ * (`inlineImages`).
  * @throws {AppError} `invalid_request` for a tool's answer without its call
  */
-export function toMessages(items: readonly StoredItem[], earlier: readonly ChatMessage[] = []): readonly ChatMessage[] {
+export function toMessages(items: readonly StoredItem[]): readonly ChatMessage[] {
   const messages: ChatMessage[] = [];
-  const callIds = new Set(
-    earlier.flatMap((message) => (message.role === "assistant" ? (message.toolCalls ?? []).map((call) => call.id) : [])),
-  );
+  const callIds = new Set<string>();
   const said = (more: { readonly content?: string; readonly refusal?: string; readonly call?: ToolCall }): void => {
     const last = messages.at(-1);
     const before = last?.role === "assistant" ? (messages.pop(), last) : { role: "assistant" as const, content: null };
@@ -259,7 +278,7 @@ function toPart(part: InputPart): ContentPart {
     case "input_audio":
       return { type: "audio", ...part.input_audio };
     case "input_image":
-      return { type: "image", url: part.image_url, detail: part.detail ?? undefined };
+      return { type: "image", url: part.image_url ?? "", detail: part.detail ?? undefined };
     case "input_file": {
       const { file_data: data, file_url: url, file_id: id, filename } = part;
       const file: FileSource = data != null ? { data } : url != null ? { url } : { id: id ?? "" };

@@ -1,4 +1,4 @@
-import type { StoredError } from "../domain/app-error.ts";
+import { AppError, type StoredError, toStoredError } from "../domain/app-error.ts";
 import { errorCatalogue } from "../domain/error-catalogue.ts";
 import { type TurnId, turnTimeMs } from "../domain/turn-id.ts";
 import type { TurnReply, TurnState } from "../domain/turn.ts";
@@ -59,6 +59,8 @@ function toResponseError({ code, message }: StoredError): { readonly code: strin
   if (http === 429 || code === "provider_busy") return { code: "rate_limit_exceeded", message };
   return { code: type === "invalid_request_error" ? "invalid_prompt" : "server_error", message };
 }
+
+export const storedErrorOf = (error: unknown): StoredError => toStoredError(error instanceof AppError ? error : new AppError("internal"));
 
 const toUsage = (usage: Usage) => ({
   input_tokens: promptTokensOf(usage),

@@ -1,17 +1,16 @@
 import { z } from "zod";
 import { AppError } from "../domain/app-error.ts";
 import type { SamplingSettings, ToolDefinition } from "../domain/conversation.ts";
-import { unsupportedField } from "./chat-request.ts";
 import { refusal, schemaRefusal, toTools } from "./chat-tools.ts";
 import { inputItem } from "./responses-items.ts";
 import { parseField } from "./parse-field.ts";
+import { knownFields, metadata } from "./request-fields.ts";
 import { strictSchemaFault } from "./strict-schema.ts";
 
 /** Fields of OpenAI's Responses that are refused by name rather than ignored (contract §3), and why. */
 const unsupported: Readonly<Record<string, string>> = {
   access_programs: "There are none here.",
   context_management: "Use truncation or a session.",
-  conversation: "Use previous_response_id or the header X-OpenClaw-Session.",
   image: "Answers are text here.",
   max_tool_calls: "It counts calls of hosted tools, which there are none of here.",
   moderation: "Ask /v1/moderations.",
@@ -64,11 +63,14 @@ const format = z.discriminatedUnion("type", [
 /** What may be asked for beside the answer; the others belong to hosted tools. Reasoning comes back encrypted from no provider here. */
 const includable = z.enum(["message.output_text.logprobs", "message.input_image.image_url", "reasoning.encrypted_content"]);
 
+const conversationId = text.min(1).max(128);
+
 const fields = {
   model: text.min(1).max(256),
   input: z.union([text, z.array(z.unknown()).min(1).max(10_000)]).nullish(),
   instructions: text.nullish(),
   previous_response_id: text.min(1).max(128).nullish(),
+  conversation: z.union([conversationId, z.strictObject({ id: conversationId })]).nullish(),
   store: z.boolean().nullish(),
   background: z.boolean().nullish(),
   stream: z.boolean().nullish(),
@@ -98,10 +100,7 @@ const fields = {
   prompt_cache_options: z.strictObject({ mode: z.enum(["implicit", "explicit"]).optional(), ttl: z.literal("30m").optional() }).nullish(),
   safety_identifier: text.max(512).nullish(),
   user: text.max(256).nullish(),
-  metadata: z
-    .record(text.max(64), text.max(512))
-    .refine((pairs) => Object.keys(pairs).length <= 16, "It holds 16 pairs at most.")
-    .nullish(),
+  metadata,
 };
 const responseBody = z.object(fields);
 type ResponseBody = z.infer<typeof responseBody>;
@@ -113,6 +112,7 @@ export type ResponseRequest = {
   readonly input: readonly z.infer<typeof inputItem>[];
   readonly instructions: string | undefined;
   readonly previousId: string | undefined;
+  readonly conversationId: string | undefined;
   readonly tools: readonly ToolDefinition[];
   readonly settings: SamplingSettings;
   readonly store: boolean;
@@ -131,22 +131,18 @@ export type ResponseRequest = {
  * @throws {AppError} `unsupported_parameter` or `invalid_request`, with `param`
  */
 export function parseResponseRequest(raw: unknown): ResponseRequest {
-  if (raw === null || typeof raw !== "object" || Array.isArray(raw))
-    throw new AppError("invalid_request", { client: { message: "The body must be a JSON object." } });
-  for (const [key, value] of Object.entries(raw)) {
-    if (Object.hasOwn(unsupported, key)) {
-      if (value !== null) throw unsupportedField(key, unsupported[key] ?? "");
-    } else if (!Object.hasOwn(fields, key)) throw refusal(`Unrecognized request argument supplied: ${key.slice(0, 64)}`, key.slice(0, 64));
-  }
-  refuseHostedTools(raw as Readonly<Record<string, unknown>>);
-  const request = parseField(responseBody, raw, []);
+  const given = knownFields(raw, fields, unsupported);
+  refuseHostedTools(given);
+  const request = parseField(responseBody, given, []);
   refuseTogether(request);
   const { tools, ...choice } = toolsOf(request);
   return {
     model: request.model,
-    input: inputOf(request.input),
+    input:
+      typeof request.input === "string" ? [{ type: "message", role: "user", content: request.input }] : toItems(request.input, "input"),
     instructions: request.instructions ?? undefined,
     previousId: request.previous_response_id ?? undefined,
+    conversationId: conversationOf(request),
     tools,
     settings: { ...settingsOf(request), ...choice },
     store: request.store !== false,
@@ -159,15 +155,18 @@ export function parseResponseRequest(raw: unknown): ResponseRequest {
   };
 }
 
-/** One by one: a schema collects every fault of what it is given. A message may leave its type out. */
-function inputOf(input: ResponseBody["input"]): ResponseRequest["input"] {
-  if (input == null) return [];
-  if (typeof input === "string") return [{ type: "message", role: "user", content: input }];
-  return input.map((raw, place) => {
+/**
+ * One by one: a schema collects every fault of what it is given. A message may leave its type out.
+ * @throws {AppError} `invalid_request` naming the item's field
+ */
+export const toItems = (items: readonly unknown[] | null | undefined, field: string): ResponseRequest["input"] =>
+  (items ?? []).map((raw, place) => {
     const item = raw !== null && typeof raw === "object" && !("type" in raw) && "role" in raw ? { ...raw, type: "message" } : raw;
-    return parseField(inputItem, item, ["input", place]);
+    return parseField(inputItem, item, [field, place]);
   });
-}
+
+const conversationOf = ({ conversation }: ResponseBody): string | undefined =>
+  (typeof conversation === "string" ? conversation : conversation?.id) ?? undefined;
 
 /** @throws {AppError} `unsupported_parameter` naming the tool */
 function refuseHostedTools({ tools, tool_choice }: Readonly<Record<string, unknown>>): void {
@@ -184,10 +183,13 @@ function refuseHostedTools({ tools, tool_choice }: Readonly<Record<string, unkno
 }
 
 /** What no field says for itself. */
-function refuseTogether({ store, background, stream, stream_options, text: shape, input, previous_response_id }: ResponseBody): void {
+function refuseTogether(request: ResponseBody): void {
+  const { store, background, stream, stream_options, text: shape, input, previous_response_id, conversation } = request;
   if (background === true && store === false) throw refusal("A background response must be stored.", "background");
   if (stream_options != null && stream !== true) throw refusal("'stream_options' is only allowed when 'stream' is true.", "stream_options");
-  if (input == null && previous_response_id == null) throw refusal("There is no input.", "input");
+  if (conversation != null && previous_response_id != null)
+    throw refusal("'conversation' and 'previous_response_id' are not allowed together.", "conversation");
+  if (input == null && previous_response_id == null && conversation == null) throw refusal("There is no input.", "input");
   if (shape?.format?.type !== "json_schema" || shape.format.strict !== true) return;
   const fault = strictSchemaFault(shape.format.schema);
   if (fault !== undefined) throw schemaRefusal(fault, "text.format.schema");
@@ -250,6 +252,7 @@ function settingsOf(request: ResponseBody): SamplingSettings {
 const chatFormatOf = ({ type, ...schema }: Extract<z.infer<typeof format>, { type: "json_schema" }>) => ({ type, json_schema: schema });
 
 const echoOf = (request: ResponseBody): Readonly<Record<string, unknown>> => ({
+  ...(request.conversation == null ? {} : { conversation: { id: conversationOf(request) } }),
   instructions: request.instructions ?? null,
   previous_response_id: request.previous_response_id ?? null,
   max_output_tokens: request.max_output_tokens ?? null,

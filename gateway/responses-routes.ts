@@ -1,39 +1,28 @@
-import { randomBytes } from "node:crypto";
 import type { FastifyPluginAsync, FastifyRequest } from "fastify";
 import { z } from "zod";
-import type { Overlay } from "../control-plane/overlay.ts";
-import type { OverlayReader } from "../control-plane/overlays.ts";
-import { AppError, fromStoredError } from "../domain/app-error.ts";
+import { charactersOf, charactersPerToken, isInstruction, newestThatFit } from "../domain/context-window.ts";
 import type { ChatMessage } from "../domain/conversation.ts";
-import { statelessSessionOf } from "../domain/session-id.ts";
-import { mintTurnId } from "../domain/turn-id.ts";
+import type { TenantContext } from "../domain/tenant.ts";
 import type { FinishedTurn } from "../domain/turn.ts";
 import { insertResponse } from "../storage/response-repository.ts";
-import { tenantOf, tenantPrincipalOf } from "./access.ts";
+import { tenantOf } from "./access.ts";
 import { refusal } from "./chat-tools.ts";
-import { type FileInputs, inlineFiles, readerOf } from "./file-inputs.ts";
-import { idempotencyKeyOf } from "./idempotency-key.ts";
+import type { ConversationService, ConversationTail } from "./conversation-service.ts";
+import { inlineImages, readerOf } from "./file-inputs.ts";
+import { followResponse } from "./followed-response.ts";
+import { includes, itemsQuery, pageOf } from "./item-pages.ts";
 import { parseField } from "./parse-field.ts";
-import { type RateLimitDeps, setRateLimitHeaders } from "./rate-limit-headers.ts";
-import { nameItems, responseIdOf, toMessages } from "./responses-items.ts";
+import { type StoredItem, nameItems, responseIdOf, toMessages, ulidOf } from "./responses-items.ts";
 import { type ResponseView, toResponse } from "./responses-object.ts";
-import { describedResponseBody, parseResponseRequest } from "./responses-request.ts";
+import { type ResponseRequest, describedResponseBody, parseResponseRequest } from "./responses-request.ts";
 import type { ResponseService } from "./responses-service.ts";
 import { streamResponse } from "./responses-stream.ts";
-import { answerTaken } from "./slow-readers.ts";
-import type { TokenWatch } from "./token-watch.ts";
-import { headerOf, modeOf, sessionOf, sessionOfUser } from "./turn-headers.ts";
-import type { TurnService } from "./turn-service.ts";
+import { type TurnCall, type TurnCallDeps, answerOf, openCall, streamTurn, submitCall } from "./turn-call.ts";
+import { headerOf, sessionOfUser } from "./turn-headers.ts";
 
-export type ResponsesDeps = {
-  readonly turns: TurnService;
+export type ResponsesDeps = TurnCallDeps & {
   readonly responses: ResponseService;
-  readonly tokens: TokenWatch;
-  readonly quota?: RateLimitDeps["quota"];
-  readonly overlays: Pick<OverlayReader, "of">;
-  /** The configured, priced model that a tenant's name for it means. @throws {AppError} `model_not_found`, `model_not_priced` */
-  readonly resolveModel: (overlay: Overlay, name: string) => string;
-  readonly inputFiles: FileInputs;
+  readonly conversations: Pick<ConversationService, "tailOf">;
   /** How many tokens of input the model takes beside its answer. */
   readonly inputTokensOf: (model: string) => number;
 };
@@ -48,75 +37,62 @@ const describes = {
   }),
 };
 const params = z.object({ id: z.string() });
-const includes = z.union([z.string(), z.array(z.string())]).optional();
 const retrieveQuery = z.object({
-  stream: z.literal("false", "A response that is kept is not streamed again: ask for it until its status is final.").optional(),
-  starting_after: z.undefined("A response that is kept is not streamed again.").optional(),
+  stream: z.enum(["true", "false"]).optional(),
+  /** The number of the last event that the caller has. */
+  starting_after: z.coerce.number().int().min(0).optional(),
   include_obfuscation: z.enum(["true", "false"]).optional(),
-  include: includes,
-  "include[]": includes,
-});
-const listQuery = z.object({
-  limit: z.coerce.number().int().min(1).max(100).default(20),
-  order: z.enum(["asc", "desc"]).default("desc"),
-  after: z.string().max(256).optional(),
   include: includes,
   "include[]": includes,
 });
 
 export const createResponsesRoutes =
-  ({ turns, responses, tokens, quota, overlays, resolveModel, inputFiles, inputTokensOf }: ResponsesDeps): FastifyPluginAsync =>
+  (deps: ResponsesDeps): FastifyPluginAsync =>
   async (app) => {
-    app.post("/v1/responses", { config: { access: "tenant", describes } }, async (request, reply) => {
-      const context = tenantOf(request);
-      const asked = parseResponseRequest(request.body);
-      const { overlay, digest } = await overlays.of(context.tenantId);
-      const model = resolveModel(overlay, asked.model);
-      const askedMode = modeOf(request);
-      const askedSession = await sessionOf(turns, request, context);
-      if (askedSession !== undefined && asked.previousId !== undefined)
-        throw refusal("A session knows what came before: 'previous_response_id' is not allowed in it.", "previous_response_id");
-      const session =
-        askedSession ?? (overlay.api.sessionsByUser && asked.previousId === undefined ? sessionOfUser(asked.user) : undefined);
-      const withTools = toolEventsOf(request);
-      const idempotencyKey = idempotencyKeyOf(request);
-      const turnId = mintTurnId(Date.now(), randomBytes(10));
-      const input = nameItems(turnId, await responses.resolve(context, asked.input));
-      const earlier = asked.previousId === undefined ? [] : await responses.conversationOf(context, asked.previousId);
-      const conversation = [...earlier, ...toMessages(input, earlier)];
-      if (conversation.length === 0) throw refusal("There is no input.", "input");
-      const kept = asked.truncate ? newestThatFit(conversation, inputTokensOf(model)) : conversation;
-      const instructions: readonly ChatMessage[] =
-        asked.instructions === undefined ? [] : [{ role: "system", content: asked.instructions }];
-      const head = { ...asked.echo, model };
+    const { turns, responses, inputFiles, inputTokensOf } = deps;
 
-      const turn = await turns.submit(
-        context,
-        {
-          turnId,
-          sessionId: session ?? statelessSessionOf(turnId),
-          kind: "chat",
-          mode: askedMode ?? overlay.api.mode ?? "agent",
-          stateless: session === undefined,
-          request: {
-            model,
-            messages: [...instructions, ...(await inlineFiles(kept, readerOf(inputFiles, context)))],
-            tools: asked.tools,
-            settings: asked.settings,
-            overlay: digest,
-          },
-        },
-        idempotencyKey === undefined
-          ? undefined
-          : { key: idempotencyKey, body: { route: "responses", session: askedSession, mode: askedMode ?? "agent", body: request.body } },
-        asked.store
+    /** What the response goes on from. */
+    async function tailOf(context: TenantContext, { previousId, conversationId }: ResponseRequest): Promise<ConversationTail> {
+      if (conversationId !== undefined) return await deps.conversations.tailOf(context, conversationId);
+      return { items: previousId === undefined ? [] : await responses.chainOf(context, previousId), join: async () => {} };
+    }
+
+    /** What the model is asked: the instructions, what was said before, the input. */
+    async function messagesOf(call: TurnCall, asked: ResponseRequest, items: readonly StoredItem[]): Promise<readonly ChatMessage[]> {
+      const conversation = toMessages(await inlineImages(items, readerOf(inputFiles, call.context)));
+      if (conversation.length === 0) throw refusal("There is no input.", "input");
+      const kept = asked.truncate ? cutTo(inputTokensOf(call.model), conversation) : conversation;
+      return asked.instructions === undefined ? kept : [{ role: "system", content: asked.instructions }, ...kept];
+    }
+
+    app.post("/v1/responses", { config: { access: "tenant", describes } }, async (request, reply) => {
+      const asked = parseResponseRequest(request.body);
+      const call = await openCall(deps, request, asked.model);
+      const { context, turnId } = call;
+      refuseInSession(call, asked);
+      const isAlone = asked.previousId === undefined && asked.conversationId === undefined;
+      const session = call.askedSession ?? (call.overlay.api.sessionsByUser && isAlone ? sessionOfUser(asked.user) : undefined);
+      const withTools = toolEventsOf(request);
+      const input = nameItems(ulidOf(turnId), await responses.resolve(context, asked.input));
+      const tail = await tailOf(context, asked);
+      const head = { ...asked.echo, model: call.model };
+      const isRecorded = asked.store || asked.conversationId !== undefined;
+
+      const turn = await submitCall(deps, reply, call, {
+        session,
+        // Of a locked conversation only the repeat of a call is answered, with its own turn: the record lets no other one in.
+        messages: tail.items === undefined ? [] : await messagesOf(call, asked, [...tail.items, ...input]),
+        tools: asked.tools,
+        settings: asked.settings,
+        route: "responses",
+        record: isRecorded
           ? async (tx) => {
-              await insertResponse(tx, { id: responseIdOf(turnId), turnId, previousId: asked.previousId ?? null, head, input });
+              const responseId = responseIdOf(turnId);
+              await insertResponse(tx, { id: responseId, turnId, previousId: asked.previousId ?? null, head, input, isKept: asked.store });
+              await tail.join(tx, { responseId, input });
             }
           : undefined,
-      );
-      turn.holdSlotUntil(answerTaken(reply.raw));
-      void reply.header("x-request-id", turn.turnId);
+      });
       const view: ResponseView = { turnId: turn.turnId, head, state: "queued", reply: null, error: null, finishedAtMs: null };
       const ended = async (finished: FinishedTurn): Promise<ResponseView> => {
         if (asked.store) return await responses.get(context, responseIdOf(turn.turnId));
@@ -124,31 +100,49 @@ export const createResponsesRoutes =
         if (finished.state === "done") return { ...view, state: "done", reply: finished.reply, finishedAtMs };
         return { ...view, state: finished.state, error: finished.error, finishedAtMs };
       };
+      const streaming = { view, ended, obfuscate: asked.obfuscate, withTools };
+      if (asked.background) turn.keepText();
       if (asked.stream) {
-        if (quota !== undefined) await setRateLimitHeaders({ quota }, reply, context.tenantId);
-        // A rotation ends the stream, not the turn: that one completes and is billed.
-        const token = tokens.watch(tenantPrincipalOf(request));
-        const streamed = { ...turn, finished: Promise.race([turn.finished, token.ended]) };
-        try {
-          await streamResponse(reply, streamed, { view, ended, obfuscate: asked.obfuscate, withTools });
-        } finally {
-          token.stop();
-        }
+        await streamTurn(deps, request, reply, turn, async (streamed) => {
+          if (asked.background) await followResponse(reply, streamed, { ...streaming, startingAfter: -1 });
+          else await streamResponse(reply, streamed, streaming);
+        });
         return reply;
       }
+      if (!asked.background) return toResponse(await ended(await answerOf(turn)));
       turn.onEvent(() => {});
-      if (asked.background) return toResponse(await responses.get(context, responseIdOf(turn.turnId)));
-      const finished = await turn.finished;
-      if (finished.state !== "done") throw fromStoredError(finished.error);
-      return toResponse(await ended(finished));
+      return toResponse(await responses.get(context, responseIdOf(turn.turnId)));
     });
 
     app.get(
       "/v1/responses/:id",
-      { config: { access: "tenant", describes: { summary: "A kept response", query: retrieveQuery } } },
-      async (request) => {
-        parseField(retrieveQuery, request.query, []);
-        return toResponse(await responses.get(tenantOf(request), params.parse(request.params).id));
+      { config: { access: "tenant", describes: { summary: "A kept response, JSON or server-sent events", query: retrieveQuery } } },
+      async (request, reply) => {
+        const context = tenantOf(request);
+        const query = parseField(retrieveQuery, request.query, []);
+        const view = await responses.get(context, params.parse(request.params).id);
+        if (query.stream !== "true") {
+          if (query.starting_after !== undefined)
+            throw refusal("'starting_after' is only allowed when 'stream' is true.", "starting_after");
+          return toResponse(view);
+        }
+        if (view.head["background"] !== true)
+          throw refusal("Only a background response can be streamed again: ask for this one as a whole.", "stream");
+        const turn = await turns.follow(context, view.turnId);
+        try {
+          await streamTurn(deps, request, reply, turn, async (followed) => {
+            await followResponse(reply, followed, {
+              view,
+              ended: async () => await responses.get(context, view.id),
+              startingAfter: query.starting_after ?? -1,
+              obfuscate: query.include_obfuscation === "true",
+              withTools: toolEventsOf(request),
+            });
+          });
+        } finally {
+          turn.stop();
+        }
+        return reply;
       },
     );
 
@@ -166,26 +160,23 @@ export const createResponsesRoutes =
 
     app.get(
       "/v1/responses/:id/input_items",
-      { config: { access: "tenant", describes: { summary: "What a response was asked, by pages", query: listQuery } } },
+      { config: { access: "tenant", describes: { summary: "What a response was asked, by pages", query: itemsQuery } } },
       async (request) => {
-        const { limit, order, after } = parseField(listQuery, request.query, []);
+        const query = parseField(itemsQuery, request.query, []);
         const { input } = await responses.get(tenantOf(request), params.parse(request.params).id);
-        const items = input as readonly { readonly id: string }[];
-        const ordered = order === "asc" ? items : items.toReversed();
-        const place = after === undefined ? -1 : ordered.findIndex(({ id }) => id === after);
-        if (after !== undefined && place === -1)
-          throw new AppError("not_found", { client: { message: "There is no such item.", param: "after" } });
-        const data = ordered.slice(place + 1, place + 1 + limit);
-        return {
-          object: "list",
-          data,
-          first_id: data.at(0)?.id ?? null,
-          last_id: data.at(-1)?.id ?? null,
-          has_more: place + 1 + limit < ordered.length,
-        };
+        const items = input as readonly StoredItem[];
+        return pageOf(query.order === "asc" ? items : items.toReversed(), query);
       },
     );
   };
+
+/** A session knows what came before. @throws {AppError} `invalid_request` */
+function refuseInSession({ askedSession }: TurnCall, { previousId, conversationId }: ResponseRequest): void {
+  if (askedSession === undefined) return;
+  const message = "A session knows what came before: it is continued instead, not together with";
+  if (previousId !== undefined) throw refusal(`${message} 'previous_response_id'.`, "previous_response_id");
+  if (conversationId !== undefined) throw refusal(`${message} 'conversation'.`, "conversation");
+}
 
 function toolEventsOf(request: FastifyRequest): boolean {
   const events = headerOf(request, "x-openclaw-events");
@@ -193,22 +184,15 @@ function toolEventsOf(request: FastifyRequest): boolean {
   throw refusal("The only events to ask for are 'tools'.", "X-OpenClaw-Events");
 }
 
-/** Characters of a prompt per token when it is cut: low, so that it errs towards a shorter prompt. */
-const charactersPerToken = 3;
-
-/** Instructions and the newest messages that fit, beginning with a user's: a provider refuses a tool's answer without its call. */
-function newestThatFit(messages: readonly ChatMessage[], tokens: number): readonly ChatMessage[] {
-  const isInstruction = ({ role }: ChatMessage): boolean => role === "system" || role === "developer";
-  let left = tokens * charactersPerToken;
-  for (const message of messages) if (isInstruction(message)) left -= JSON.stringify(message).length;
-  let first = messages.length;
-  for (let place = messages.length - 1; place >= 0; place--) {
-    const message = messages[place];
-    if (message === undefined || isInstruction(message)) continue;
-    left -= JSON.stringify(message).length;
-    if (left < 0 && first < messages.length) break;
-    if (message.role === "user") first = place;
-  }
-  if (first === messages.length) return messages;
-  return messages.filter((message, place) => place >= first || isInstruction(message));
+/** Instructions, and of the rest the newest that fit. */
+function cutTo(tokens: number, messages: readonly ChatMessage[]): readonly ChatMessage[] {
+  const room = tokens * charactersPerToken - charactersOf(messages.filter(isInstruction));
+  const kept = new Set(
+    newestThatFit(
+      messages.filter((message) => !isInstruction(message)),
+      room,
+      { atLeastOne: true },
+    ),
+  );
+  return kept.size === 0 ? messages : messages.filter((message) => isInstruction(message) || kept.has(message));
 }

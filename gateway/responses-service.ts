@@ -1,24 +1,33 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { AppError, toStoredError } from "../domain/app-error.ts";
-import type { ChatMessage } from "../domain/conversation.ts";
 import type { TenantContext } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
+import { readPutItem } from "../storage/conversation-repository.ts";
 import { type ResponseRow, deleteResponse, readChain, readResponse } from "../storage/response-repository.ts";
 import type { ResponseRequest } from "./responses-request.ts";
-import { type StoredItem, isResponseId, itemNotFound, outputOf, responseOfItem, toInputItem, toMessages } from "./responses-items.ts";
+import {
+  type StoredItem,
+  isResponseId,
+  itemNotFound,
+  itemsOf,
+  outputOf,
+  responseOfItem,
+  toInputItem,
+  toStored,
+} from "./responses-items.ts";
 import type { SessionService } from "./session-service.ts";
 
 /** The items of a request, references resolved. */
-type NamedInput = readonly Exclude<ResponseRequest["input"][number], { type: "item_reference" }>[];
+export type ResolvedItems = readonly Exclude<ResponseRequest["input"][number], { type: "item_reference" }>[];
 
 /** Kept responses. Every `not_found` is also for another tenant's. */
 export interface ResponseService {
   /** @throws {AppError} `not_found` */
   get(context: TenantContext, id: string): Promise<ResponseRow>;
   /** What was said up to and with this response, without its instructions. @throws {AppError} `not_found`, `invalid_request` */
-  conversationOf(context: TenantContext, previousId: string): Promise<readonly ChatMessage[]>;
-  /** @throws {AppError} `not_found` for a reference to an item of no kept response */
-  resolve(context: TenantContext, input: ResponseRequest["input"]): Promise<NamedInput>;
+  chainOf(context: TenantContext, previousId: string): Promise<readonly StoredItem[]>;
+  /** @throws {AppError} `not_found` for a reference to an item of no kept response, and that was put into no conversation */
+  resolve(context: TenantContext, input: ResponseRequest["input"]): Promise<ResolvedItems>;
   /** Ends a background response; one that has ended stays as it is. @throws {AppError} `not_found`, `invalid_request` */
   cancel(context: TenantContext, id: string): Promise<ResponseRow>;
   /** A response that runs is ended first. @throws {AppError} `not_found`, `conflict` */
@@ -29,7 +38,7 @@ export type ResponseServiceDeps = { readonly database: Database; readonly sessio
 
 const chainLimit = 1_000;
 /** As much as one request may bring (contract §3). */
-const chainCharacters = 16 * 1024 * 1024;
+export const longestConversation = 16 * 1024 * 1024;
 /** How long an aborted turn is waited for. */
 const abortWaitMs = 10_000;
 const abortPollMs = 100;
@@ -63,7 +72,7 @@ export function createResponseService({ database, sessions }: ResponseServiceDep
 
   return {
     get,
-    async conversationOf(context, previousId) {
+    async chainOf(context, previousId) {
       const read = async (): Promise<readonly ResponseRow[]> =>
         await database.withTenant(context, async (tx) => await readChain(tx, previousId, chainLimit), { readOnly: true });
       const chain = isResponseId(previousId) ? await read() : [];
@@ -76,19 +85,17 @@ export function createResponseService({ database, sessions }: ResponseServiceDep
         throw chain.length === chainLimit
           ? refuse("invalid_request", `A conversation has ${chainLimit} responses at most.`)
           : refuse("not_found", `The response '${oldest.previousId}' that this conversation goes back to was deleted.`);
-      let messages: readonly ChatMessage[] = [];
-      for (const { id, turnId, input, state, reply } of chain) {
+      const items = chain.flatMap(({ id, turnId, input, state, reply }) => {
         if (state !== "done" || reply === null) throw refuse("invalid_request", `The response '${id}' has no answer to go on from.`);
-        const output = outputOf(turnId, reply).map((item) => ({ ...toInputItem(item), id: item.id }) as StoredItem);
-        messages = [...messages, ...toMessages([...(input as readonly StoredItem[]), ...output], messages)];
-      }
-      if (JSON.stringify(messages).length > chainCharacters)
+        return toStored(itemsOf({ turnId, input, reply }));
+      });
+      if (JSON.stringify(items).length > longestConversation)
         throw refuse("invalid_request", "The conversation is too long: begin a new one or delete some of it.");
-      return messages;
+      return items;
     },
     async resolve(context, input) {
       const rows = new Map<string, ResponseRow | undefined>();
-      const resolved: NamedInput[number][] = [];
+      const resolved: ResolvedItems[number][] = [];
       for (const item of input) {
         if (item.type !== "item_reference") {
           resolved.push(item);
@@ -102,9 +109,11 @@ export function createResponseService({ database, sessions }: ResponseServiceDep
           row === undefined
             ? []
             : [...(row.input as readonly StoredItem[]), ...(row.reply === null ? [] : outputOf(row.turnId, row.reply))];
-        const meant = items.find(({ id }) => id === item.id);
+        const meant =
+          items.find(({ id }) => id === item.id) ??
+          (await database.withTenant(context, async (tx) => await readPutItem(tx, item.id), { readOnly: true }));
         if (meant === undefined) throw itemNotFound(item.id);
-        resolved.push(toInputItem(meant) as NamedInput[number]);
+        resolved.push(toInputItem(meant) as ResolvedItems[number]);
       }
       return resolved;
     },

@@ -1,10 +1,11 @@
 import type { FastifyReply } from "fastify";
-import { AppError, type StoredError, fromStoredError, toStoredError } from "../domain/app-error.ts";
+import { fromStoredError } from "../domain/app-error.ts";
 import type { FinishedTurn } from "../domain/turn.ts";
 import { padding } from "./chat-stream.ts";
 import { createEventStream } from "./event-stream.ts";
+import { emptyPart, endOf } from "./response-events.ts";
 import { type OutputItem, callItem, messageItem, outputOf } from "./responses-items.ts";
-import { type ResponseView, toResponse } from "./responses-object.ts";
+import { type ResponseView, storedErrorOf, toResponse } from "./responses-object.ts";
 import { type CallPiece, type Piece, createCalls, createVoice } from "./streamed-answer.ts";
 import type { RunningTurn } from "./turn-service.ts";
 
@@ -56,7 +57,7 @@ export async function streamResponse(reply: FastifyReply, turn: RunningTurn, str
     const place = { item_id: message.id, output_index: message.outputIndex };
     if (!message.parts.includes(type)) {
       message.parts.push(type);
-      const part = type === "text" ? { type: "output_text", text: "", annotations: [], logprobs: [] } : { type, refusal: "" };
+      const part = emptyPart(type === "text" ? "output_text" : type);
       send("response.content_part.added", { ...place, content_index: message.parts.length - 1, part });
     }
     return { ...place, content_index: message.parts.indexOf(type) };
@@ -114,22 +115,8 @@ export async function streamResponse(reply: FastifyReply, turn: RunningTurn, str
   const indexOf = ({ id }: OutputItem): number =>
     message?.id === id ? message.outputIndex : ([...sentCalls.values()].find((call) => call.id === id)?.outputIndex ?? 0);
   const end = (item: OutputItem, outputIndex: number): void => {
-    const place = { item_id: item.id, output_index: outputIndex };
-    if (item.type === "message") {
-      for (const part of item.content) {
-        const at = placeOf(part.type === "refusal" ? "refusal" : "text");
-        if (part.type === "refusal") send("response.refusal.done", { ...at, refusal: part.refusal });
-        else {
-          for (const [annotationIndex, annotation] of part.annotations.entries())
-            send("response.output_text.annotation.added", { ...at, annotation_index: annotationIndex, annotation });
-          send("response.output_text.done", { ...at, text: part.text, logprobs: part.logprobs });
-        }
-        send("response.content_part.done", { ...at, part });
-      }
-    } else if (item.type === "function_call")
-      send("response.function_call_arguments.done", { ...place, name: item.name, arguments: item.arguments });
-    else send("response.custom_tool_call_input.done", { ...place, input: item.input });
-    send("response.output_item.done", { output_index: outputIndex, item });
+    for (const { type, more } of endOf(item, outputIndex, (part) => placeOf(part.type === "refusal" ? "refusal" : "text")))
+      send(type, more);
   };
 
   try {
@@ -154,5 +141,3 @@ export async function streamResponse(reply: FastifyReply, turn: RunningTurn, str
 }
 
 const voiceOf = (custom: boolean): string => (custom ? "custom_tool_call_input" : "function_call_arguments");
-
-const storedErrorOf = (error: unknown): StoredError => toStoredError(error instanceof AppError ? error : new AppError("internal"));

@@ -9,7 +9,8 @@ import type { TenantContext } from "../domain/tenant.ts";
 import { type TurnId, mintTurnId } from "../domain/turn-id.ts";
 import type { TurnReply } from "../domain/turn.ts";
 import type { TenantFiles } from "../storage/tenant-files.ts";
-import type { Idempotency, TurnService } from "./turn-service.ts";
+import type { Idempotency } from "./idempotency-key.ts";
+import type { TurnService } from "./turn-service.ts";
 
 export type ServiceDeps = {
   readonly turns: TurnService;

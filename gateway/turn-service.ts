@@ -1,4 +1,3 @@
-import { createHash } from "node:crypto";
 import type { Admission, QuotaLeases } from "../control-plane/quota-leases.ts";
 import { AppError } from "../domain/app-error.ts";
 import { isServiceKind } from "../domain/service-request.ts";
@@ -18,6 +17,8 @@ import {
 } from "../storage/turn-repository.ts";
 import type { TokenBus, TurnEvent } from "../streams/token-bus.ts";
 import { type Lane, type TenantClient, laneNameOf } from "../temporal/tenant-client.ts";
+import { type EventTap, createTextKeeper, tapEvents } from "./event-tap.ts";
+import { type Idempotency, claimOf } from "./idempotency-key.ts";
 import type { TurnSlots } from "./turn-slots.ts";
 
 export type TurnServiceOptions = {
@@ -33,8 +34,6 @@ export type TurnServiceOptions = {
 
 type Submission = TurnSubmission | ServiceSubmission;
 
-export type Idempotency = { readonly key: string; readonly body: unknown };
-
 /** What is written together with a new turn, in its transaction. */
 export type TurnRecord = (tx: TenantTx) => Promise<void>;
 
@@ -46,26 +45,43 @@ export type RunningTurn = {
   onEvent(listener: (event: TurnEvent) => void): void;
   /** @throws {AppError} `unavailable` when the turn could not be handed over and was taken back */
   readonly finished: Promise<FinishedTurn>;
+  /** What it says is kept in this process until it has ended, for those who begin to look on in the middle. */
+  keepText(): void;
   /** The turn keeps its slot until its answer has been taken, too: so a tenant's slots bound what it leaves unread. */
   holdSlotUntil(taken: Promise<void>): void;
+};
+
+/** A turn that somebody else began. */
+export type FollowedTurn = Pick<RunningTurn, "turnId" | "onEvent" | "finished"> & {
+  /** Looks away, and gives the slot back. */
+  stop(): void;
 };
 
 export interface TurnService {
   /** @throws {AppError} when the turn was not stored: nothing will run */
   submit(context: TenantContext, submission: Submission, idempotency?: Idempotency, record?: TurnRecord): Promise<RunningTurn>;
+  /** Looks on, in a slot of its own, from now on, or from the beginning of a text that is kept here. @throws {AppError} `unavailable` when no slot came free in time */
+  follow(context: TenantContext, turnId: TurnId): Promise<FollowedTurn>;
   hasSession(context: TenantContext, sessionId: TurnSubmission["sessionId"]): Promise<boolean>;
 }
 
 const pollMs = 250;
 /** A row is looked at even when nothing seems wrong: an event lost between processes must not hang a caller. */
 const safetyPollMs = 5_000;
+/** When a turn's row is looked at, in ms. */
+type Looks = { readonly firstMs: number; readonly thenMs: number };
+const soon: Looks = { firstMs: 0, thenMs: pollMs };
+const now: Looks = { firstMs: 0, thenMs: safetyPollMs };
+const later: Looks = { firstMs: safetyPollMs, thenMs: safetyPollMs };
+
 /** How long Temporal may be away before a turn that has not begun is taken back and the caller is told to come again. */
 const handOverMs = 10_000;
-const idempotencyMs = 24 * 60 * 60 * 1_000;
 /** A lease that was taken back while a turn was stored is begun anew; more often than this it is no accident. */
 const fencedAttempts = 5;
 
 export function createTurnService({ database, bus, slots, clientOf, wake, quota, log }: TurnServiceOptions): TurnService {
+  const texts = createTextKeeper(bus);
+
   async function store(
     context: TenantContext,
     submission: Submission,
@@ -139,20 +155,21 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
     return turnId;
   }
 
-  /** Resolves when the turn has ended, by its event or its row, whichever tells first. */
+  /**
+   * Resolves when the turn has ended, by its event or its row, whichever tells first.
+   * @param inLane resolves when the turn is known to be in its lane: when its row is worth a look
+   */
   async function settle(
     context: TenantContext,
-    submission: Submission,
-    lane: Lane,
-    isRepeat: boolean,
+    turnId: TurnId,
     events: EventTap,
+    rest: AbortController,
+    inLane: Promise<Looks>,
   ): Promise<FinishedTurn> {
-    const { turnId } = submission;
-    const rest = new AbortController();
     const read = async (): Promise<FinishedTurn | undefined> =>
       await database.withTenant(context, async (tx) => await readFinishedTurn(tx, turnId));
 
-    const poll = async (firstMs: number, thenMs: number): Promise<FinishedTurn> => {
+    const poll = async ({ firstMs, thenMs }: Looks): Promise<FinishedTurn> => {
       for (let waitMs = firstMs; ; waitMs = thenMs) {
         await sleep(waitMs, rest.signal);
         if (rest.signal.aborted) return await new Promise(() => {}); // another way has told
@@ -164,18 +181,13 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
         if (finished !== undefined) return finished;
       }
     };
-    const byEvent = events.finished.then(async (finished) => finished ?? (await poll(0, pollMs)));
-    // A turn that was handed over at once is in good hands; one that took several tries may have ended meanwhile.
-    const byHandOver = isRepeat
-      ? poll(0, pollMs)
-      : handOver(context, submission, lane, rest.signal).then(
-          async (tries) => await (tries > 1 ? poll(0, pollMs) : poll(safetyPollMs, safetyPollMs)),
-        );
+    const byEvent = events.finished.then(async (finished) => finished ?? (await poll(soon)));
+    const byLane = inLane.then(poll);
     try {
-      return await Promise.race([byEvent, byHandOver]);
+      return await Promise.race([byEvent, byLane]);
     } finally {
       rest.abort();
-      byHandOver.catch(() => {});
+      byLane.catch(() => {});
     }
   }
 
@@ -229,7 +241,12 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
         const isRepeat = turnId !== submission.turnId;
         const tap = isRepeat ? (events.close(), tapEvents(bus, turnId)) : events;
         let isTaken = Promise.resolve();
-        const finished = settle(context, { ...submission, turnId }, lane, isRepeat, tap).finally(() => {
+        const rest = new AbortController();
+        // A turn that was handed over at once is in good hands; one that took several tries may have ended meanwhile.
+        const inLane = isRepeat
+          ? Promise.resolve(soon)
+          : handOver(context, submission, lane, rest.signal).then((tries) => (tries > 1 ? soon : later));
+        const finished = settle(context, turnId, tap, rest, inLane).finally(() => {
           tap.close();
           void isTaken.then(() => slot.release());
         });
@@ -240,6 +257,7 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
           turnId,
           onEvent: tap.onEvent,
           finished,
+          keepText: () => texts.keep(turnId, finished),
           holdSlotUntil(taken) {
             isTaken = taken;
           },
@@ -251,50 +269,33 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
         throw error;
       }
     },
+    async follow(context, turnId) {
+      const slot = await slots.acquire(context.tenantId);
+      const rest = new AbortController();
+      const tap = tapEvents(bus, turnId, texts.of(turnId));
+      const finished = settle(context, turnId, tap, rest, Promise.resolve(now));
+      finished.catch(() => {}); // whoever still looks on sees it
+      return {
+        turnId,
+        onEvent: tap.onEvent,
+        finished,
+        stop() {
+          rest.abort();
+          tap.close();
+          slot.release();
+        },
+      };
+    },
     async hasSession(context, sessionId) {
       return await database.withTenant(context, async (tx) => await sessionExists(tx, sessionId));
     },
   };
 }
 
-type EventTap = {
-  readonly finished: Promise<FinishedTurn | undefined>;
-  onEvent(listener: (event: TurnEvent) => void): void;
-  close(): void;
-};
-
-/** Listens from before the turn is stored, so that no event comes too early; events without a listener yet are kept for it. */
-function tapEvents(bus: TokenBus, turnId: TurnId): EventTap {
-  const early: TurnEvent[] = [];
-  let listener: ((event: TurnEvent) => void) | undefined;
-  const { promise: finished, resolve } = Promise.withResolvers<FinishedTurn | undefined>();
-  const close = bus.subscribe(turnId, (event) => {
-    if (listener === undefined) early.push(event);
-    else listener(event);
-    if (event.type === "finished") resolve(event.finished);
-  });
-  return {
-    finished,
-    close,
-    onEvent(next) {
-      listener = next;
-      for (const event of early.splice(0)) next(event);
-    },
-  };
-}
-
-const claimOf = ({ key, body }: Idempotency): IdempotencyClaim => ({
-  keyHash: digest(key),
-  fingerprint: digest(JSON.stringify(body)),
-  expiresAtMs: Date.now() + idempotencyMs,
-});
-
 /** Somebody waits for it; what runs in the background has another kind. */
 const isForeground = ({ kind }: Submission): boolean => kind === "chat" || isServiceKind(kind);
 
 const isRefusal = (end: FinishedTurn): boolean => end.state === "failed" && end.error.isRefusal === true;
-
-const digest = (text: string): Uint8Array => createHash("sha256").update(text).digest();
 
 async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   if (ms === 0 || signal?.aborted === true) return;

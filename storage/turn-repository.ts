@@ -1,6 +1,5 @@
 import { AppError, type StoredError, toStoredError } from "../domain/app-error.ts";
 import type { ChatMessage, ModelReply } from "../domain/conversation.ts";
-import type { FileId } from "../domain/file-id.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import type { UtcDay } from "../domain/quota-ledger.ts";
 import type { RateCardHash } from "../domain/rate-card.ts";
@@ -89,10 +88,10 @@ export async function insertTurn(
 }
 
 /**
- * The turn (or uploaded file) that an Idempotency-Key stands for: this one where the key is new or has expired, else the earlier one.
+ * The turn (or whatever else was made) that an Idempotency-Key stands for: this one where the key is new or has expired, else the earlier one.
  * @returns the turn id and whether the earlier request had the same fingerprint
  */
-export async function claimIdempotencyKey<Id extends TurnId | FileId>(
+export async function claimIdempotencyKey<Id extends string>(
   tx: TenantTx,
   turnId: Id,
   claim: IdempotencyClaim,

@@ -27,7 +27,7 @@ let document: Document;
 
 /** Whose names may show up in nobody else's answer. */
 let alpha: { id: string; token: string };
-let bravo: { id: string; token: string; turnId: string; responseId: string };
+let bravo: { id: string; token: string; turnId: string; responseId: string; conversationId: string; itemId: string };
 const secret = `bravo-said-${randomBytes(6).toString("hex")}`;
 const keys: Record<string, string> = {};
 const tokens: Record<string, string> = {};
@@ -93,8 +93,19 @@ beforeAll(async () => {
     JSON.stringify({ model: "default", messages: [{ role: "user", content: secret }] }),
   );
   const response = await send("POST", "/v1/responses", other.token, JSON.stringify({ model: "default", input: secret, background: true }));
-  bravo = { ...other, turnId: turn.headers.get("x-request-id") ?? "", responseId: (JSON.parse(response.text) as { id: string }).id };
-  expect([turn.status, response.status]).toEqual([200, 200]);
+  const items = { items: [{ role: "user", content: secret }] };
+  const conversation = await send("POST", "/v1/conversations", other.token, JSON.stringify(items));
+  const idIn = ({ text }: { readonly text: string }): string => (JSON.parse(text) as { id: string }).id;
+  bravo = {
+    ...other,
+    turnId: turn.headers.get("x-request-id") ?? "",
+    responseId: idIn(response),
+    conversationId: idIn(conversation),
+    itemId: `${idIn(conversation).replace("conv_", "msg_")}_i0`,
+  };
+  expect([turn.status, response.status, conversation.status]).toEqual([200, 200, 200]);
+  const item = await send("GET", `/v1/conversations/${bravo.conversationId}/items/${bravo.itemId}`, other.token);
+  expect(item.text).toContain(secret);
 
   for (const [name, end] of [
     ["rotated", "token/rotate"],
@@ -119,6 +130,7 @@ const placeholders: Record<string, () => string> = {
   tenant: () => bravo.id,
   workflowId: () => `erase:${bravo.id}`,
   path: () => "namespaces",
+  itemId: () => bravo.itemId,
 };
 /** `{id}` means something else on each route. */
 const ids: Record<string, () => string> = {
@@ -126,6 +138,9 @@ const ids: Record<string, () => string> = {
   "/v1/responses/{id}": () => bravo.responseId,
   "/v1/responses/{id}/cancel": () => bravo.responseId,
   "/v1/responses/{id}/input_items": () => bravo.responseId,
+  "/v1/conversations/{id}": () => bravo.conversationId,
+  "/v1/conversations/{id}/items": () => bravo.conversationId,
+  "/v1/conversations/{id}/items/{itemId}": () => bravo.conversationId,
   "/v1/billing/rows/{id}/explain": () => `${bravo.turnId}.0`,
   "/v1/files/{id}": () => "file-01JTEST0000000000000000000",
   "/v1/files/{id}/content": () => "file-01JTEST0000000000000000000",
@@ -136,6 +151,9 @@ const ids: Record<string, () => string> = {
 const bodies: Record<string, () => string> = {
   "post /v1/chat/completions": () => JSON.stringify({ model: "default", messages: [{ role: "user", content: "hello" }] }),
   "post /v1/responses": () => JSON.stringify({ model: "default", input: "hello" }),
+  "post /v1/conversations": () => JSON.stringify({ metadata: { a: "b" } }),
+  "post /v1/conversations/{id}": () => JSON.stringify({ metadata: { a: "b" } }),
+  "post /v1/conversations/{id}/items": () => JSON.stringify({ items: [{ role: "user", content: "hello" }] }),
   "post /v1/embeddings": () => JSON.stringify({ model: "test-embedding", input: "hello" }),
   "post /v1/moderations": () => JSON.stringify({ model: "test-moderation", input: "hello" }),
   "post /v1/audio/transcriptions": () => "no form",
@@ -158,6 +176,8 @@ const withoutBody: ReadonlySet<string> = new Set([
   "post /admin/logout",
   "post /v1/responses/{id}/cancel",
   "delete /v1/responses/{id}",
+  "delete /v1/conversations/{id}",
+  "delete /v1/conversations/{id}/items/{itemId}",
   "delete /v1/tenants/{tenant}",
   "post /v1/tenants/{tenant}/suspend",
   "post /v1/tenants/{tenant}/resume",

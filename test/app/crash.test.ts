@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import OpenAI from "openai";
+import type { ResponseStreamEvent } from "openai/resources/responses/responses";
 import { afterEach, expect, test } from "vitest";
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
 import { runSql } from "../storage/fresh-database.ts";
@@ -85,6 +86,67 @@ test("kill -9 of the gateway in the middle of a background response: it complete
   expect((await client.responses.retrieve(begun.id)).output_text).toContain("in the background");
   const ledger = await rows(product.home, "select id, reason from control.usage_ledger");
   expect(ledger).toEqual([{ id: `${begun.id.replace("resp_", "trn_")}.0`, reason: "chat" }]);
+});
+
+test("kill -9 of the gateway in the middle of a background response's stream: it is gone on with after the restart, event by event", async () => {
+  const { model, product, client } = await start();
+  const question = `STREAM on ${"and on ".repeat(30)}`.trim();
+  const held = model.hold(question, 20);
+  const events: ResponseStreamEvent[] = [];
+  const begun = await client.responses.create({ model: "default", input: question, background: true, stream: true });
+  const reading = (async () => {
+    for await (const event of begun) {
+      events.push(event);
+      if (event.sequence_number === 5) await product.kill();
+    }
+  })();
+  await held.arrived;
+  await expect(reading).rejects.toThrow();
+  const [first] = events;
+  if (first?.type !== "response.created") throw new Error("no response was begun");
+  held.release();
+  await product.restart();
+
+  const query = { stream: true as const, starting_after: events.at(-1)?.sequence_number ?? 0 };
+  for await (const event of await client.responses.retrieve(first.response.id, query)) events.push(event);
+
+  expect(events.map(({ sequence_number: number }) => number)).toEqual(events.map((_event, place) => place));
+  const deltas = events.flatMap((event) => (event.type === "response.output_text.delta" ? [event.delta] : []));
+  expect(deltas.join("")).toBe((await client.responses.retrieve(first.response.id)).output_text);
+  expect(events.at(-1)?.type).toBe("response.completed");
+});
+
+test("kill -9 of the gateway in the middle of a conversation's response: it holds the response's items once, and goes on", async () => {
+  const { model, product, client } = await start();
+  const { id } = await client.conversations.create();
+  await client.responses.create({ model: "default", input: "before the crash", conversation: id });
+  const held = model.hold("in the middle");
+  const cut = client.responses.create({ model: "default", input: "in the middle", conversation: id, store: false }).then(
+    () => "answered",
+    () => "cut off",
+  );
+  await held.arrived;
+
+  await product.kill();
+  expect(await cut).toBe("cut off");
+  await product.restart();
+
+  const next = async () => await client.responses.create({ model: "default", input: "after the crash", conversation: id });
+  await expect(next()).rejects.toMatchObject({ status: 400, code: "conversation_locked" });
+  held.release();
+  await expect
+    .poll(async () => await next().catch(({ code }: { code?: unknown }) => code), { timeout: 120_000, interval: 250 })
+    .toMatchObject({
+      status: "completed",
+    });
+  const texts: string[] = [];
+  for await (const item of client.conversations.items.list(id, { order: "asc" }))
+    if (item.type === "message") texts.push(item.content.map((part) => ("text" in part ? part.text : "")).join(""));
+  expect(texts.filter((_text, place) => place % 2 === 0)).toEqual(["before the crash", "in the middle", "after the crash"]);
+  expect(texts[3]).toContain("in the middle");
+  expect(texts).toHaveLength(6);
+  const ledger = await rows(product.home, "select count(*)::int as rows, count(distinct id)::int as calls from control.usage_ledger");
+  expect(ledger).toEqual([{ rows: 3, calls: 3 }]);
 });
 
 test("cancel in the middle of a background response ends it; it is shown as cancelled and can be deleted", async () => {

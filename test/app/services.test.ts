@@ -511,6 +511,13 @@ describe("an Idempotency-Key", () => {
     ["/rpc", (text: string) => ({ jsonrpc: "2.0", id: 1, method: "chat.send", params: { session_id: "api:idem:default", text } })],
     ["/v1/responses", (text: string) => ({ model: "test-model", input: text })],
   ] as const;
+  const conversations = "/v1/conversations";
+  /** What changes the conversation at the end of the path, without a model. */
+  const changes = [
+    [conversations, (text: string) => ({ items: [{ role: "user", content: text }] })],
+    [`${conversations}/{id}`, (text: string) => ({ metadata: { text } })],
+    [`${conversations}/{id}/items`, (text: string) => ({ items: [{ role: "user", content: text }] })],
+  ] as const;
   /** To cancel twice is to cancel once. */
   const cancel = "/v1/responses/{id}/cancel";
 
@@ -521,7 +528,7 @@ describe("an Idempotency-Key", () => {
     const posts = Object.entries(document.paths).flatMap(([path, operations]) =>
       operations["post"]?.["x-access"] === "tenant" ? [path] : [],
     );
-    expect(posts.toSorted()).toEqual([...routes.map(([path]) => path), cancel].toSorted());
+    expect(posts.toSorted()).toEqual([...[...routes, ...changes].map(([path]) => path), cancel].toSorted());
   });
 
   test.each([...routes.slice(1, 5), routes[6]])(
@@ -552,6 +559,31 @@ describe("an Idempotency-Key", () => {
       expect((await post(path, acme, bodyOf("x"), { "idempotency-key": "é".repeat(3) })).status).toBe(400);
     },
   );
+
+  test.each(changes)("%s: the same change twice, at once, with another body, and of another tenant", async (template, bodyOf) => {
+    const key = newKey();
+    const { id } = await clientOf(acme).conversations.create();
+    const path = template.replace("{id}", id);
+    const change = async (text: string, token = acme) => await post(path, token, bodyOf(text), { "idempotency-key": key });
+
+    const [first, second] = await Promise.all([change("same"), change("same")]);
+    if (template !== conversations) await post(path, acme, bodyOf("meanwhile"));
+    const third = await change("same");
+
+    expect([first.status, second.status, third.status]).toEqual([200, 200, 200]);
+    expect([second.text, third.text]).toEqual([first.text, first.text]);
+    expect((await change("other")).error.code).toBe("idempotency_mismatch");
+    expect((await change("same", globex)).status).toBe(template === conversations ? 200 : 404);
+    const made = template === conversations ? (first.json as { id: string }).id : id;
+    const { data } = await clientOf(acme).conversations.items.list(made);
+    const { metadata } = await clientOf(acme).conversations.retrieve(made);
+    const left = {
+      [conversations]: [1, {}],
+      [`${conversations}/{id}`]: [0, { text: "meanwhile" }],
+      [`${conversations}/{id}/items`]: [2, {}],
+    };
+    expect([data.length, metadata]).toEqual(left[template]);
+  });
 
   test("/rpc: chat.send twice is one turn, and with another text a conflict", async () => {
     const send = async (text: string, token = acme) =>

@@ -1,4 +1,6 @@
 import { randomBytes } from "node:crypto";
+import OpenAI from "openai";
+import type { ResponseStreamEvent } from "openai/resources/responses/responses";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { freshNamespace } from "../fresh-namespace.ts";
 import { type RpcClient, openSocket } from "../gateway/rpc-stage.ts";
@@ -171,6 +173,142 @@ test("a turn that was sent over a socket of one gateway is told of there, wherev
   held.release();
   expect(await there.call("sessions.delete", { session_id: "api:across:default" })).toMatchObject({ result: { deleted: true } });
   expect(await here.call("sessions.get", { session_id: "api:across:default" })).toMatchObject({ error: { code: -32_004 } });
+});
+
+describe("responses over two gateways", () => {
+  const clientsOf = (token: string): readonly [OpenAI, OpenAI] => {
+    const at = ({ url }: RunningProduct): OpenAI => new OpenAI({ baseURL: `${url}/v1`, apiKey: token, maxRetries: 0, timeout: 60_000 });
+    return [at(first), at(second)];
+  };
+  const locked = { status: 400, code: "conversation_locked", param: "conversation" };
+
+  test("a conversation takes one response at a time, and nothing else meanwhile", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const { id } = await here.conversations.create({ items: [{ type: "message", role: "user", content: "before" }] });
+    const [item] = (await here.conversations.items.list(id)).data;
+    const held = model.hold("one at a time");
+    const making = here.responses.create({ model: "default", input: "one at a time", conversation: id });
+    await held.arrived;
+
+    for (const client of [here, there]) {
+      await expect(client.responses.create({ model: "default", input: "another", conversation: id })).rejects.toMatchObject(locked);
+      const more = { items: [{ type: "message" as const, role: "user" as const, content: "meanwhile" }] };
+      await expect(client.conversations.items.create(id, more)).rejects.toMatchObject(locked);
+      await expect(client.conversations.items.delete(item?.id ?? "", { conversation_id: id })).rejects.toMatchObject(locked);
+      await expect(client.conversations.delete(id)).rejects.toMatchObject(locked);
+      expect((await client.conversations.items.list(id)).data).toEqual([item]);
+    }
+    held.release();
+    const made = await making;
+
+    expect((await there.conversations.items.list(id)).data.map(({ id: itemId }) => itemId)).toEqual([
+      made.output[0]?.id,
+      expect.stringMatching(/^msg_/),
+      item?.id,
+    ]);
+    expect((await there.responses.create({ model: "default", input: "the next", conversation: id })).status).toBe("completed");
+    expect(model.callsOf("another")).toBe(0);
+  });
+
+  test("of a race of both for one conversation each call that is made is in it, once", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const { id } = await here.conversations.create();
+
+    const race = [here, there, here, there].map(async (client, n) => {
+      return await client.responses.create({ model: "default", input: `race ${n}`, conversation: id });
+    });
+    const ends = await Promise.allSettled(race);
+
+    const made = ends.flatMap((end) => (end.status === "fulfilled" ? [end.value.output[0]?.id] : []));
+    for (const end of ends) if (end.status === "rejected") expect(end.reason).toMatchObject(locked);
+    const held = (await there.conversations.items.list(id)).data.map((item) => item.id);
+    expect(made.length).toBeGreaterThan(0);
+    expect(held).toHaveLength(2 * made.length);
+    expect(held).toEqual(expect.arrayContaining(made));
+  });
+
+  test("a response that was cancelled leaves its conversation as it was, and open", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const { id } = await here.conversations.create();
+    const held = model.hold("to be cancelled");
+    const begun = await here.responses.create({ model: "default", input: "to be cancelled", conversation: id, background: true });
+    await held.arrived;
+
+    await there.responses.cancel(begun.id);
+    held.release();
+
+    expect((await here.conversations.items.list(id)).data).toEqual([]);
+    expect((await here.responses.create({ model: "default", input: "on it goes", conversation: id })).status).toBe("completed");
+  });
+
+  type Seen = {
+    readonly events: ResponseStreamEvent[];
+    readonly id: Promise<string>;
+    readonly firstDelta: Promise<void>;
+    readonly ended: Promise<void>;
+  };
+
+  /** Reads a stream to its end, beside whatever else is done. */
+  function seen(stream: AsyncIterable<ResponseStreamEvent>): Seen {
+    const events: ResponseStreamEvent[] = [];
+    const [id, firstDelta] = [Promise.withResolvers<string>(), Promise.withResolvers<void>()];
+    const read = async (): Promise<void> => {
+      for await (const event of stream) {
+        events.push(event);
+        if (event.type === "response.created") id.resolve(event.response.id);
+        if (event.type === "response.output_text.delta") firstDelta.resolve();
+      }
+    };
+    return { events, id: id.promise, firstDelta: firstDelta.promise, ended: read() };
+  }
+
+  test("a background response is followed at either gateway while it runs, from any event on, to the same end", async () => {
+    const [here, there] = clientsOf((await tenant()).token);
+    const question = `STREAM followed ${"and so on ".repeat(20)}`;
+    const [unsaid, halfSaid] = [model.hold(question), model.hold(question, 20)];
+    const begun = seen(await here.responses.create({ model: "default", input: question, background: true, stream: true }));
+    await unsaid.arrived;
+    const id = await begun.id;
+    const follow = async (client: OpenAI, starting_after = -1): Promise<Seen> =>
+      seen(await client.responses.retrieve(id, { stream: true, ...(starting_after < 0 ? {} : { starting_after }) }));
+    const early = await follow(there);
+
+    unsaid.release();
+    await halfSaid.arrived;
+    // Whoever has listened from the beginning hears it as it comes; where the text is kept, also who comes later.
+    await Promise.all([begun.firstDelta, early.firstDelta]);
+    const late = await follow(here, 1);
+    await late.firstDelta;
+    const elsewhere = follow(there, 6); // hears nothing new before the end: what was said before is not known there
+    expect([begun, early, late].every(({ events }) => events.at(-1)?.type === "response.output_text.delta")).toBe(true);
+    halfSaid.release();
+    const followers = [early, late, await elsewhere];
+    await Promise.all([begun, ...followers].map(async ({ ended }) => await ended));
+
+    const { events } = begun;
+    expect(events.at(-1)?.type).toBe("response.completed");
+    expect(followers.map((follower) => follower.events)).toEqual([events, events.slice(2), events.slice(7)]);
+  });
+
+  test("a follower who has left gives his slot back, and a rotation ends the stream of one who stays, not the response", async () => {
+    const { id: name, token } = await tenant();
+    const [here, there] = clientsOf(token);
+    const held = model.hold("left alone");
+    const begun = await here.responses.create({ model: "default", input: "left alone", background: true });
+    await held.arrived;
+    for (let n = 0; n < 70; n++) (await there.responses.retrieve(begun.id, { stream: true })).controller.abort();
+    const staying = seen(await there.responses.retrieve(begun.id, { stream: true }));
+
+    const { token: next } = await end(name, "token/rotate");
+    await staying.ended;
+    held.release();
+
+    expect(staying.events.at(-1)).toMatchObject({ type: "response.failed" });
+    const [renewed] = clientsOf(String(next));
+    const events = seen(await renewed.responses.retrieve(begun.id, { stream: true }));
+    await events.ended;
+    expect(events.events.at(-1)).toMatchObject({ type: "response.completed", response: { id: begun.id } });
+  });
 });
 
 test("an admin key that is revoked in one gateway is none in the other, which is told nothing", async () => {

@@ -37,11 +37,14 @@ test("LangChain's standard tests of chat models pass over Chat Completions, none
   expect(summary, output.slice(-20_000)).toMatch(/^50 passed in [\d.]+s/); // a test that is skipped, fails or is left out shows
 });
 
-test("the official client for Python completes, streams, parses, calls tools and is refused", { timeout }, async ({ skip }) => {
+test.for([
+  ["completes, streams, parses, calls tools and is refused", "openai_chat.py"],
+  ["keeps conversations, and follows a background response from any event on", "openai_conversations.py"],
+] as const)("the official client for Python %s", { timeout }, async ([, program], { skip }) => {
   const clients = await pythonClients();
   if ("missing" in clients) return skip(clients.missing);
 
-  expect(await runPython(clients.python, "openai_chat.py")).toBe("all is well");
+  expect(await runPython(clients.python, program)).toBe("all is well");
 });
 
 test.runIf(process.env["OPENCLAW_TEST_FULL"] === "1")(

@@ -50,7 +50,15 @@ test("every event and every response keeps to the published schema", { timeout: 
     objects.push(made, await client.responses.retrieve(made.id));
     for await (const event of await client.responses.create({ ...body, stream: true })) objects.push(event);
   }
-  objects.push(await client.responses.create({ model: "sample", input: "Later.", background: true }));
+  for (const question of questions) {
+    const body = { model: "sample", input: "Later.", ...question, background: true, stream: true } as const;
+    for await (const event of await client.responses.create(body)) objects.push(event);
+  }
+  const begun = await client.responses.create({ model: "sample", input: "Later.", background: true });
+  objects.push(begun);
+  for await (const event of await client.responses.retrieve(begun.id, { stream: true, include_obfuscation: true })) objects.push(event);
+  const { id: conversation } = await client.conversations.create();
+  objects.push(await client.responses.create({ model: "sample", input: "Together.", conversation }));
 
   const said = await check(clients.python, objects);
   const faults = await check(clients.python, [{ type: "response.output_text.delta", sequence_number: "none" }, { object: "response" }]);

@@ -165,6 +165,37 @@ test("an uploaded file is shown to the model, and another tenant's is not found"
   await expect(other.responses.create(ask({ input }))).rejects.toMatchObject({ status: 404 });
 });
 
+describe("an uploaded image", () => {
+  const png = Buffer.from("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAX+XDSwAAAABJRU5ErkJggg==", "base64");
+  const showing = (file_id: string) => [
+    { role: "user" as const, content: [{ type: "input_image" as const, detail: "high" as const, file_id }] },
+  ];
+  const upload = async (bytes: string | Buffer<ArrayBuffer>, name: string) =>
+    await client.files.create({ file: new File([bytes], name), purpose: "vision" });
+
+  test("is shown to the model, also by what goes on from it, whatever its name says; its item keeps its id", async () => {
+    const file = await upload(png, "a.txt");
+
+    const first = await client.responses.create(ask({ input: showing(file.id) }));
+    const second = await client.responses.create(ask({ previous_response_id: first.id }));
+
+    expect([first.output_text, second.output_text].every((text) => text.includes("I was shown: image_url."))).toBe(true);
+    expect(stage.model.requests.at(-1)?.messages[0]?.content).toEqual([
+      { type: "image_url", image_url: { url: `data:image/png;base64,${png.toString("base64")}`, detail: "high" } },
+    ]);
+    const { data } = await client.responses.inputItems.list(first.id);
+    expect(data).toMatchObject([{ content: [{ type: "input_image", file_id: file.id, detail: "high" }] }]);
+  });
+
+  test("of another tenant is not found, and what is no image is refused", async () => {
+    const file = await upload(png, "a.png");
+    const text = await upload("no image", "b.png");
+
+    await expect(other.responses.create(ask({ input: showing(file.id) }))).rejects.toMatchObject({ status: 404 });
+    await expect(client.responses.create(ask({ input: showing(text.id) }))).rejects.toMatchObject({ status: 400, param: "file_id" });
+  });
+});
+
 describe("the stream", () => {
   test("of a text tells of the response, its item and its part, from their beginning to their end, as it is kept", async () => {
     const events = await eventsOf({});
@@ -239,6 +270,73 @@ describe("a background response", () => {
   });
 });
 
+describe("the stream of a background response", () => {
+  const eventsAgain = async (id: string, starting_after?: number): Promise<readonly ResponseStreamEvent[]> => {
+    const events: ResponseStreamEvent[] = [];
+    const query = { stream: true as const, ...(starting_after === undefined ? {} : { starting_after }) };
+    for await (const event of await client.responses.retrieve(id, query)) events.push(event);
+    return events;
+  };
+  const idOf = (events: readonly ResponseStreamEvent[]): string => {
+    const [first] = events;
+    if (first?.type !== "response.created") throw new Error(`the first event is ${first?.type}`);
+    return first.response.id;
+  };
+
+  test.each<[string, Partial<ResponseCreateParamsNonStreaming>]>([
+    ["a text", { input: "Tell of cats, at some length, so that it takes more than a few pieces." }],
+    ["a text of pairs", { input: "x🐈🐈‍⬛🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈🐈" }],
+    ["a tool call", { input: "What is the weather in Rome?", tools: [weather] }],
+    ["a custom tool's call", { input: "Write a poem.", tools: [{ type: "custom", name: "poem" }] }],
+    ["a refusal", { input: "REFUSE this" }],
+    ["a cut text", { max_output_tokens: 2 }],
+    ["logprobs", { include: ["message.output_text.logprobs"], top_logprobs: 1 }],
+  ])("of %s is the same again, from any event on", async (_what, more) => {
+    const events = await eventsOf({ ...more, background: true });
+    const id = idOf(events);
+
+    expect(events.map(({ sequence_number: number }) => number)).toEqual(events.map((_event, place) => place));
+    const deltas = events.flatMap((event) => (event.type === "response.output_text.delta" ? [event.delta] : []));
+    const done = events.find(({ type }) => type === "response.output_text.done");
+    expect(deltas.join("")).toBe(done?.type === "response.output_text.done" ? done.text : "");
+    expect(deltas.every((delta) => delta.isWellFormed())).toBe(true);
+    const { output_text: _text, _request_id, ...kept } = await client.responses.retrieve(id);
+    expect(events.at(-1)).toMatchObject({ type: `response.${kept.status}`, response: kept });
+    expect(await eventsAgain(id)).toEqual(events);
+    for (const { sequence_number: number } of events) expect(await eventsAgain(id, number)).toEqual(events.slice(number + 1));
+  });
+
+  test("is there for one that was not created with it, and follows it to its end", async () => {
+    const begun = await client.responses.create(ask({ background: true }));
+
+    const events = await eventsAgain(begun.id);
+
+    expect(idOf(events)).toBe(begun.id);
+    expect(events.at(-1)).toMatchObject({ type: "response.completed", response: { output: [{ type: "message" }] } });
+  });
+
+  test("is what the client's own helper goes on with", async () => {
+    const events = await eventsOf({ input: "Tell of cats, at some length, so that it breaks off.", background: true });
+
+    const resumed = client.responses.stream({ response_id: idOf(events) });
+
+    expect((await resumed.finalResponse()).output_text).toBe("You said: Tell of cats, at some length, so that it breaks off.");
+  });
+
+  test("is for background responses, their tenant, and known events only", async () => {
+    const plain = await client.responses.create(ask({}));
+    const begun = await client.responses.create(ask({ background: true }));
+    const refused = (param: string) => ({ status: 400, param });
+
+    await expect(client.responses.retrieve(plain.id, { stream: true })).rejects.toMatchObject(refused("stream"));
+    await expect(client.responses.retrieve(begun.id, { starting_after: 1 })).rejects.toMatchObject(refused("starting_after"));
+    await expect(client.responses.retrieve(begun.id, { stream: true, starting_after: -1 })).rejects.toMatchObject(
+      refused("starting_after"),
+    );
+    await expect(other.responses.retrieve(begun.id, { stream: true })).rejects.toMatchObject({ status: 404 });
+  });
+});
+
 test("another tenant finds none of it", async () => {
   const made = await client.responses.create(ask({ background: true }));
   const refused = { status: 404, code: "not_found" };
@@ -285,9 +383,8 @@ test.each<[string, number]>([
   for (const call of calls) await expect(client.responses.create(call)).rejects.toMatchObject({ status: 404, code: "not_found" });
 });
 
-test("deleted twice at once it is deleted once, and a kept one is not streamed again", async () => {
+test("deleted twice at once it is deleted once", async () => {
   const made = await client.responses.create(ask({}));
-  await expect(client.responses.retrieve(made.id, { stream: true })).rejects.toMatchObject({ status: 400, param: "stream" });
 
   const ends = await Promise.allSettled([client.responses.delete(made.id), client.responses.delete(made.id)]);
 
@@ -309,7 +406,7 @@ test("two may go on from one response at once, and a repeated key is one respons
 });
 
 test.each<[string, object]>([
-  ["conversation", { conversation: "conv_1" }],
+  ["conversation", { conversation: 1 }],
   ["prompt", { prompt: { id: "pmpt_1" } }],
   ["max_tool_calls", { max_tool_calls: 1 }],
   ["tools.0.type", { tools: [{ type: "web_search" }] }],
@@ -319,7 +416,7 @@ test.each<[string, object]>([
   ["nonsense", { nonsense: 1 }],
   ["input", { input: [{ type: "function_call_output", call_id: "none", output: "x" }] }],
   ["input.0.role", { input: [{ role: "boss", content: "x" }] }],
-  ["input.0.content.0.file_id", { input: [{ role: "user", content: [{ type: "input_image", detail: "auto", file_id: "file-1" }] }] }],
+  ["input.0.content.0", { input: [{ role: "user", content: [{ type: "input_image", detail: "auto" }] }] }],
   ["input", { input: [] }],
   ["temperature", { temperature: 3 }],
 ])("%s is refused by its name", async (param, body) => {

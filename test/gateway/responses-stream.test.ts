@@ -17,6 +17,11 @@ async function respond(script: Script, { headers = {}, body = {} }: { headers?: 
     createResponsesRoutes({
       turns,
       responses: nothingKept as ResponseService,
+      conversations: {
+        tailOf: async () => {
+          throw new AppError("not_found");
+        },
+      },
       tokens: steadyTokens,
       overlays: overlaysOf(someOverlay("")),
       resolveModel: (_overlay, name) => name,

@@ -5,7 +5,8 @@ import type { FinishedTurn, TurnReply, TurnSubmission } from "../../domain/turn.
 import { noUsage } from "../../domain/usage.ts";
 import { createChatRoutes } from "../../gateway/chat-routes.ts";
 import type { EdgeOptions } from "../../gateway/http-edge.ts";
-import type { Idempotency, TurnService } from "../../gateway/turn-service.ts";
+import type { Idempotency } from "../../gateway/idempotency-key.ts";
+import type { TurnService } from "../../gateway/turn-service.ts";
 import type { TurnEvent } from "../../streams/token-bus.ts";
 import { overlaysOf, someOverlay } from "../control-plane/some-overlay.ts";
 import { type GatewayStage, gatewayStage, steadyTokens } from "./gateway-stage.ts";
@@ -27,9 +28,13 @@ export function scriptedTurns(script: Script, sessions: readonly string[] = []):
       return {
         turnId: submission.turnId,
         finished,
+        keepText() {},
         holdSlotUntil() {},
         onEvent: (listener) => void script(listener, submission).then(resolve, reject),
       };
+    },
+    follow: async () => {
+      throw new AppError("not_found");
     },
     hasSession: async (_context, sessionId) => sessions.includes(sessionId),
   };
