@@ -265,6 +265,10 @@ export const adminConfigSchema = z.strictObject({
       slots_per_tenant: whole(1, 10_000).default(64),
       // How long a provider may be silent, before its first byte and between two pieces of its answer.
       provider_idle_seconds: whole(1, 290).default(120),
+      // How long requests that run may go on when the gateway is told to end (SIGTERM), and for how long before it still takes new ones,
+      // saying in /readyz that it should get none.
+      drain_seconds: whole(0, 3_600).default(25),
+      drain_notice_seconds: whole(0, 600).default(2),
       // Uploaded files of one tenant that are kept at once, and their bytes.
       files_per_tenant: whole(0, 1_000_000).default(1_000),
       file_megabytes_per_tenant: whole(0, 1_000_000).default(1_024),

@@ -180,6 +180,7 @@ export async function startTurnStack({
         const policy = resolveSandboxPolicy({ ...wish, admin: {} });
         return { policy, refused: undefined, place: { workDirectory: "/nonexistent", uid: undefined, limits: limitsOfPolicy(policy) } };
       },
+      enterDirectory: () => ({ hold: async () => true, isOurs: () => true, signal: new AbortController().signal, leave: quiet }),
       modelOf,
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
       rateCardAt: async () => testRateCard,
