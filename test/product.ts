@@ -29,6 +29,8 @@ export type RunningProduct = {
   kill(): Promise<void>;
   /** Starts again on the same home and port after `kill`. */
   restart(): Promise<void>;
+  /** As an orchestrator ends it (SIGTERM): hands over what it can; answers the exit status. `restart` comes after it. */
+  drain(): Promise<number | null>;
   /** As Ctrl-C does; answers the exit status and how long it took. */
   stop(): Promise<{ exitCode: number | null; ms: number }>;
 };
@@ -110,6 +112,12 @@ export async function startProduct({
       const exited = once(child.process, "exit");
       child.process.kill("SIGKILL");
       await exited;
+    },
+    async drain() {
+      const exited = once(child.process, "exit");
+      child.process.kill("SIGTERM");
+      await exited;
+      return child.process.exitCode;
     },
     async restart() {
       child = await launch(home, port, role, given);
