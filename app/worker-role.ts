@@ -166,7 +166,7 @@ export async function startWorkers(
     membership,
     pool,
     hasDirectory: (tenantId) => hasTenantDirectory(home, tenantId),
-    mountsVolumes: volumes.size !== undefined,
+    isVolume: (tenantId) => volumes.covers(tenantId),
     async leaveDirectory(tenantId) {
       const directory = sandboxDirectory(home, tenantId);
       if (directory !== undefined) await sandbox.drop(directory);

@@ -17,8 +17,16 @@ export type MembershipOptions = {
   readonly role: ProcessRole;
   readonly homeId: string;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
-  /** How often the process says that it lives. Default 1 s. */
-  readonly renewMs?: number;
+  readonly times?: MembershipTimes;
+};
+
+export type MembershipTimes = {
+  /** How often the process says that it lives. */
+  readonly renewMs: number;
+  /** Others believe in a process so long without hearing of it. */
+  readonly leaseMs: number;
+  /** The process itself stops believing earlier, counted from before it said that it lives: time to stop what it runs. */
+  readonly ownLeaseMs: number;
 };
 
 /** What becomes of this process's lease of life, on which everything hangs that it holds. */
@@ -47,15 +55,13 @@ export interface Membership {
   close(): Promise<void>;
 }
 
-/** Others believe in a process so long without hearing of it. */
-const leaseMs = 6_000;
-/** The process itself stops believing earlier, counted from before it said that it lives: time to stop what it runs. */
-const ownLeaseMs = 5_000;
+const usualTimes: MembershipTimes = { renewMs: 1_000, leaseMs: 6_000, ownLeaseMs: 5_000 };
 const channel = "openclaw_processes";
 const quick = { statementTimeoutMs: 2_000, lockTimeoutMs: 1_000 };
 
 /** Joins the list of live processes and stays in it until closed. @throws {AppError} `unavailable` when the database is away */
-export async function openMembership({ database, role, homeId, log, renewMs = 1_000 }: MembershipOptions): Promise<Membership> {
+export async function openMembership({ database, role, homeId, log, times = usualTimes }: MembershipOptions): Promise<Membership> {
+  const { renewMs, leaseMs, ownLeaseMs } = times;
   const self: ProcessFacts = { ...ownIdentity(), id: `prc_${randomBytes(10).toString("hex")}`, role, host: hostname(), homeId };
   const listeners = new Set<MembershipListener>();
   let processes: readonly LiveProcess[] = [];

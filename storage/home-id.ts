@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
-import { linkSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { AppError } from "../domain/app-error.ts";
 
 /**
@@ -30,6 +30,7 @@ function readText(path: string): string | undefined {
 
 /** Of several processes that start at once on one volume, one names it. */
 function create(path: string): string {
+  mkdirSync(dirname(path), { recursive: true });
   const id = `hom_${randomBytes(16).toString("hex")}`;
   const temporary = `${path}.${id}.tmp`;
   writeFileSync(temporary, `${id}\n`, { mode: 0o644, flush: true });

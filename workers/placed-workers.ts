@@ -1,12 +1,10 @@
 import type { Membership } from "../control-plane/membership.ts";
 import { AppError } from "../domain/app-error.ts";
-import { rendezvousWinner } from "../domain/rendezvous.ts";
 import { type Owner, type TenantId, parseOwner, systemOwner } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import {
   type TakeOutcome,
   placementChannel,
-  readHomeOf,
   readOrphans,
   readPlacementsOf,
   releaseAll,
@@ -14,10 +12,11 @@ import {
   takePlacement,
   wakeChannel,
 } from "../storage/placement-repository.ts";
-import type { LiveProcess } from "../storage/process-repository.ts";
 import { HeldOwners, type PlaceEntry } from "./held-owners.ts";
-import { createTurnQueue } from "./turn-queue.ts";
+import { createPlacementPlan } from "./placement-plan.ts";
 import type { TenantWorkerPool } from "./tenant-worker-pool.ts";
+import { TurnQueue, inLanes } from "./turn-queue.ts";
+import { type Refusal, WantedOwners, refusalOf } from "./wanted-owners.ts";
 
 export type PlacedWorkersOptions = {
   readonly database: Pick<Database, "withControl" | "listen" | "notify">;
@@ -25,8 +24,8 @@ export type PlacedWorkersOptions = {
   readonly pool: Pick<TenantWorkerPool, "wake" | "forget" | "has" | "close">;
   /** Whether the tenant's directory is in this process's home. */
   readonly hasDirectory: (tenantId: TenantId) => boolean;
-  /** Whether directories are file systems that one machine mounts. */
-  readonly mountsVolumes: boolean;
+  /** Whether the tenant's directory is a file system of its own, which one machine mounts at a time. */
+  readonly isVolume: (tenantId: TenantId) => boolean;
   /** Ends what waits in the tenant's directory, and unmounts it. Nothing runs there any more. */
   readonly leaveDirectory: (tenantId: TenantId) => Promise<void>;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
@@ -52,60 +51,56 @@ export interface PlacedWorkers {
   close(): Promise<void>;
 }
 
-/** An owner that somebody else seemed to serve is looked at again for so long: two processes may see the live ones differently for a moment. */
-const wantedMs = 15_000;
 const movesAtOnce = 10;
 const drainAgainMs = 250;
-const homesRemembered = 10_000;
-const homeMemoryMs = 60_000;
+/** A lease that is not back so long after it ran out: the worker leaves the tenants' queues to whoever has taken them over. */
+const leaveQueuesMs = 10_000;
 
 export async function placeWorkers(options: PlacedWorkersOptions): Promise<PlacedWorkers> {
   const { database, membership, pool, log, toolGraceMs = 10_000 } = options;
   const { self } = membership;
   const held = new HeldOwners(self.id);
-  const inTurn = createTurnQueue<Owner>();
-  const wanted = new Map<Owner, number>();
+  const turns = new TurnQueue<Owner>();
+  const wanted = new WantedOwners();
   const stopping = new Set<Promise<void>>();
-  const homeOf = rememberHomes(database);
-  const told = new Map<Owner, string>();
+  const plan = createPlacementPlan(options);
+  /** Owners whose queues were left because the lease ran out. */
+  const lapsed = new Set<Owner>();
+  let leaving: NodeJS.Timeout | undefined;
   let isUnsettled = true;
   let isClosed = false;
 
-  const workers = (): readonly LiveProcess[] => membership.live().filter(({ role, isDraining }) => role !== "gateway" && !isDraining);
-  const hasOthers = (): boolean => workers().some(({ id }) => id !== self.id);
-
-  const winnerOf = async (owner: Owner): Promise<LiveProcess | undefined> => {
-    const candidates = workers();
-    if (owner === systemOwner || candidates.every(({ homeId }) => homeId === self.homeId)) return rendezvousWinner(owner, candidates);
-    const home = await homeOf(owner);
-    return rendezvousWinner(
-      owner,
-      candidates.filter(({ homeId }) => home === undefined || homeId === home),
-    );
-  };
-
   /** Serves an owner that is this process's to serve. @returns whether it is served here now */
   const serve = async (owner: Owner): Promise<boolean> =>
-    await inTurn(owner, async () => {
+    await turns.run(owner, async () => {
       if (isClosed) return false;
       if (!held.isServed(owner)) {
-        wanted.set(owner, performance.now() + wantedMs);
-        const winner = await winnerOf(owner);
-        if (winner === undefined) tellOnce(owner, "no live worker has the tenant's home: its turns wait");
-        if (winner?.id !== self.id) return false;
-        const outcome = await take(owner);
-        if (outcome.state !== "taken") {
-          tellOnce(owner, refusalOf(outcome), outcome);
-          return false;
-        }
-        held.add(owner, outcome.epoch);
-        log("a tenant is served here", { owner, epoch: String(outcome.epoch) });
+        const refusal = await takeOver(owner);
+        if (refusal !== undefined) return noteRefusal(owner, refusal);
       }
       wanted.delete(owner);
-      told.delete(owner);
       await pool.wake(owner);
       return true;
     });
+
+  /** @returns why it is not served here; undefined when it is */
+  const takeOver = async (owner: Owner): Promise<Refusal | undefined> => {
+    const winner = await plan.winnerOf(owner);
+    if (winner === undefined) return { isAnothers: false, why: "no live worker has the tenant's home: its turns wait" };
+    if (winner.id !== self.id) return { isAnothers: true };
+    const outcome = await take(owner);
+    if (outcome.state !== "taken") return refusalOf(outcome);
+    held.add(owner, outcome.epoch);
+    // The live ones may have changed while it was taken, when it was not among what is moved.
+    if (!(await plan.isOurs(owner))) isUnsettled = true;
+    log("a tenant is served here", { owner, epoch: String(outcome.epoch) });
+    return undefined;
+  };
+
+  const noteRefusal = (owner: Owner, refusal: Refusal): false => {
+    if (wanted.add(owner, refusal) && !refusal.isAnothers) log(`a tenant is not served here: ${refusal.why}`, { owner });
+    return false;
+  };
 
   const take = async (owner: Owner): Promise<TakeOutcome> =>
     await database.withControl(
@@ -115,15 +110,9 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
           holder: self.id,
           homeId: self.homeId,
           hasDirectory: owner !== systemOwner && options.hasDirectory(owner),
-          onlyAfterMachine: options.mountsVolumes && owner !== systemOwner ? self.machine : undefined,
+          onlyAfterMachine: owner !== systemOwner && options.isVolume(owner) ? self.machine : undefined,
         }),
     );
-
-  const tellOnce = (owner: Owner, why: string | undefined, fields: object = {}): void => {
-    if (why === undefined || told.get(owner) === why) return;
-    told.set(owner, why);
-    log(`a tenant is not served here: ${why}`, { owner, ...fields });
-  };
 
   /** Gives an owner up: no new tasks, tools end, then whoever is to serve it may begin. What its activities still do needs no directory. */
   const giveUp = async (owner: Owner, { graceMs, thenWake }: { readonly graceMs: number; readonly thenWake: boolean }): Promise<void> => {
@@ -132,13 +121,12 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     const emptied = held.empty(owner, graceMs);
     keepStopping(owner);
     await emptied;
-    if (owner !== systemOwner) await options.leaveDirectory(owner);
-    const placement = { holder: self.id, epoch };
     try {
-      await database.withControl(async (tx) => await releasePlacement(tx, owner, placement, { thenWake }));
+      if (owner !== systemOwner) await options.leaveDirectory(owner);
+      await database.withControl(async (tx) => await releasePlacement(tx, owner, { holder: self.id, epoch }, { thenWake }));
     } catch (error) {
-      wanted.set(owner, performance.now() + wantedMs);
       held.stay(owner);
+      noteRefusal(owner, { isAnothers: false, why: "it could not be given up, and stays" });
       throw error;
     }
     const isAskedLate = !thenWake && held.isWanted(owner);
@@ -154,21 +142,17 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
   };
 
   const move = async (owner: Owner): Promise<void> =>
-    await inTurn(owner, async () => {
-      const winner = await winnerOf(owner);
+    await turns.run(owner, async () => {
+      const winner = await plan.winnerOf(owner);
       if (winner !== undefined && winner.id !== self.id) await giveUp(owner, { graceMs: toolGraceMs, thenWake: true });
     });
 
   /** After a change of the live processes: gives away what is another's now, and takes over from the dead. */
   const settle = async (): Promise<void> => {
     isUnsettled = false;
-    const owners = [...held.owners()];
-    const lanes = Array.from({ length: Math.min(movesAtOnce, owners.length) }, async () => {
-      for (let owner = owners.pop(); owner !== undefined; owner = owners.pop()) await attempt(owner, move);
-    });
-    await Promise.all(lanes);
+    await inLanes(held.owners(), movesAtOnce, async (owner) => await attempt(owner, move));
     const orphans = await database.withControl(async (tx) => await readOrphans(tx), { readOnly: true });
-    for (const orphan of orphans) await attempt(parseOwner(orphan), serve);
+    await inLanes(orphans.map(parseOwner), movesAtOnce, async (owner) => await attempt(owner, serve));
   };
 
   const attempt = async (owner: Owner, work: (owner: Owner) => Promise<unknown>): Promise<void> => {
@@ -191,9 +175,9 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     }
     for (const [name, epoch] of rows) {
       const owner = parseOwner(name);
-      if (held.epochOf(owner) === epoch && pool.has(owner)) continue;
-      await inTurn(owner, async () => {
-        if (held.epochOf(owner) === epoch && pool.has(owner)) return;
+      if (held.epochOf(owner) === epoch && pool.has(owner) && !lapsed.has(owner)) continue;
+      await turns.run(owner, async () => {
+        if (held.epochOf(owner) === epoch && pool.has(owner) && !lapsed.delete(owner)) return;
         await database.withControl(async (tx) => await releasePlacement(tx, owner, { holder: self.id, epoch }, { thenWake: true }));
         if (held.epochOf(owner) === epoch) held.remove(owner);
       });
@@ -234,19 +218,19 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
   };
 
   const tick = (): void => {
-    for (const [owner, untilMs] of wanted) {
-      if (untilMs < performance.now()) wanted.delete(owner);
-      else void attempt(owner, reconsider);
-    }
+    clearTimeout(leaving);
+    for (const owner of wanted.due({ hasChanged: isUnsettled }))
+      void attempt(owner, async () => await wanted.onOldTime(owner, async () => await serve(owner)));
     if (isUnsettled) later(settle);
   };
 
-  /** Without asking for more time. */
-  const reconsider = async (owner: Owner): Promise<void> => {
-    const untilMs = wanted.get(owner);
-    if (untilMs === undefined || (await winnerOf(owner))?.id !== self.id) return;
-    await serve(owner);
-    if (wanted.has(owner)) wanted.set(owner, untilMs);
+  const leaveQueues = (): void => {
+    // Alone, this process is whom its tenants wait for.
+    if (!plan.hasOthers()) return;
+    for (const owner of held.owners()) {
+      lapsed.add(owner);
+      keepStopping(owner);
+    }
   };
 
   const stopListening = await Promise.all([
@@ -261,8 +245,7 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     onRenewal: tick,
     onLapse() {
       held.endAll();
-      // Alone, this process is whom its tenants wait for.
-      if (hasOthers()) for (const owner of held.owners()) keepStopping(owner);
+      leaving = setTimeout(leaveQueues, leaveQueuesMs).unref();
     },
     onReturn: () => later(lookUp),
   });
@@ -277,8 +260,8 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     onStopped(owner) {
       if (isClosed || !held.isServed(owner)) return;
       void attempt(owner, async () => {
-        await inTurn(owner, async () => {
-          if (held.isServed(owner) && !pool.has(owner)) await giveUp(owner, { graceMs: 0, thenWake: false });
+        await turns.run(owner, async () => {
+          if (held.isServed(owner) && !pool.has(owner)) await giveUp(owner, { graceMs: 0, thenWake: lapsed.delete(owner) });
         });
       });
     },
@@ -289,7 +272,7 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     held: () => held.size,
     async drain(patienceMs) {
       const lateMs = performance.now() + patienceMs;
-      while (hasOthers() && held.size > 0 && performance.now() < lateMs) {
+      while (plan.hasOthers() && held.size > 0 && performance.now() < lateMs) {
         later(settle);
         await background;
         if (held.size > 0) await new Promise((resolve) => setTimeout(resolve, drainAgainMs));
@@ -304,8 +287,10 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     async close() {
       isClosed = true;
       stopFollowing();
+      clearTimeout(leaving);
       for (const stop of stopListening) await stop();
       await background;
+      await turns.idle();
       await pool.close();
       await Promise.all(stopping);
       const owners = await leaveAll();
@@ -313,32 +298,5 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
         .withControl(async (tx) => await releaseAll(tx, self.id, owners))
         .catch((error: unknown) => log("this process's tenants were not given up", { error: String(error) }));
     },
-  };
-}
-
-function refusalOf(outcome: Exclude<TakeOutcome, { state: "taken" }>): string | undefined {
-  switch (outcome.state) {
-    case "held":
-      return undefined; // until it is given up
-    case "elsewhere":
-      return "its directory is not in this home";
-    case "mounted_elsewhere":
-      return "its volume may still be mounted on the machine of a worker that died";
-    case "refused":
-      return "there is no such tenant, or this process gives its tenants up";
-  }
-}
-
-/** The homes of tenants; asked for only where the live workers have several. */
-function rememberHomes(database: Pick<Database, "withControl">): (owner: Owner) => Promise<string | undefined> {
-  const homes = new Map<Owner, { readonly homeId: string | undefined; readonly untilMs: number }>();
-  return async (owner) => {
-    const known = homes.get(owner);
-    if (known !== undefined && known.untilMs > performance.now()) return known.homeId;
-    const homeId = await database.withControl(async (tx) => await readHomeOf(tx, owner), { readOnly: true });
-    if (homes.size >= homesRemembered) homes.clear();
-    // Where nobody knows, the worker that has the directory may tell any moment.
-    if (homeId !== undefined) homes.set(owner, { homeId, untilMs: performance.now() + homeMemoryMs });
-    return homeId;
   };
 }
