@@ -7,7 +7,7 @@ import type { SandboxDriver, SandboxJob } from "../sandbox/sandbox-driver.ts";
 import { egressVerdicts } from "../domain/egress-event.ts";
 import { type UsageDoubt, usageDoubts } from "../domain/usage.ts";
 import { readReconciliationTotals } from "../storage/reconcile-repository.ts";
-import { readPlacementReport } from "../storage/placement-repository.ts";
+import { readPlacementReport } from "../storage/placement-report.ts";
 import { readUsageTotals, tenantsInUsage } from "../storage/usage-totals.ts";
 import type { Database } from "../storage/database.ts";
 

@@ -123,27 +123,6 @@ export async function adoptTenants(tx: ControlTx, homeId: string, names: readonl
   ]);
 }
 
-/** How many owners each process holds, and tenants by home that has no live worker; for operators. */
-export type PlacementReport = {
-  readonly processes: readonly { readonly role: string; readonly state: "live" | "draining"; readonly count: number }[];
-  readonly placements: number;
-  /** Tenants whose directory is in a home that no live worker has. */
-  readonly strandedTenants: number;
-};
-
-export async function readPlacementReport(tx: ControlTx): Promise<PlacementReport> {
-  const processes = await tx.query<PlacementReport["processes"][number]>(
-    `SELECT role, CASE WHEN draining THEN 'draining' ELSE 'live' END AS state, count(*)::int AS count
-     FROM control.process WHERE expires_at > clock_timestamp() GROUP BY 1, 2 ORDER BY 1, 2`,
-  );
-  const [counts] = await tx.query<{ placements: number; stranded: number }>(
-    `SELECT (SELECT count(*)::int FROM control.placement) AS placements,
-       (SELECT count(*)::int FROM control.tenant WHERE state <> 'deleted' AND home_id IS NOT NULL AND NOT EXISTS (
-         SELECT FROM control.process WHERE process.home_id = tenant.home_id AND role <> 'gateway' AND expires_at > clock_timestamp())) AS stranded`,
-  );
-  return { processes, placements: counts?.placements ?? 0, strandedTenants: counts?.stranded ?? 0 };
-}
-
 /**
  * Locks the placement of the transaction's tenant, so that nobody takes it before the end of the transaction.
  * @returns false when it is not held under this epoch any more

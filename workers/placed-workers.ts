@@ -64,7 +64,7 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
   const wanted = new WantedOwners();
   const stopping = new Set<Promise<void>>();
   const plan = createPlacementPlan(options);
-  /** Owners whose queues were left because the lease ran out. */
+  /** Their queues were left because the lease ran out. */
   const lapsed = new Set<Owner>();
   let leaving: NodeJS.Timeout | undefined;
   let isUnsettled = true;

@@ -68,7 +68,7 @@ async function startWorker(database: Database, options: { readonly homeId?: stri
   };
 }
 
-const names = ["a", "b", "c", "d", "e", "f", "g", "h"] as const;
+const names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n"] as const;
 const stage = async () => await databaseWith({}, ...names);
 const winnerOf = (owner: Owner, workers: readonly StagedWorker[]): StagedWorker => rendezvousWinner(owner, workers) as StagedWorker;
 /** Resolves once each of these owners is polled by its winner of these workers, and by nobody else. */
