@@ -7,7 +7,6 @@ import {
   type ProcessFacts,
   type ProcessRole,
   expireProcesses,
-  readLiveProcesses,
   removeProcess,
   renewProcess,
 } from "../storage/process-repository.ts";
@@ -21,7 +20,7 @@ export type MembershipOptions = {
 };
 
 export type MembershipTimes = {
-  /** How often the process says that it lives. */
+  /** How often the process says that it lives while there are others; half as often when it is alone. */
   readonly renewMs: number;
   /** Others believe in a process so long without hearing of it. */
   readonly leaseMs: number;
@@ -87,20 +86,21 @@ export async function openMembership({ database, role, homeId, log, times = usua
 
   const renew = async (): Promise<void> => {
     const sentAtMs = performance.now();
-    const { wasExpired, found } = await database.withControl(async (tx) => {
-      const expired = await renewProcess(tx, self, { forMs: leaseMs, isDraining });
-      return { wasExpired: expired, found: await readLiveProcesses(tx) };
-    }, quick);
-    const dead = found.filter((process) => isKnownDead(process, self.machine));
+    const saidDraining = isDraining;
+    const { others, hadLapsed } = await database.withControl(
+      async (tx) => await renewProcess(tx, self, { forMs: leaseMs, isDraining: saidDraining }),
+      quick,
+    );
+    const dead = others.filter((process) => isKnownDead(process, self.machine));
     const before = viewOf(processes);
-    processes = found.filter((process) => !dead.includes(process));
+    processes = [{ ...self, isDraining: saidDraining }, ...others.filter((process) => !dead.includes(process))];
     // A lapse that the timer has not told of yet: the process was paused.
     if (performance.now() >= heldUntilMs) onLapse();
     heldUntilMs = sentAtMs + ownLeaseMs;
     clearTimeout(lapse);
     lapse = setTimeout(onLapse, heldUntilMs - performance.now());
     lapse.unref();
-    const isBack = hasLapsed || wasExpired;
+    const isBack = hasLapsed || hadLapsed;
     hasLapsed = false;
     tell((listener) => listener.onRenewal?.(heldUntilMs - performance.now()));
     if (isBack) tell((listener) => listener.onReturn?.());
@@ -142,7 +142,8 @@ export async function openMembership({ database, role, homeId, log, times = usua
     await renewing;
     renewing = undefined;
     if (isClosed) return;
-    next = setTimeout(() => void renewInTurn(), renewMs);
+    // Alone, nobody looks; who comes says so.
+    next = setTimeout(() => void renewInTurn(), processes.length > 1 ? renewMs : 2 * renewMs);
     next.unref();
   };
 

@@ -15,32 +15,31 @@ export type ProcessFacts = ProcessIdentity & {
 
 export type LiveProcess = ProcessFacts & { readonly isDraining: boolean };
 
-const columns = `id, role, host, machine, pid, started_at_ticks AS "startedAtTicks", home_id AS "homeId", draining AS "isDraining"`;
-
-/** Those that have not expired, by id. */
-export const readLiveProcesses = async (tx: ControlTx): Promise<readonly LiveProcess[]> =>
-  await tx.query<LiveProcess>(`SELECT ${columns} FROM control.process WHERE expires_at > clock_timestamp() ORDER BY id`);
-
 /**
- * Keeps a process alive for `forMs` more, or makes its row. Call it before reading the others in the same transaction.
- * @returns whether the row had expired, so that what the process held may be others' now; true for a new one
+ * Keeps a process alive for `forMs` more, or makes its row, and reads the others that live: one statement, for it is said every second.
+ * @returns the others by id, and whether the own row had expired or was not there, so that what the process held may be others' now
  */
 export async function renewProcess(
   tx: ControlTx,
   { id, role, host, machine, pid, startedAtTicks, homeId }: ProcessFacts,
   { forMs, isDraining }: { readonly forMs: number; readonly isDraining: boolean },
-): Promise<boolean> {
-  const [before] = await tx.query<{ lapsed: boolean }>(
-    "SELECT expires_at <= clock_timestamp() AS lapsed FROM control.process WHERE id = $1 FOR UPDATE",
-    [id],
-  );
-  await tx.execute(
-    `INSERT INTO control.process AS existing (id, role, host, machine, pid, started_at_ticks, home_id, draining, expires_at)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + $9::float8 * interval '1 ms')
-     ON CONFLICT (id) DO UPDATE SET draining = excluded.draining, expires_at = excluded.expires_at`,
+): Promise<{ readonly others: readonly LiveProcess[]; readonly hadLapsed: boolean }> {
+  const [answer] = await tx.query<{ others: readonly LiveProcess[]; hadLapsed: boolean }>(
+    `WITH before AS (
+       SELECT expires_at > clock_timestamp() AS live FROM control.process WHERE id = $1 FOR UPDATE
+     ), renewed AS (
+       INSERT INTO control.process (id, role, host, machine, pid, started_at_ticks, home_id, draining, expires_at)
+       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + $9::float8 * interval '1 ms')
+       ON CONFLICT (id) DO UPDATE SET draining = excluded.draining, expires_at = excluded.expires_at
+     )
+     SELECT NOT coalesce((SELECT live FROM before), false) AS "hadLapsed", coalesce((
+       SELECT jsonb_agg(jsonb_build_object('id', id, 'role', role, 'host', host, 'machine', machine, 'pid', pid,
+         'startedAtTicks', started_at_ticks, 'homeId', home_id, 'isDraining', draining) ORDER BY id)
+       FROM control.process WHERE expires_at > clock_timestamp() AND id <> $1), '[]') AS others`,
     [id, role, host, machine, pid, startedAtTicks, homeId, isDraining, forMs],
   );
-  return before?.lapsed ?? true;
+  if (answer === undefined) throw new Error("a select without a from answered no row");
+  return answer;
 }
 
 /** Ends the time of processes that are known to be dead. */

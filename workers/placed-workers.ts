@@ -46,7 +46,7 @@ export interface PlacedWorkers {
   enter(tenantId: TenantId): PlaceEntry;
   /** Owners that this process serves. */
   held(): number;
-  /** Gives all owners to the other workers, if there are any; resolves when running activities have ended too, or after `patienceMs`. */
+  /** Takes nothing new and gives all owners to the other workers, if there are any; resolves when running activities have ended, or after `patienceMs`. */
   drain(patienceMs: number): Promise<void>;
   close(): Promise<void>;
 }
@@ -272,13 +272,13 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     held: () => held.size,
     async drain(patienceMs) {
       const lateMs = performance.now() + patienceMs;
-      while (plan.hasOthers() && held.size > 0 && performance.now() < lateMs) {
+      while ((await plan.hasHeirs(held.owners())) && performance.now() < lateMs) {
         later(settle);
         await background;
         if (held.size > 0) await new Promise((resolve) => setTimeout(resolve, drainAgainMs));
       }
-      // A worker that nobody takes over from goes on until it is closed.
-      if (held.size > 0) return;
+      // What nobody takes over waits for the next start.
+      for (const owner of held.owners()) keepStopping(owner);
       const { promise: late, resolve } = Promise.withResolvers<void>();
       const timer = setTimeout(resolve, lateMs - performance.now());
       await Promise.race([late, Promise.all(stopping)]);

@@ -10,6 +10,8 @@ export type PlacementPlan = {
   /** The worker that is to serve an owner; undefined where no live worker has the tenant's home. */
   winnerOf(owner: Owner): Promise<LiveProcess | undefined>;
   isOurs(owner: Owner): Promise<boolean>;
+  /** Whether one of the owners is to be served by another process. */
+  hasHeirs(owners: readonly Owner[]): Promise<boolean>;
   /** Whether there are other workers that take tenants. */
   hasOthers(): boolean;
 };
@@ -36,6 +38,10 @@ export function createPlacementPlan({ database, membership }: PlacementPlanOptio
   return {
     winnerOf,
     isOurs: async (owner) => (await winnerOf(owner))?.id === self.id,
+    async hasHeirs(owners) {
+      const winners = await Promise.all(owners.map(winnerOf));
+      return winners.some((winner) => winner !== undefined && winner.id !== self.id);
+    },
     hasOthers: () => workers().some(({ id }) => id !== self.id),
   };
 }
