@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomInt, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -135,6 +135,14 @@ export async function startProduct({
       return { exitCode, ms };
     },
   };
+}
+
+/** A home of its own for one more process, beside another one's: the tenants' directories of both are the same, as on a shared volume. */
+export function homeBeside(home: string): string {
+  const beside = mkdtempSync(join(tmpdir(), "openclaw-product-"));
+  cpSync(join(home, "home-id"), join(beside, "home-id"));
+  symlinkSync(realpathSync(join(home, "tenants")), join(beside, "tenants"));
+  return beside;
 }
 
 /** Bundling costs seconds: the run's one bundle serves every product. */
