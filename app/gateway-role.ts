@@ -108,6 +108,9 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   );
   const sessions = createAdminSessions({ database, rootAdminKey: environment.adminKey });
   const reports = createBillingReports({ database });
+  const slots = resources.add(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant, slots: config.http.slots }), (opened) =>
+    opened.close(),
+  );
   const turns = metrics.observeTurns(
     createTurnService({
       database,
@@ -116,7 +119,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       wake,
       quota,
       log,
-      slots: metrics.observeSlots(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant })),
+      slots: metrics.observeSlots(slots),
     }),
   );
   const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());
@@ -194,7 +197,12 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     authenticateSession: async (id) => (await sessions.find(id)).principal,
     quota,
     logger,
-    edge: { trustedProxies: config.http.trusted_proxies, allowedOrigins: config.http.allowed_origins },
+    edge: {
+      trustedProxies: config.http.trusted_proxies,
+      allowedOrigins: config.http.allowed_origins,
+      slowReaderSeconds: config.http.slow_reader_seconds,
+      bodyBytes: { all: config.http.body_megabytes * 1_048_576, perTenant: config.http.body_megabytes_per_tenant * 1_048_576 },
+    },
     metrics: metrics.gateway,
     routes: [
       createChatRoutes(answering),

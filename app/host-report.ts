@@ -18,15 +18,16 @@ async function hostReport(variables: KeySource): Promise<HostReport> {
   const environment = readEnvironment(variables);
   const config = usableConfig(environment.home);
   const providers = [...(config?.providers.values() ?? [])].filter(({ kind }) => kind !== "demo");
-  const [{ report, ...postgres }, ui, modes, ...checked] = await Promise.all([
+  const [{ report, ...postgres }, ui, modes, answers, ...others] = await Promise.all([
     checkPostgres(environment, config),
     environment.temporalUiUrl === undefined ? undefined : checkTemporalUi(environment.temporalUiUrl),
     checkSandboxModes(config, environment.home),
+    Promise.all(config === undefined ? [] : providers.map(async (provider) => await checkProvider(provider, config, variables))),
     checkTemporal(environment, config, variables),
     checkBubblewrap(),
     checkCgroup(config),
-    ...(config === undefined ? [] : providers.map(async (provider) => await checkProvider(provider, config, variables))),
   ]);
+  const checked = [...others, ...answers.flat()];
   return {
     findings: [
       ...[postgres, ...checked].map(({ finding }) => finding),

@@ -3,6 +3,7 @@ import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom
 import type { GatewayMetrics } from "../gateway/gateway-metrics.ts";
 import type { TurnService } from "../gateway/turn-service.ts";
 import type { TurnSlots } from "../gateway/turn-slots.ts";
+import type { KeyRest } from "../providers/key-ring.ts";
 import type { SandboxDriver, SandboxJob } from "../sandbox/sandbox-driver.ts";
 import { egressVerdicts } from "../domain/egress-event.ts";
 import { type UsageDoubt, usageDoubts } from "../domain/usage.ts";
@@ -20,6 +21,8 @@ export type Metrics = {
   readonly usageDoubted: (doubt: UsageDoubt) => void;
   /** Asked how many owners this process serves. */
   readonly observePlacements: (held: () => number) => void;
+  /** A provider's key is not used for a while. */
+  readonly keyRested: (rest: Pick<KeyRest, "provider" | "key" | "why">) => void;
   /** Everything in Prometheus' text form. */
   render(): Promise<string>;
 };
@@ -40,6 +43,13 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
   });
   const running = new Gauge(named("turn_slots_running", "Calls that hold a slot."));
   const waiting = new Gauge(named("turn_slots_waiting", "Calls that wait for a slot of their tenant."));
+  let shareNow = (): number => 0;
+  new Gauge({
+    ...named("turn_slots_share", "Calls that one tenant may run at once: less while this process falls behind and others call."),
+    collect() {
+      this.set(shareNow());
+    },
+  });
   const failures = new Counter(named("failed_authentications_total", "Requests refused for their credential."));
   const requests = new Histogram({
     ...named("http_request_seconds", "Time to the last byte of an answer."),
@@ -57,11 +67,27 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
     labelNames: ["doubt"],
   });
   for (const doubt of usageDoubts) doubts.inc({ doubt }, 0);
+  const keyRests = new Counter({
+    ...named(
+      "provider_key_rests_total",
+      "Times that a key of a provider was told to wait or not taken, and rested; by the key's variable.",
+    ),
+    labelNames: ["provider", "key", "why"],
+  });
   const openResponses = new Set<ServerResponse>();
   new Gauge({
     ...named("streams_active", "Answers whose head is sent and whose end is not."),
     collect() {
       this.set([...openResponses].filter(({ headersSent, writableEnded }) => headersSent && !writableEnded).length);
+    },
+  });
+
+  const cutReaders = new Counter(named("slow_readers_cut_total", "Connections that were ended because what was asked for was not read."));
+  let unreadBytes = (): number => 0;
+  new Gauge({
+    ...named("unread_bytes", "Answers that wait in this process for callers to read them, in bytes."),
+    collect() {
+      this.set(unreadBytes());
     },
   });
 
@@ -125,6 +151,8 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
   return {
     gateway: {
       authenticationFailed: () => failures.inc(),
+      slowReaderCut: () => cutReaders.inc(),
+      observeUnread: (bytes) => void (unreadBytes = bytes),
       requestBegan(response) {
         openResponses.add(response);
         response.once("close", () => openResponses.delete(response));
@@ -143,23 +171,26 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
         return turn;
       },
     }),
-    observeSlots: (slots) => ({
-      ...slots,
-      async acquire(...call) {
-        waiting.inc();
-        const slot = await slots.acquire(...call).finally(() => waiting.dec());
-        running.inc();
-        let isHeld = true;
-        return {
-          ...slot,
-          release() {
-            if (isHeld) running.dec();
-            isHeld = false;
-            slot.release();
-          },
-        };
-      },
-    }),
+    observeSlots(slots) {
+      shareNow = slots.shareNow;
+      return {
+        ...slots,
+        async acquire(...call) {
+          waiting.inc();
+          const slot = await slots.acquire(...call).finally(() => waiting.dec());
+          running.inc();
+          let isHeld = true;
+          return {
+            ...slot,
+            release() {
+              if (isHeld) running.dec();
+              isHeld = false;
+              slot.release();
+            },
+          };
+        },
+      };
+    },
     observeSandbox: (driver) => ({
       ...driver,
       async run(job, signal) {
@@ -181,6 +212,7 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
         },
       });
     },
+    keyRested: ({ provider, key, why }) => keyRests.inc({ provider, key, why }),
     async render() {
       await readDatabase().catch(() => scrapes.inc());
       return await registry.metrics();

@@ -5,7 +5,7 @@ import { createKeyActivities } from "../activities/key-activities.ts";
 import { createInvoiceActivities } from "../activities/invoice-activities.ts";
 import { createReconcileActivities } from "../activities/reconcile-activities.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
-import { type AdminConfig, providerKeyOf, requireProviderKey } from "../control-plane/admin-config.ts";
+import { type AdminConfig, hasKey, missingKey, providerKeysOf } from "../control-plane/admin-config.ts";
 import { type InvoiceSenderDeps, createInvoiceSender } from "../control-plane/invoices.ts";
 import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { loadRateCard } from "../control-plane/rate-cards.ts";
@@ -18,6 +18,7 @@ import { createUsageAlarms } from "../control-plane/usage-alarms.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import { type Owner, parseTenantId } from "../domain/tenant.ts";
+import type { KeyRest } from "../providers/key-ring.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createPauseGuard } from "../sandbox/pause-guard.ts";
@@ -25,6 +26,7 @@ import { adoptTenants, holdPlacement } from "../storage/placement-repository.ts"
 import { readPromptFiles } from "../storage/prompt-files.ts";
 import { hasTenantDirectory, sandboxDirectory, tenantDirectoryNames } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
+import { listDueOwners } from "../temporal/due-owners.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
 import { ensureReconcileSchedule } from "../temporal/reconcile-client.ts";
@@ -36,6 +38,7 @@ import { startReconcileSchedule } from "../workers/reconcile-schedule.ts";
 import { type PlacedWorkers, placeWorkers } from "../workers/placed-workers.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
+import { startWaker } from "../workers/waker.ts";
 import { forgetChannel } from "./erased-files.ts";
 import type { ProductParts } from "./product.ts";
 import type { Resources } from "./resources.ts";
@@ -107,7 +110,10 @@ export async function startWorkers(
       const isOurs = (): boolean => membership.isHeld() && !signal.aborted;
       return { signal, leave, isOurs, hold: async (tx) => await holdPlacement(tx, placement) };
     },
-    modelOf: servedModels(config, variables),
+    modelOf: servedModels(config, variables, (rest) => {
+      metrics.keyRested(rest);
+      if (rest.why === "rejected") log("ALARM: a provider does not take a key, which rests", rest);
+    }),
     pricing: async (tenantId) => {
       const tenant = await tenantOf(tenantId);
       const { rateCard, billing } = live.current();
@@ -189,6 +195,8 @@ export async function startWorkers(
         .catch((error: unknown) => log("the worker of a deleted tenant was not stopped", { error: String(error) })),
   );
   resources.add(stopForgetting, (stop) => stop());
+  const dueOwners = async (byMs: number) => await listDueOwners(temporal, byMs);
+  resources.add(startWaker({ dueOwners, wake: placed.wakeHere, log }), (waker) => waker.stop());
   resources.add(startOpenTurnRelay({ database, clientOf, wake, log }), (relay) => relay.stop());
   resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake, log }), (relay) => relay.stop());
   resources.add(
@@ -213,25 +221,22 @@ function stripeMeters(variables: ProductParts["variables"]): InvoiceSenderDeps["
 }
 
 /** The models by id. A provider without its key stays out: a call of it fails by itself, and the others work. */
-function servedModels(config: AdminConfig, variables: ProductParts["variables"]) {
-  const settings = [...config.providers.values()];
-  const keys = new Map(
-    settings
-      .flatMap((provider) => [[provider.name, providerKeyOf(provider, variables)] as const])
-      .filter((entry): entry is [string, string] => entry[1] !== undefined),
+function servedModels(config: AdminConfig, variables: ProductParts["variables"], onKeyRest: (rest: KeyRest) => void) {
+  const usable = [...config.providers.values()].filter((provider) => hasKey(provider, variables));
+  const providers = createProviders(
+    usable.map((provider) => {
+      const silenceMs = (provider.idleSeconds ?? config.http.provider_idle_seconds) * 1_000;
+      return { ...provider, timeouts: { headersMs: silenceMs, idleMs: silenceMs, totalMs: provider.totalSeconds * 1_000 } };
+    }),
+    new Map(usable.map((provider) => [provider.name, providerKeysOf(provider, variables)])),
+    { limitsOf: (id) => config.models.get(id), onKeyRest },
   );
-  const usable = settings.filter(({ name, apiKeyEnv }) => apiKeyEnv === undefined || keys.has(name));
-  const silenceMs = config.http.provider_idle_seconds * 1_000;
-  const providers = createProviders(usable, keys, {
-    limitsOf: (id) => config.models.get(id),
-    timeouts: { headersMs: silenceMs, idleMs: silenceMs },
-  });
   return (id: string) => {
     const model = config.models.get(id);
     const provider = model === undefined ? undefined : config.providers.get(model.provider);
     if (model === undefined || provider === undefined) throw new AppError("model_not_found", { model: id });
     const served = providers.get(provider.name);
-    if (served === undefined) throw new AppError("provider_error", { model: id, missing: requireProviderKey(provider, variables) });
+    if (served === undefined) throw missingKey(provider);
     return { ...model, provider: served };
   };
 }

@@ -4,13 +4,11 @@
 //
 // Peers are installed from the package registries at the first run, below the user's cache directory. All targets take turns within
 // each case, so that all see the same machine. `--seconds` is the measured time of a target in a case, divided over the rounds.
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { chmodSync, mkdtempSync, realpathSync, rmSync } from "node:fs";
 import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { startChild } from "./bench-child.ts";
 import { quantile } from "./bench-run.ts";
 import { startPeers } from "./gateway-peers.ts";
 import { processTree } from "./process-usage.ts";
@@ -98,20 +96,12 @@ function printCase(one: Case, targets: readonly Target[], rows: readonly Row[]):
   }
 }
 
-async function startModelServer(): Promise<{ child: ChildProcess; url: string }> {
-  const child = spawn(process.execPath, [fileURLToPath(new URL("./turn-model-server.ts", import.meta.url))], {
-    stdio: ["ignore", "pipe", "inherit", "ipc"],
-  });
-  const [line] = (await once(child.stdout as NonNullable<typeof child.stdout>, "data")) as [Buffer];
-  return { child, url: line.toString().trim() };
-}
-
 const home = mkdtempSync(join(realpathSync(tmpdir()), "openclaw-bench-gateway-"));
 chmodSync(home, 0o711); // Postgres runs as another user and has to reach its directory
-const modelServer = await startModelServer();
-const modelCallsSeen = async (): Promise<number> => Number(await (await fetch(`${modelServer.url}/calls`)).text());
-const product = await startProduct({ home, modelUrl: modelServer.url, modelCall });
-const peers = await startPeers(modelServer.url);
+const modelServer = await startChild("./turn-model-server.ts");
+const modelCallsSeen = async (): Promise<number> => Number(await (await fetch(`${modelServer.line}/calls`)).text());
+const product = await startProduct({ home, modelUrl: modelServer.line, modelCall });
+const peers = await startPeers(modelServer.line);
 try {
   console.log(
     `${cpus().length} cores ${cpus()[0]?.model ?? "unknown"}; node ${process.version}; load ${loadavg()
@@ -133,7 +123,7 @@ try {
     (model: string, stream: boolean): Caller =>
       chatCaller({ ...target, model: target.modelOf?.(model) ?? model, stream, headersOf: () => target.headers });
   const targets: readonly Target[] = [
-    { name: "direct", pid: undefined, callerOf: callerOf({ url: modelServer.url, token: "none", headers: {} }) },
+    { name: "direct", pid: undefined, callerOf: callerOf({ url: modelServer.line, token: "none", headers: {} }) },
     { name: "OpenClawMU", pid: product.pid, callerOf: callerOf({ url: product.url, token, headers: { "x-openclaw-mode": "gateway" } }) },
     ...peers.map((peer) => ({ name: peer.name, pid: peer.pid, callerOf: callerOf(peer) })),
   ];
@@ -160,6 +150,6 @@ try {
   closeConnections();
   for (const peer of peers) await peer.stop();
   await product.stop();
-  modelServer.child.disconnect();
+  modelServer.stop();
   rmSync(home, { recursive: true, force: true });
 }

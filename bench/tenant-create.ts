@@ -3,11 +3,12 @@
 //
 // The product runs as `app/main.ts start`. One caller makes the tenants, and runs one hello-world after every tenth of them, so that
 // both see the same machine. Then the list is read through the API and by the command line.
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
 import { Client, Connection } from "@temporalio/client";
+import { startChild } from "./bench-child.ts";
 import { onFreshHome, quantile } from "./bench-run.ts";
 import { processTree } from "./process-usage.ts";
 import { startProduct } from "./turn-product.ts";
@@ -31,17 +32,6 @@ const timed = async (work: () => Promise<unknown>): Promise<number> => {
   return performance.now() - startedAt;
 };
 
-async function startHelloWorker(...args: readonly string[]): Promise<ChildProcess> {
-  const child = spawn(process.execPath, [fileURLToPath(new URL("./turn-hello-worker.ts", import.meta.url)), ...args], {
-    stdio: ["ignore", "pipe", "inherit", "ipc"],
-  });
-  await new Promise<void>((resolve, reject) => {
-    child.stdout?.once("data", () => resolve());
-    child.once("exit", (code) => reject(new Error(`the hello-world worker ended with ${code}`)));
-  });
-  return child;
-}
-
 function cpuByPart(pid: number): Readonly<Record<string, number>> {
   const sums: Record<string, number> = { product: 0, temporal: 0, postgres: 0 };
   for (const { name, cpuMs } of processTree(pid)) {
@@ -58,7 +48,7 @@ async function measure(home: string): Promise<readonly Target[]> {
   const product = await startProduct({ home, modelUrl: "http://127.0.0.1:9", modelCall: "remote", nodeOptions });
   const { address, namespace } = product.temporal;
   const taskQueue = "bench-hello";
-  const helloWorker = await startHelloWorker(address, namespace, taskQueue);
+  const helloWorker = await startChild("./turn-hello-worker.ts", [address, namespace, taskQueue]);
   const connection = await Connection.connect({ address });
   try {
     const client = new Client({ connection, namespace });
@@ -111,7 +101,7 @@ async function measure(home: string): Promise<readonly Target[]> {
     ];
   } finally {
     await connection.close();
-    helloWorker.disconnect();
+    helloWorker.stop();
     await product.stop();
   }
 }

@@ -68,7 +68,7 @@ export type ChatOptions = {
 };
 
 const firstText = /"content": ?"[^"]/;
-const agent = new Agent({ keepAlive: true, maxSockets: 128 });
+const agent = new Agent({ keepAlive: true }); // as many sockets as calls: nobody waits on this side
 
 /** A chat completion over plain `node:http`: a client that costs little, since it shares the machine with what it measures. */
 export function chatCaller({ url, path = "/v1/chat/completions", token, model, stream, headersOf }: ChatOptions): Caller {

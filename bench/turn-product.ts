@@ -20,6 +20,7 @@ export type RunningProduct = {
   readonly temporal: { readonly address: string; readonly namespace: string };
   createTenant(id: string): Promise<string>;
   listTenants(): Promise<void>;
+  setQuota(id: string, quota: { readonly requests_per_minute: number }): Promise<void>;
   /** Billing rows of a tenant. */
   countRows(tenantId: string): Promise<number>;
   stop(): Promise<void>;
@@ -89,6 +90,9 @@ export async function startProduct(options: {
     temporal,
     async createTenant(id) {
       return (JSON.parse(await asAdmin("/v1/tenants", { method: "POST", body: JSON.stringify({ id }) })) as { token: string }).token;
+    },
+    async setQuota(id, quota) {
+      await asAdmin(`/v1/tenants/${id}/quota`, { method: "PUT", body: JSON.stringify(quota) });
     },
     async listTenants() {
       await asAdmin("/v1/tenants");

@@ -4,15 +4,15 @@
 // The product runs as `app/main.ts start`, twice: with the model call as an ordinary activity and as a local one. Its provider is a
 // server of ours that answers at once, or after 200 ms. Cases take turns, so that all see the same machine. `--seconds` is the
 // measured time of a case, divided over the rounds; P50, throughput and CPU are medians of the rounds, P95 and P99 are of all turns.
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { chmodSync, mkdtempSync, readFileSync, realpathSync, rmSync } from "node:fs";
 import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { Client, Connection } from "@temporalio/client";
 import { findTemporalBinary } from "../temporal-dev/temporal-binary.mjs";
+import { type BenchChild, startChild } from "./bench-child.ts";
 import { quantile } from "./bench-run.ts";
 import { processTree, pssMb, threadCpuMs } from "./process-usage.ts";
 import { type Caller, type Timing, chatCaller, closeConnections, runLoad } from "./turn-load.ts";
@@ -79,25 +79,6 @@ const median = (values: readonly number[]): number => quantile(values, 0.5);
 const toJson = (line: object): void => {
   if (options.json) console.log(JSON.stringify(line));
 };
-
-const children: ChildProcess[] = [];
-
-/** Starts one of our own programs and answers its first line; it ends when our end of its channel does. */
-async function startChild(name: string, args: readonly string[] = []): Promise<{ pid: number; line: string }> {
-  const child = spawn(process.execPath, [fileURLToPath(new URL(name, import.meta.url)), ...args], {
-    stdio: ["ignore", "pipe", "inherit", "ipc"],
-  });
-  children.push(child);
-  const line = await new Promise<string>((resolve, reject) => {
-    let text = "";
-    child.stdout?.on("data", (piece: Buffer) => {
-      text += piece.toString();
-      if (text.includes("\n")) resolve(text.trim());
-    });
-    child.once("exit", (code) => reject(new Error(`${name} ended with ${code}`)));
-  });
-  return { pid: child.pid ?? 0, line };
-}
 
 function partsOfProduct(pid: number): { part: Part; pid: number; name: string; cpuMs: number; rssMb: number }[] {
   return processTree(pid).map((found) => ({
@@ -258,6 +239,7 @@ async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Sta
   const nodeOptions = options.profile === undefined ? [] : ["--cpu-prof", `--cpu-prof-dir=${options.profile}`];
   const product = await startProduct({ home, modelUrl: modelServer.url, modelCall, nodeOptions });
   let connection: Connection | undefined;
+  let helloWorker: BenchChild | undefined;
   try {
     console.log(
       `\n== temporal.model_call: ${modelCall} ==  ready in ${product.readySeconds} s, ${(product.startedInMs / 1000).toFixed(1)} s from the spawn`,
@@ -268,7 +250,7 @@ async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Sta
 
     const { address, namespace } = product.temporal;
     const taskQueue = `bench-hello-${modelCall}`;
-    const helloWorker = await startChild("./turn-hello-worker.ts", [address, namespace, taskQueue]);
+    helloWorker = await startChild("./turn-hello-worker.ts", [address, namespace, taskQueue]);
     connection = await Connection.connect({ address });
     const client = new Client({ connection, namespace });
     const hello: Caller = async () => {
@@ -295,7 +277,7 @@ async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Sta
   } finally {
     closeConnections();
     await connection?.close();
-    children.pop()?.disconnect(); // the hello-world worker; its server goes next
+    helloWorker?.stop(); // its server goes next
     await product.stop();
   }
 }
@@ -362,9 +344,10 @@ function describeMachine(): void {
 const home = mkdtempSync(join(realpathSync(tmpdir()), "openclaw-bench-turn-"));
 chmodSync(home, 0o711); // Postgres runs as another user and has to reach its directory
 const startedAt = performance.now();
+const modelServer = await startChild("./turn-model-server.ts");
 try {
   describeMachine();
-  const { pid, line: url } = await startChild("./turn-model-server.ts");
+  const { pid, line: url } = modelServer;
   const rows: Row[] = [];
   for (const modelCall of modelCalls) rows.push(...(await runPhase(home, modelCall, { url, pid })));
   printTargets(rows);
@@ -377,7 +360,7 @@ try {
       .join(" ")}; the run took ${((performance.now() - startedAt) / 1000).toFixed(0)} s`,
   );
 } finally {
-  for (const child of children) if (child.connected) child.disconnect();
+  modelServer.stop();
   rmSync(home, { recursive: true, force: true });
 }
 process.exitCode = mismatches === 0 ? 0 : 1;

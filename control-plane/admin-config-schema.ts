@@ -81,7 +81,20 @@ const providerSchema = z.strictObject({
   base_url: url("http:", "https:").optional(),
   // OpenAI's older API, the default, or its newer one.
   api: z.enum(["chat", "responses"], "must be chat or responses").optional(),
-  api_key_env: environmentName.optional(),
+  // One name or several: a key that is told to wait, or not taken, gives way to the next.
+  api_key_env: z
+    .union([
+      environmentName.transform((one) => [one]),
+      z
+        .array(environmentName)
+        .min(1)
+        .max(32)
+        .refine((names) => new Set(names).size === names.length, "must name each key once"),
+    ])
+    .optional(),
+  // How long it may be silent (http.provider_idle_seconds unless said here) and take in all.
+  idle_seconds: whole(1, 290).optional(),
+  total_seconds: whole(1, 840).default(600),
 });
 
 export const modelSchema = z.strictObject({
@@ -263,12 +276,19 @@ export const adminConfigSchema = z.strictObject({
   http: z
     .strictObject({
       slots_per_tenant: whole(1, 10_000).default(64),
+      // Calls of all tenants that this process runs at once; tenants have their turns one after the other.
+      slots: whole(1, 100_000).default(1_024),
+      // Request bodies that are held at once.
+      body_megabytes: whole(32, 1_000_000).default(256),
+      body_megabytes_per_tenant: whole(32, 1_000_000).default(64),
       // How long a provider may be silent, before its first byte and between two pieces of its answer.
       provider_idle_seconds: whole(1, 290).default(120),
       // How long requests that run may go on when the gateway is told to end (SIGTERM), and for how long before it still takes new ones,
       // saying in /readyz that it should get none.
       drain_seconds: whole(0, 3_600).default(25),
       drain_notice_seconds: whole(0, 600).default(2),
+      // How long a caller may take nothing of an answer that waits for it before its connection is cut.
+      slow_reader_seconds: whole(1, 3_600).default(60),
       // Uploaded files of one tenant that are kept at once, and their bytes.
       files_per_tenant: whole(0, 1_000_000).default(1_000),
       file_megabytes_per_tenant: whole(0, 1_000_000).default(1_024),

@@ -17,8 +17,11 @@ export type ProviderSettings = {
   readonly baseUrl: string | undefined;
   /** Which API of the two OpenAI kinds is spoken; undefined for Chat Completions. */
   readonly api: "chat" | "responses" | undefined;
-  /** The environment variable that holds the provider's key. */
-  readonly apiKeyEnv: string | undefined;
+  /** The environment variables that hold the provider's keys; none for one that takes none. */
+  readonly apiKeyEnvs: readonly string[];
+  /** Undefined: as `http.provider_idle_seconds` says. */
+  readonly idleSeconds: number | undefined;
+  readonly totalSeconds: number;
 };
 
 export type ModelSettings = {
@@ -94,9 +97,17 @@ function toAdminConfig({ default_model, providers, models, billing, ...blocks }:
     ...blocks,
     defaultModel: default_model,
     providers: new Map(
-      Object.entries(providers).map(([name, { kind, base_url, api, api_key_env }]) => [
+      Object.entries(providers).map(([name, { kind, base_url, api, api_key_env, idle_seconds, total_seconds }]) => [
         name,
-        { name, kind, baseUrl: base_url, api, apiKeyEnv: api_key_env },
+        {
+          name,
+          kind,
+          baseUrl: base_url,
+          api,
+          apiKeyEnvs: api_key_env ?? [],
+          idleSeconds: idle_seconds,
+          totalSeconds: total_seconds,
+        },
       ]),
     ),
     models: new Map(
@@ -157,10 +168,10 @@ function checkReferences(
   error: (path: KeyPath, says: string) => AppError,
 ): void {
   checkInvoices(billing.stripe, error);
-  for (const { name, kind, baseUrl, api, apiKeyEnv } of providers.values()) {
+  for (const { name, kind, baseUrl, api, apiKeyEnvs } of providers.values()) {
     const path = ["providers", name];
     if (kind === "openai-compatible" && baseUrl === undefined) throw error(path, "needs a base_url: its kind is openai-compatible");
-    if ((kind === "openai" || kind === "anthropic") && apiKeyEnv === undefined)
+    if ((kind === "openai" || kind === "anthropic") && apiKeyEnvs.length === 0)
       throw error(path, `needs api_key_env, the environment variable with its key`);
     if (api !== undefined && kind !== "openai" && kind !== "openai-compatible")
       throw error([...path, "api"], "belongs to the kinds openai and openai-compatible only");
@@ -210,31 +221,30 @@ export function resolveModel(config: AdminConfig, name: string): ResolvedModel {
 /** Variables as the process was given them; the values are secrets. */
 export type KeySource = Readonly<Record<string, string | undefined>>;
 
-/** A provider's key; undefined where it takes none or the variable is not set. */
-export const providerKeyOf = ({ apiKeyEnv }: ProviderSettings, variables: KeySource): string | undefined =>
-  apiKeyEnv === undefined ? undefined : variables[apiKeyEnv] || undefined;
+/** A provider's keys: those of the variables that are set. */
+export const providerKeysOf = ({ apiKeyEnvs }: ProviderSettings, variables: KeySource): readonly { name: string; secret: string }[] =>
+  apiKeyEnvs.flatMap((name) => (variables[name] ? [{ name, secret: variables[name] }] : []));
 
-/**
- * The key to call a provider with; undefined for a provider that takes none.
- * @throws {AppError} `provider_error` when the variable named by `api_key_env` is not set. The client is not told its name.
- */
-export function requireProviderKey(provider: ProviderSettings, variables: KeySource): string | undefined {
-  const key = providerKeyOf(provider, variables);
-  if (key === undefined && provider.apiKeyEnv !== undefined) {
-    throw new AppError("provider_error", {
-      client: { message: "The model's provider has no API key on this server." },
-      provider: provider.name,
-      missing: provider.apiKeyEnv,
-    });
-  }
-  return key;
-}
+/** Whether a provider can be called: it takes no key, or has one. */
+export const hasKey = (provider: ProviderSettings, variables: KeySource): boolean =>
+  provider.apiKeyEnvs.length === 0 || providerKeysOf(provider, variables).length > 0;
+
+/** What a tenant is told of a provider none of whose keys is set: not their names. */
+export const missingKey = ({ name, apiKeyEnvs }: ProviderSettings): AppError =>
+  new AppError("provider_error", {
+    client: { message: "The model's provider has no API key on this server." },
+    provider: name,
+    missing: apiKeyEnvs,
+  });
 
 /** What an operator should know at start although the configuration is valid: one sentence each. */
 export function configurationWarnings(config: AdminConfig, variables: KeySource): readonly string[] {
-  const keyless = [...config.providers.values()]
-    .filter((provider) => provider.apiKeyEnv !== undefined && providerKeyOf(provider, variables) === undefined)
-    .map(({ name, apiKeyEnv }) => `The provider ${name} cannot be used: ${apiKeyEnv} is not set.`);
+  const keyless = [...config.providers.values()].flatMap((provider) => {
+    const unset = provider.apiKeyEnvs.filter((name) => !variables[name]);
+    if (!hasKey(provider, variables))
+      return [`The provider ${provider.name} cannot be used: ${unset.join(", ")} ${unset.length === 1 ? "is" : "are"} not set.`];
+    return unset.map((name) => `The provider ${provider.name} is used without one of its keys: ${name} is not set.`);
+  });
   const unpriced = [...config.models.keys()]
     .filter((id) => !config.rateCard.rates.has(id))
     .map((id) => `The model ${id} cannot be used: it has no price in billing.rate_card.`);

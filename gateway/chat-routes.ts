@@ -7,6 +7,7 @@ import { AppError, fromStoredError } from "../domain/app-error.ts";
 import type { ChatMessage } from "../domain/conversation.ts";
 import { statelessSessionOf, type SessionId } from "../domain/session-id.ts";
 import { mintTurnId, turnTimeMs } from "../domain/turn-id.ts";
+import { answerTaken } from "./slow-readers.ts";
 import { tenantOf, tenantPrincipalOf } from "./access.ts";
 import { newMessagesOf } from "./chat-messages.ts";
 import { type ChatRequest, describedChatBody, parseChatRequest } from "./chat-request.ts";
@@ -70,6 +71,7 @@ export const createChatRoutes =
           ? undefined
           : { key: idempotencyKey, body: { session: askedSession, mode: askedMode ?? "agent", body: request.body } },
       );
+      turn.holdSlotUntil(answerTaken(reply.raw));
       const head = { turnId: turn.turnId, model, createdAtMs: turnTimeMs(turn.turnId) };
       void reply.header("x-request-id", turn.turnId);
       if (chat.stream) {

@@ -7,17 +7,18 @@ import type { AnswerShape } from "./chat-request.ts";
 import { type AnswerHead, type ChunkNews, finishReasonOf, providerFactsOf, toChunk, toLogprobs, toUsageChunk } from "./chat-response.ts";
 import { errorBodyOf } from "./error-edge.ts";
 import { createEventStream } from "./event-stream.ts";
-import { type CallPiece, type Piece, type SentCall, createVoice, restOfCall } from "./streamed-answer.ts";
+import { type CallPiece, type Piece, createCalls, createVoice } from "./streamed-answer.ts";
 import type { RunningTurn } from "./turn-service.ts";
 
 /**
  * Streams a turn as Chat Completions chunks. Nothing is sent before the first event, so that a turn that fails early is an ordinary
- * error answer; the last chunks follow once the turn's row is committed. A caller that leaves changes nothing.
+ * error answer; the last chunks follow once the turn's row is committed. A caller that leaves changes nothing, and one that reads
+ * slowly gets fewer and larger chunks. Resolves when everything has been taken, or the caller has left.
  */
 export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: AnswerHead, shape: AnswerShape): Promise<void> {
   const stream = createEventStream(reply);
   const voices = { text: createVoice(), refusal: createVoice() };
-  const sentCalls = new Map<number, SentCall>();
+  const calls = createCalls();
   const sendChunk = (news: ChunkNews): void => {
     const chunk = toChunk(head, shape, news);
     stream.send(shape.obfuscate ? { ...chunk, obfuscation: padding(JSON.stringify(chunk).length) } : chunk);
@@ -36,15 +37,18 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
     else if (piece.index === 0) send({ delta: { function_call: calledDelta(piece) } });
   };
 
+  const tell = (): void => {
+    say("text", voices.text.next());
+    say("refusal", voices.refusal.next());
+    for (const piece of calls.next()) call(piece);
+  };
+  stream.onDrain(tell);
+
   turn.onEvent((event: TurnEvent) => {
-    if (event.type === "text" || event.type === "refusal") say(event.type, voices[event.type].hear(event));
-    else if (event.type === "tool_call") {
-      const sent = sentCalls.get(event.index);
-      if (sent === undefined && event.id === undefined) return; // its beginning was lost: it is sent whole at the end
-      const custom = sent === undefined ? event.custom === true : sent.custom;
-      sentCalls.set(event.index, { id: sent?.id ?? event.id, arguments: (sent?.arguments ?? "") + event.arguments, custom });
-      call({ ...event, custom });
-    } else if (event.type === "tool")
+    if (event.type === "text" || event.type === "refusal") voices[event.type].hear(event);
+    else if (event.type === "tool_call") calls.hear(event);
+    if (!stream.isFull()) tell();
+    if (event.type === "tool")
       send({ more: { openclaw: { tool: { id: event.id, name: event.name, summary: event.summary, state: event.state } } } });
   });
 
@@ -53,20 +57,20 @@ export async function streamChat(reply: FastifyReply, turn: RunningTurn, head: A
     finished = await turn.finished;
     if (finished.state !== "done") throw fromStoredError(finished.error);
     const { reply: answer } = finished;
-    say("text", voices.text.restOf(answer.content ?? "", answer.logprobs));
-    say("refusal", voices.refusal.restOf(answer.refusal ?? "", answer.refusalLogprobs));
-    for (const [index, asked] of answer.toolCalls.entries()) {
-      const rest = restOfCall(index, asked, sentCalls.get(index));
-      if (rest !== undefined) call(rest);
-    }
+    await stream.room();
+    voices.text.hearWhole(answer.content ?? "", answer.logprobs);
+    voices.refusal.hearWhole(answer.refusal ?? "", answer.refusalLogprobs);
+    calls.hearWhole(answer.toolCalls);
+    tell();
     if (answer.annotations !== undefined) send({ delta: { annotations: answer.annotations } });
     send({ finishReason: finishReasonOf(answer, shape), more: providerFactsOf(answer) });
     if (shape.includeUsage) stream.send(toUsageChunk(head, answer));
-    stream.end(true);
+    await stream.end(true);
   } catch (error) {
     if (!stream.isOpen()) throw error;
+    tell();
     stream.send(errorBodyOf(error));
-    stream.end(false);
+    await stream.end(false);
   } finally {
     turn.onEvent(() => {}); // a turn that outlives its stream (a token that was rotated) has nobody to tell
   }

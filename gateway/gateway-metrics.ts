@@ -4,6 +4,9 @@ import type { FastifyInstance, FastifyPluginAsync } from "fastify";
 /** What the HTTP side tells whoever counts. */
 export type GatewayMetrics = {
   authenticationFailed(): void;
+  slowReaderCut(): void;
+  /** Tells where the bytes that callers have not read can be asked for. */
+  observeUnread(bytes: () => number): void;
   requestBegan(response: ServerResponse): void;
   requestEnded(answer: { readonly method: string; readonly route: string; readonly status: number; readonly seconds: number }): void;
 };

@@ -3,6 +3,7 @@ import Fastify, { LogController, type FastifyInstance, type FastifyPluginAsync }
 import { randomBytes } from "node:crypto";
 import { encodeUlid, ulidBytes } from "../domain/ulid.ts";
 import { type AccessDeps, registerAccess } from "./access.ts";
+import { boundBodies } from "./body-bounds.ts";
 import { answerClientError, answerFrameworkError, registerErrorEdge } from "./error-edge.ts";
 import type { GatewayLogger } from "./gateway-logger.ts";
 import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
@@ -10,6 +11,7 @@ import { type EdgeOptions, isWebSocketUpgrade, registerEdge, serverLimits } from
 import { jsonParserOf } from "./json-body.ts";
 import { registerOpenApi } from "./openapi.ts";
 import { type RateLimitDeps, registerRateLimitHeaders } from "./rate-limit-headers.ts";
+import { cutSlowReaders, sendInPieces } from "./slow-readers.ts";
 import { registerWebSockets } from "./web-sockets.ts";
 
 export type GatewayOptions = AccessDeps & {
@@ -58,6 +60,10 @@ export async function createGateway({
   app.removeContentTypeParser(["text/plain", "application/json"]);
   app.addContentTypeParser("application/json", { parseAs: "string" }, jsonParserOf(app));
   registerErrorEdge(app);
+  const readers = cutSlowReaders(app.server, { seconds: edge.slowReaderSeconds ?? 60, onCut: () => metrics?.slowReaderCut() });
+  app.addHook("onClose", async () => readers.stop());
+  metrics?.observeUnread(readers.unreadBytes);
+  sendInPieces(app);
   await registerWebSockets(app); // before anything may refuse a request: it is what lets go of the socket of a refused upgrade
   if (metrics !== undefined) registerMetrics(app, metrics);
   await registerEdge(app, edge);
@@ -67,6 +73,7 @@ export async function createGateway({
     ...(authenticateSession === undefined ? {} : { authenticateSession }),
     onFailure: () => metrics?.authenticationFailed(),
   });
+  boundBodies(app, edge.bodyBytes);
   if (quota !== undefined) registerRateLimitHeaders(app, { quota });
   registerOpenApi(app);
   app.addHook("onSend", async (request, reply) => {

@@ -2,6 +2,7 @@ import type { IncomingMessage } from "node:http";
 import { isIP } from "node:net";
 import helmet from "@fastify/helmet";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import type { BodyBounds } from "./body-bounds.ts";
 import { AppError } from "../domain/app-error.ts";
 
 export type EdgeOptions = {
@@ -9,6 +10,10 @@ export type EdgeOptions = {
   readonly trustedProxies?: readonly string[];
   /** `http.allowed_origins`: other origins whose pages may call the API with a token. Default: none. */
   readonly allowedOrigins?: readonly string[];
+  /** `http.slow_reader_seconds`. Default 60. */
+  readonly slowReaderSeconds?: number;
+  /** `http.body_megabytes`, `http.body_megabytes_per_tenant`. Default 256 and 64 MiB. */
+  readonly bodyBytes?: BodyBounds;
 };
 
 /** What one connection may take, in time and bytes, before its request is whole. */

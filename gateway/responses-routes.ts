@@ -20,6 +20,7 @@ import { type ResponseView, toResponse } from "./responses-object.ts";
 import { describedResponseBody, parseResponseRequest } from "./responses-request.ts";
 import type { ResponseService } from "./responses-service.ts";
 import { streamResponse } from "./responses-stream.ts";
+import { answerTaken } from "./slow-readers.ts";
 import type { TokenWatch } from "./token-watch.ts";
 import { headerOf, modeOf, sessionOf, sessionOfUser } from "./turn-headers.ts";
 import type { TurnService } from "./turn-service.ts";
@@ -114,6 +115,7 @@ export const createResponsesRoutes =
             }
           : undefined,
       );
+      turn.holdSlotUntil(answerTaken(reply.raw));
       void reply.header("x-request-id", turn.turnId);
       const view: ResponseView = { turnId: turn.turnId, head, state: "queued", reply: null, error: null, finishedAtMs: null };
       const ended = async (finished: FinishedTurn): Promise<ResponseView> => {

@@ -46,6 +46,8 @@ export type RunningTurn = {
   onEvent(listener: (event: TurnEvent) => void): void;
   /** @throws {AppError} `unavailable` when the turn could not be handed over and was taken back */
   readonly finished: Promise<FinishedTurn>;
+  /** The turn keeps its slot until its answer has been taken, too: so a tenant's slots bound what it leaves unread. */
+  holdSlotUntil(taken: Promise<void>): void;
 };
 
 export interface TurnService {
@@ -226,14 +228,22 @@ export function createTurnService({ database, bus, slots, clientOf, wake, quota,
         const { turnId, admission } = await admit(context, submission, lane, idempotency, record);
         const isRepeat = turnId !== submission.turnId;
         const tap = isRepeat ? (events.close(), tapEvents(bus, turnId)) : events;
+        let isTaken = Promise.resolve();
         const finished = settle(context, { ...submission, turnId }, lane, isRepeat, tap).finally(() => {
           tap.close();
-          slot.release();
+          void isTaken.then(() => slot.release());
         });
         if (admission !== undefined)
           finished.then((end) => (isRefusal(end) ? quota.giveBack(context.tenantId, admission) : undefined)).catch(() => {});
         finished.catch(() => {}); // a caller may have gone; whoever still waits sees it
-        return { turnId, onEvent: tap.onEvent, finished };
+        return {
+          turnId,
+          onEvent: tap.onEvent,
+          finished,
+          holdSlotUntil(taken) {
+            isTaken = taken;
+          },
+        };
       } catch (error) {
         events.close();
         slot.release();

@@ -247,7 +247,15 @@ export function someStatelessTurn(text: string, more: Partial<TurnSubmission> = 
 
 /** The gateway's door to the stack's turns, with the leases of one process. */
 export const turnServiceOf = ({ database, bus, clientOf, pool }: TurnStack, quota: QuotaLeases): TurnService =>
-  createTurnService({ database, bus, clientOf, wake: pool.wake, quota, log: quiet, slots: createTurnSlots({ slotsPerTenant: 64 }) });
+  createTurnService({
+    database,
+    bus,
+    clientOf,
+    wake: pool.wake,
+    quota,
+    log: quiet,
+    slots: createTurnSlots({ slots: 1_000, slotsPerTenant: 64 }),
+  });
 
 /** A provider in this process that answers what `answer` makes of the conversation; it counts its calls. */
 export function scriptedProvider(

@@ -40,6 +40,8 @@ export type PlacedWorkersOptions = {
 export interface PlacedWorkers {
   /** Makes sure that a worker polls the owner's queue: here, or by telling whoever is to serve it. */
   wake(owner: Owner): Promise<void>;
+  /** As `wake`, but tells nobody: for what every worker process looks at by itself. */
+  wakeHere(owner: Owner): Promise<void>;
   /** To be called when the pool has stopped an owner's worker, for whatever reason. */
   onStopped(owner: Owner): void;
   /** For what uses the tenant's directory. @throws {AppError} `unavailable` when another process may serve the tenant */
@@ -257,6 +259,11 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
       if (held.isServed(owner)) return await pool.wake(owner);
       if (!(await serve(owner))) await database.notify(wakeChannel, owner);
     },
+    async wakeHere(owner) {
+      if (held.want(owner)) return;
+      if (held.isServed(owner)) await pool.wake(owner);
+      else if (await plan.isOurs(owner)) await serve(owner);
+    },
     onStopped(owner) {
       if (isClosed || !held.isServed(owner)) return;
       void attempt(owner, async () => {
@@ -278,7 +285,9 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
         if (held.size > 0) await new Promise((resolve) => setTimeout(resolve, drainAgainMs));
       }
       // What nobody takes over waits for the next start.
-      for (const owner of held.owners()) keepStopping(owner);
+      const end = async (owner: Owner): Promise<void> =>
+        await turns.run(owner, async () => await giveUp(owner, { graceMs: toolGraceMs, thenWake: false }));
+      await inLanes(held.owners(), movesAtOnce, async (owner) => await attempt(owner, end));
       const { promise: late, resolve } = Promise.withResolvers<void>();
       const timer = setTimeout(resolve, lateMs - performance.now());
       await Promise.race([late, Promise.all(stopping)]);

@@ -92,7 +92,8 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
   };
 
   const stopIdle = async (): Promise<void> => {
-    const live = await Promise.all([...workers].map(async ([owner, starting]) => ({ owner, live: await starting })));
+    const started = await Promise.allSettled([...workers].map(async ([owner, starting]) => ({ owner, live: await starting })));
+    const live = started.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
     live.sort((a, b) => a.live.lastWokenMs - b.live.lastWokenMs);
     const surplus = live.length - liveWorkers;
     await Promise.all(
@@ -103,10 +104,15 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
         .map(async ({ owner, live: idle }) => await stop(owner, idle)),
     );
   };
-  const sweep = setInterval(
-    () => void stopIdle().catch((error: unknown) => log("idle workers were not stopped", { error: String(error) })),
-    idleStopMs / 4,
-  );
+  let isSweeping = false;
+  const sweepNow = (): void => {
+    if (isSweeping) return;
+    isSweeping = true;
+    stopIdle()
+      .catch((error: unknown) => log("idle workers were not stopped", { error: String(error) }))
+      .finally(() => (isSweeping = false));
+  };
+  const sweep = setInterval(sweepNow, idleStopMs / 4);
   sweep.unref();
 
   return {
@@ -117,6 +123,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
           starting = start(owner);
           workers.set(owner, starting);
           starting.catch(() => workers.delete(owner));
+          if (workers.size > liveWorkers) sweepNow();
         }
         const live = await starting;
         live.lastWokenMs = performance.now();

@@ -104,7 +104,7 @@ beforeAll(async () => {
       { name: "other-model", kind: "openai-compatible", api: "responses", baseUrl: `${server.url}/v1` },
       { name: "last-model", kind: "anthropic", baseUrl: server.url },
     ],
-    new Map([["last-model", "sk-ant-key"]]),
+    new Map([["last-model", [{ name: "ANTHROPIC_API_KEY", secret: "sk-ant-key" }]]]),
     { limitsOf: () => ({ contextWindow: 100_000, maxOutputTokens: 4_000 }) },
   );
   const providerOf = (id: string): ModelProvider => served.get(id) ?? expect.fail(`no provider of ${id}`);

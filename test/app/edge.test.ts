@@ -64,6 +64,36 @@ describe("what no honest caller sends is the caller's fault", () => {
     expect(await send("/v1/audit")).toEqual(before);
   });
 
+  test.each(["/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/moderations"])(
+    "POST %s: a body that is too large, of another type, too deep, cut off or not there starts no turn",
+    async (path) => {
+      const before = await send("/v1/usage?period=today", { as: token });
+      const question = '"model":"default","input":"hi","messages":[{"role":"user","content":"hi"}]';
+      const answers = await Promise.all([
+        send(path, { as: token, body: `{${question},"user":"${"x".repeat(17 * 1_048_576)}"}` }),
+        send(path, { as: token, body: `{${question}}`, type: "text/plain" }),
+        send(path, { as: token, body: `{${question}}`, type: "application/xml" }),
+        send(path, { as: token, body: `{${question},"metadata":${"[".repeat(200)}${"]".repeat(200)}}` }),
+        send(path, { as: token, body: `{${question}` }),
+        send(path, { as: token, body: "" }),
+        send(path, { as: token, body: `[{${question}}]` }),
+        send(path, { as: token, body: `{${question},"no_such_field":1}` }),
+      ]);
+
+      expect(answers.map(({ status, text }) => [status, JSON.parse(text).error.code])).toEqual([
+        [413, "request_too_large"],
+        [415, "unsupported_media_type"],
+        [415, "unsupported_media_type"],
+        [400, "invalid_json"],
+        [400, "invalid_json"],
+        [400, "invalid_json"],
+        [400, expect.stringMatching(/^invalid_(?:json|request)$/)],
+        [400, expect.stringMatching(/^(?:unsupported_parameter|invalid_request)$/)],
+      ]);
+      expect(await send("/v1/usage?period=today", { as: token })).toEqual(before);
+    },
+  );
+
   test("millions of entries are refused before they are built, over /rpc too", async () => {
     const millions = `[${Array.from({ length: 9_000 }, () => `[${"[],".repeat(500)}[]]`).join(",")}]`;
 

@@ -5,7 +5,9 @@ import {
   configurationWarnings,
   loadAdminConfig,
   parseAdminConfig,
-  requireProviderKey,
+  hasKey,
+  missingKey,
+  providerKeysOf,
   resolveModel,
 } from "../../control-plane/admin-config.ts";
 import { defaultConfigText, readShippedCard, writeDefaultConfig } from "../../control-plane/default-config.ts";
@@ -294,11 +296,24 @@ test("a provider without its key is named at start, and refused at a call withou
     "The provider main cannot be used: SOME_KEY is not set.",
     "The model free cannot be used: it has no price in billing.rate_card.",
   ]);
-  expect(requireProviderKey(main, { SOME_KEY: "sk-1" })).toBe("sk-1");
-  expect(requireProviderKey(local, {})).toBeUndefined();
-  expect(() => requireProviderKey(main, {})).toThrow(
-    expect.objectContaining({ code: "provider_error", message: expect.not.stringContaining("SOME_KEY") }),
+  expect([hasKey(main, { SOME_KEY: "sk-1" }), hasKey(main, {}), hasKey(local, {})]).toEqual([true, false, true]);
+  expect(providerKeysOf(main, { SOME_KEY: "sk-1" })).toEqual([{ name: "SOME_KEY", secret: "sk-1" }]);
+  expect(missingKey(main)).toMatchObject({ code: "provider_error", message: expect.not.stringContaining("SOME_KEY") });
+});
+
+test("a provider may have several keys, each named once; one that is not set is left out and named", () => {
+  const withKeys = (keys: string): string => minimal.replace("api_key_env: SOME_KEY", `api_key_env: ${keys}`);
+  const config = parseAdminConfig(withKeys("[SOME_KEY, OTHER_KEY]"));
+  const [main] = [...config.providers.values()];
+  if (main === undefined) throw new Error("a provider");
+
+  expect(providerKeysOf(main, { OTHER_KEY: "sk-2" })).toEqual([{ name: "OTHER_KEY", secret: "sk-2" }]);
+  expect(configurationWarnings(config, { OTHER_KEY: "sk-2" })[0]).toBe(
+    "The provider main is used without one of its keys: SOME_KEY is not set.",
   );
+  expect(configurationWarnings(config, {})[0]).toBe("The provider main cannot be used: SOME_KEY, OTHER_KEY are not set.");
+  for (const wrong of ["[SOME_KEY, SOME_KEY]", "[]", '["not a name"]', "{}"])
+    expect(() => parseAdminConfig(withKeys(wrong))).toThrow(expect.objectContaining({ code: "invalid_configuration" }));
 });
 
 test("the first start writes a file for the demonstration model, private and once", () => {

@@ -239,5 +239,5 @@ function providerKeysOfFirstStart(): string[] {
   writeDefaultConfig(home, Object.fromEntries(handedOver.map((name) => [name, "sk-test"])));
   const { providers } = loadAdminConfig(home);
   rmSync(home, { recursive: true });
-  return [...providers.values()].flatMap(({ apiKeyEnv }) => apiKeyEnv ?? []);
+  return [...providers.values()].flatMap(({ apiKeyEnvs }) => apiKeyEnvs);
 }

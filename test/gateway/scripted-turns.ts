@@ -4,6 +4,7 @@ import type { TurnId } from "../../domain/turn-id.ts";
 import type { FinishedTurn, TurnReply, TurnSubmission } from "../../domain/turn.ts";
 import { noUsage } from "../../domain/usage.ts";
 import { createChatRoutes } from "../../gateway/chat-routes.ts";
+import type { EdgeOptions } from "../../gateway/http-edge.ts";
 import type { Idempotency, TurnService } from "../../gateway/turn-service.ts";
 import type { TurnEvent } from "../../streams/token-bus.ts";
 import { overlaysOf, someOverlay } from "../control-plane/some-overlay.ts";
@@ -26,6 +27,7 @@ export function scriptedTurns(script: Script, sessions: readonly string[] = []):
       return {
         turnId: submission.turnId,
         finished,
+        holdSlotUntil() {},
         onEvent: (listener) => void script(listener, submission).then(resolve, reject),
       };
     },
@@ -39,13 +41,15 @@ export const noFiles = async (): Promise<never> => {
 };
 
 /** The chat route before such a service. It knows the models `m` and `free`, which has no price. */
-export async function chatStage(turns: TurnService, overlay = ""): Promise<GatewayStage> {
+export async function chatStage(turns: TurnService, overlay = "", edge: EdgeOptions = {}): Promise<GatewayStage> {
   const resolveModel = (_overlay: Overlay, name: string): string => {
     if (name === "m" || name === "default") return "m";
     throw new AppError(name === "free" ? "model_not_priced" : "model_not_found", { client: { param: "model" } });
   };
   return await gatewayStage(
     createChatRoutes({ turns, tokens: steadyTokens, overlays: overlaysOf(someOverlay(overlay)), resolveModel, inputFiles: noFiles }),
+    undefined,
+    edge,
   );
 }
 

@@ -49,7 +49,7 @@ const serviceOf = (
   createTurnService({
     database: stack.database,
     bus: parts.bus ?? stack.bus,
-    slots: createTurnSlots({ slotsPerTenant: parts.slotsPerTenant ?? 64, waitMs: 50 }),
+    slots: createTurnSlots({ slots: 1_000, slotsPerTenant: parts.slotsPerTenant ?? 64, waitMs: 50 }),
     clientOf: (tenantId) => (parts.clientOf ?? ((real) => real))(stack.clientOf(tenantId)),
     wake: parts.wake ?? stack.pool.wake,
     quota: stack.quota,
@@ -143,6 +143,18 @@ describe("a submitted turn", () => {
     release.resolve();
     expect((await first).state).toBe("done");
     expect((await answerOf(someStatelessTurn("room again"), narrow)).state).toBe("done");
+  });
+
+  test("keeps its slot until its answer has been taken", async () => {
+    const service = serviceOf({ slotsPerTenant: 1 });
+    const { promise: taken, resolve: take } = Promise.withResolvers<void>();
+    const unread = await service.submit(acme, someStatelessTurn("unread"));
+    unread.holdSlotUntil(taken);
+    await unread.finished;
+
+    await expect(service.submit(acme, someStatelessTurn("behind it"))).rejects.toMatchObject({ code: "unavailable" });
+    take();
+    expect(await answerOf(someStatelessTurn("after it"), service)).toMatchObject({ state: "done" });
   });
 
   test("that cannot be stored gives its slot back", async () => {

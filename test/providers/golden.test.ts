@@ -37,7 +37,7 @@ beforeAll(async () => {
       { name: "responses", kind: "openai-compatible", api: "responses", baseUrl: `${server.url}/v1` },
       { name: "messages", kind: "anthropic", baseUrl: server.url },
     ],
-    new Map([["messages", "sk-ant-key"]]),
+    new Map([["messages", [{ name: "ANTHROPIC_API_KEY", secret: "sk-ant-key" }]]]),
     { limitsOf: () => ({ contextWindow: 128_000, maxOutputTokens: 4_000 }) },
   );
 });

@@ -26,8 +26,8 @@ test("each configured provider speaks its own protocol with its own key", async 
       { name: "demo", kind: "demo" },
     ],
     new Map([
-      ["o", "sk-openai-key"],
-      ["a", "sk-ant-key"],
+      ["o", [{ name: "OPENAI_API_KEY", secret: "sk-openai-key" }]],
+      ["a", [{ name: "ANTHROPIC_API_KEY", secret: "sk-ant-key" }]],
     ]),
     { limitsOf: () => ({ contextWindow: 1_000, maxOutputTokens: 77 }) },
   );

@@ -58,6 +58,9 @@ async function startWorker(database: Database, options: { readonly homeId?: stri
     polled,
     left,
     drain: membership.drain,
+    seesOthers: async (count: number): Promise<void> => {
+      await expect.poll(() => membership.live().length, { timeout: 10_000 }).toBe(count + 1);
+    },
     stop,
     cut: () => void (isCut = true),
     mend: () => void (isCut = false),
@@ -112,6 +115,30 @@ test("a worker that comes gets what it wins, one that is drained gives all away,
 
   second.cut();
   await expect.poll(() => tenants.filter(({ tenantId }) => third.polled.has(tenantId)), { timeout: 20_000 }).toHaveLength(tenants.length);
+});
+
+test("a worker that is drained and has no heirs stops polling, and nobody makes it begin again", async () => {
+  const { database, tenants } = await stage();
+  const [{ tenantId }] = tenants;
+  const only = await startWorker(database);
+  await only.placed.wake(tenantId);
+
+  await only.drain();
+  await only.placed.drain(10_000);
+  await only.placed.wake(tenantId);
+  await only.placed.wakeHere(tenantId);
+
+  expect([only.placed.held(), only.polled.size]).toEqual([0, 0]);
+});
+
+test("what every worker looks at by itself is served by the one that wins it", async () => {
+  const { database, tenants } = await stage();
+  const workers = [await startWorker(database), await startWorker(database)];
+  await Promise.all(workers.map(async ({ seesOthers }) => await seesOthers(1)));
+
+  for (const { placed } of workers) for (const { tenantId } of tenants) await placed.wakeHere(tenantId);
+
+  await settled(tenants, workers);
 });
 
 test("a tool that runs is waited for before its tenant moves, and nothing new begins meanwhile", async () => {
