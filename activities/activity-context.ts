@@ -10,6 +10,7 @@ import {
   tenantOfLifeWorkflow,
   tenantOfName,
 } from "../domain/tenant.ts";
+import { processEnding } from "./activity-ending.ts";
 import type { StopReason } from "./joined-attempts.ts";
 
 const heartbeatIntervalMs = 1_000;
@@ -49,7 +50,11 @@ async function runBody<Whom, T>(whomOf: (activity: Context) => Whom, body: (whom
     if (details?.workerShutdown === true) stop.abort("shutdown" satisfies StopReason);
     else if (details?.cancelRequested === true || details === undefined) stop.abort("abort" satisfies StopReason);
   };
+  const onEnding = (): void => stop.abort("shutdown" satisfies StopReason);
+  const ending = processEnding();
   activity.cancellationSignal.addEventListener("abort", onCancel, { once: true });
+  ending?.addEventListener("abort", onEnding, { once: true });
+  if (ending?.aborted === true) onEnding();
   const heartbeats = activity.info.isLocal ? undefined : setInterval(() => activity.heartbeat(), heartbeatIntervalMs);
   try {
     return await body(whomOf(activity), stop.signal);
@@ -59,6 +64,7 @@ async function runBody<Whom, T>(whomOf: (activity: Context) => Whom, body: (whom
   } finally {
     clearInterval(heartbeats);
     activity.cancellationSignal.removeEventListener("abort", onCancel);
+    ending?.removeEventListener("abort", onEnding);
   }
 }
 

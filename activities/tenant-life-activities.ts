@@ -6,6 +6,7 @@ import { factsOf } from "../control-plane/tenants.ts";
 import type { Database } from "../storage/database.ts";
 import { readOpenTurns } from "../storage/open-turn-repository.ts";
 import { endErasedTenant } from "../storage/tenant-remains.ts";
+import { homeIdOf } from "../storage/home-id.ts";
 import { createTenantDirectory, removeTenantDirectory } from "../storage/tenant-paths.ts";
 import { claimTurn, finishTurn, voidOpenCalls } from "../storage/turn-repository.ts";
 import { asLifeActivity } from "./activity-context.ts";
@@ -52,15 +53,16 @@ export const createTenantLifeActivities = ({ database, home, runs, ensureDataKey
     await asLifeActivity(async (tenantId) => {
       const facts = await database.withControl(async (tx): Promise<TenantFacts | undefined> => {
         // The row is held, so that a deletion waits, and the directory is not made behind its back.
-        const [row] = await tx.query<{ os_uid_index: number; has_schema: boolean }>(
-          `select tenant.os_uid_index, schema.tenant_id is not null as has_schema
+        const [row] = await tx.query<{ os_uid_index: number; home_id: string | null; has_schema: boolean }>(
+          `select tenant.os_uid_index, tenant.home_id, schema.tenant_id is not null as has_schema
            from control.tenant left join control.tenant_schema schema on schema.tenant_id = tenant.id
            where tenant.id = $1 and tenant.state <> 'deleted' for share of tenant`,
           [tenantId],
         );
         if (row === undefined) return undefined; // deleted meanwhile
         if (!row.has_schema) throw new Error(`the schema of ${tenantId} is not there`);
-        createTenantDirectory(home, { tenantId, osUidIndex: row.os_uid_index });
+        // It was made in the home of the worker that made the tenant.
+        if (row.home_id === homeIdOf(home)) createTenantDirectory(home, { tenantId, osUidIndex: row.os_uid_index });
         return (await factsOf(tx, tenantId)).facts;
       });
       if (facts === undefined) return;

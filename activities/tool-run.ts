@@ -3,7 +3,7 @@ import { AppError } from "../domain/app-error.ts";
 import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
 import type { TenantContext, TenantId } from "../domain/tenant.ts";
 import type { Tool, ToolOutcome, ToolPlace } from "../sandbox/tool.ts";
-import type { Database } from "../storage/database.ts";
+import type { Database, TenantTx } from "../storage/database.ts";
 import { type ToolRunKey, openToolRun, readCalls, readTurnOverlay, settleToolRun } from "../storage/turn-repository.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { asActivity } from "./activity-context.ts";
@@ -22,13 +22,43 @@ export type ToolRunDeps = {
   readonly tools: ReadonlyMap<string, Tool>;
   readonly overlayOf: OverlayOfTurn;
   readonly placeOf: PlaceOfTool;
+  readonly enterDirectory: EnterDirectory;
 };
 
-export const createToolRun = ({ database, bus, tools, overlayOf, placeOf }: ToolRunDeps) => {
+/** Leave to use a tenant's directory, which one process has at a time (docs/adr/022). @throws {AppError} `unavailable` when it is another's */
+export type EnterDirectory = (tenantId: TenantId) => {
+  /** Keeps the directory this process's until the transaction ends. @returns false when it no longer is */
+  hold(tx: TenantTx): Promise<boolean>;
+  /** Fires when it no longer is. */
+  readonly signal: AbortSignal;
+  /** As the signal, asked without delay: for the last moment before something begins. */
+  isOurs(): boolean;
+  leave(): void;
+};
+
+export const createToolRun = ({ database, bus, tools, overlayOf, placeOf, enterDirectory }: ToolRunDeps) => {
   const joinAttempt = createJoinedAttempts<{ state: "done" | "failed" }>();
 
-  async function run(context: TenantContext, key: ToolRunKey, signal: AbortSignal): Promise<{ state: "done" | "failed" }> {
+  async function run(context: TenantContext, key: ToolRunKey, cancelled: AbortSignal): Promise<{ state: "done" | "failed" }> {
+    const entry = enterDirectory(context.tenantId);
+    try {
+      return await runInside(context, key, entry, AbortSignal.any([cancelled, entry.signal]));
+    } finally {
+      entry.leave();
+    }
+  }
+
+  async function runInside(
+    context: TenantContext,
+    key: ToolRunKey,
+    { hold, isOurs }: Pick<ReturnType<EnterDirectory>, "hold" | "isOurs">,
+    signal: AbortSignal,
+  ): Promise<{ state: "done" | "failed" }> {
+    const holdOrFail = async (tx: TenantTx): Promise<void> => {
+      if (!(await hold(tx))) throw new AppError("unavailable", { ...key, why: "another worker serves the tenant" });
+    };
     const opened = await database.withTenant(context, async (tx) => {
+      await holdOrFail(tx);
       const call = (await readCalls(tx, key.turnId)).find(({ step }) => step === key.step)?.reply.toolCalls[key.n];
       if (call === undefined) throw new AppError("not_found", { ...key });
       return { call, overlay: await readTurnOverlay(tx, key.turnId), ...(await openToolRun(tx, key, call)) };
@@ -46,11 +76,15 @@ export const createToolRun = ({ database, bus, tools, overlayOf, placeOf }: Tool
       const { place, policy, refused } = await placeOf(context.tenantId, wish);
       const mode = policy.mode.value;
       if (refused !== undefined) return cannotBeHeld(call.name, { mode, refused });
+      if (!isOurs()) throw new AppError("unavailable", { ...key, why: "this process was paused" });
       const outcome = await known.run(place, call.arguments, signal);
       return { ...outcome, facts: { ...outcome.facts, mode } };
     });
     if (signal.aborted) throw new AppError("unavailable", { ...key, why: "stopped while the tool ran" });
-    await database.withTenant(context, async (tx) => await settleToolRun(tx, key, outcome));
+    await database.withTenant(context, async (tx) => {
+      await holdOrFail(tx); // else the next holder's attempt has the word
+      await settleToolRun(tx, key, outcome);
+    });
     const state = outcome.failed ? "failed" : "done";
     bus.publish(key.turnId, { ...shown, state });
     return { state };

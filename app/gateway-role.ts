@@ -1,5 +1,6 @@
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { FastifyInstance } from "fastify";
 import type { Logger } from "pino";
 import { defaultQuota, resolveModel } from "../control-plane/admin-config.ts";
@@ -33,7 +34,7 @@ import { createCodecRoutes } from "../gateway/codec-routes.ts";
 import { createEmbeddingRoutes } from "../gateway/embedding-routes.ts";
 import { createFileRoutes } from "../gateway/file-routes.ts";
 import { createGateway } from "../gateway/gateway.ts";
-import { createHealthRoutes } from "../gateway/health-routes.ts";
+import { type ReadinessCheck, createHealthRoutes } from "../gateway/health-routes.ts";
 import { createInvoiceRoutes } from "../gateway/invoice-routes.ts";
 import { createKeyRoutes } from "../gateway/key-routes.ts";
 import { createModelRoutes } from "../gateway/model-routes.ts";
@@ -77,7 +78,12 @@ export type GatewayParts = ProductParts & {
   readonly wake: (owner: Owner) => Promise<void>;
 };
 
-export type StartedGateway = { readonly url: string; readonly warnings: readonly string[] };
+export type StartedGateway = {
+  readonly url: string;
+  readonly warnings: readonly string[];
+  /** Takes no new requests and waits for those that run; where it is replaced, it says beforehand in `/readyz` that it will. */
+  drain(options: { readonly isReplaced: boolean }): Promise<void>;
+};
 
 /** The HTTP side: wired, listening, and stopped in an order that lets answers out first. */
 export async function startGateway(parts: GatewayParts, resources: Resources): Promise<StartedGateway> {
@@ -153,7 +159,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     overlays,
     tenantOf: parts.tenantOf,
   });
-  const checks = {
+  const checks: Record<string, ReadinessCheck> = {
     config: async () => {
       const fault = live.fault();
       if (fault !== undefined) throw new AppError("invalid_configuration", { client: { message: fault } });
@@ -255,8 +261,19 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       createCodecRoutes({ decoder: createPayloadDecoder(keys), changes }),
     ],
   });
-  resources.add(app, closeGateway);
-  return await listen(app, environment.host, environment.port);
+  resources.add(app, async (opened) => await closeGateway(opened, drainMs));
+  return {
+    ...(await listen(app, environment.host, environment.port)),
+    async drain({ isReplaced }) {
+      const patienceMs = config.http.drain_seconds * 1_000;
+      const noticeMs = isReplaced ? Math.min(config.http.drain_notice_seconds * 1_000, patienceMs) : 0;
+      checks["draining"] = async () => {
+        throw new AppError("unavailable", { why: "this gateway ends" });
+      };
+      await sleep(noticeMs);
+      await closeGateway(app, patienceMs - noticeMs);
+    },
+  };
 }
 
 /** Signed anchors go to the database, to a directory of the home, and to one that the operator names. */
@@ -272,14 +289,14 @@ const stateQueryMs = 5_000;
 /** How long answers that are on their way may take before their connections are cut. */
 const drainMs = 1_000;
 
-async function closeGateway(app: FastifyInstance): Promise<void> {
-  const cut = setTimeout(() => app.server.closeAllConnections(), drainMs);
+async function closeGateway(app: FastifyInstance, patienceMs: number): Promise<void> {
+  const cut = setTimeout(() => app.server.closeAllConnections(), patienceMs);
   await app.close();
   clearTimeout(cut);
 }
 
 /** A port that was asked for must be free; the default one gives way to any free one. */
-async function listen(app: FastifyInstance, host: string, port: number | undefined): Promise<StartedGateway> {
+async function listen(app: FastifyInstance, host: string, port: number | undefined): Promise<Omit<StartedGateway, "drain">> {
   try {
     await app.listen({ host, port: port ?? defaultPort });
     return { url: urlOf(app), warnings: [] };

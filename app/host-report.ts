@@ -4,6 +4,7 @@ import { readEnvironment } from "../control-plane/environment.ts";
 import { AppError } from "../domain/app-error.ts";
 import { checkAuditKey, checkKeyEncryption } from "./key-check.ts";
 import { checkPostgres } from "./postgres-check.ts";
+import { checkProcesses } from "./process-check.ts";
 import { checkProvider } from "./provider-check.ts";
 import { checkBubblewrap, checkCgroup, checkSandboxModes } from "./sandbox-check.ts";
 import { checkTemporalUi } from "./temporal-ui-check.ts";
@@ -31,6 +32,7 @@ async function hostReport(variables: KeySource): Promise<HostReport> {
     findings: [
       ...[postgres, ...checked].map(({ finding }) => finding),
       ...(modes === undefined ? [] : [modes.finding]),
+      ...(report?.placement === undefined ? [] : [checkProcesses(report.placement)]),
       ...(ui === undefined ? [] : [ui]),
       checkKeyEncryption(environment, report),
       checkAuditKey(environment, report),

@@ -2,7 +2,7 @@ import { AppError } from "../domain/app-error.ts";
 import { readEnvironment } from "../control-plane/environment.ts";
 import { printReady, printStartFailure } from "./console-output.ts";
 import { parseStartArguments } from "./start-arguments.ts";
-import { startProduct } from "./product.ts";
+import { type StopMode, startProduct } from "./product.ts";
 
 /** Exit statuses of contract §9. */
 const exitFailed = 1;
@@ -21,12 +21,17 @@ async function main(): Promise<void> {
   const product = await startProduct(readEnvironment(variables), { role, variables });
   printReady(product.facts);
 
-  let isStopping = false;
-  const stop = (): void => {
+  let deadline: NodeJS.Timeout | undefined;
+  const endWithin = (ms: number): void => {
+    clearTimeout(deadline);
+    deadline = setTimeout(() => process.exit(exitFailed), ms).unref();
+  };
+  const stop = (mode: StopMode): void => {
+    const isStopping = deadline !== undefined;
+    // Who asks twice does not want to wait.
+    endWithin(stopDeadlineMs + (mode === "drain" && !isStopping ? product.drainMs : 0));
     if (isStopping) return;
-    isStopping = true;
-    setTimeout(() => process.exit(exitFailed), stopDeadlineMs).unref();
-    void product.stop().then(
+    void product.stop(mode).then(
       () => process.exit(0),
       (error: unknown) => {
         printStartFailure(error);
@@ -34,8 +39,8 @@ async function main(): Promise<void> {
       },
     );
   };
-  process.on("SIGINT", stop);
-  process.on("SIGTERM", stop);
+  process.on("SIGINT", () => stop("now"));
+  process.on("SIGTERM", () => stop("drain"));
 }
 
 try {

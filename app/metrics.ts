@@ -8,6 +8,7 @@ import type { SandboxDriver, SandboxJob } from "../sandbox/sandbox-driver.ts";
 import { egressVerdicts } from "../domain/egress-event.ts";
 import { type UsageDoubt, usageDoubts } from "../domain/usage.ts";
 import { readReconciliationTotals } from "../storage/reconcile-repository.ts";
+import { readPlacementReport } from "../storage/placement-report.ts";
 import { readUsageTotals, tenantsInUsage } from "../storage/usage-totals.ts";
 import type { Database } from "../storage/database.ts";
 
@@ -18,6 +19,8 @@ export type Metrics = {
   readonly observeSandbox: <Driver extends SandboxDriver>(driver: Driver) => Driver;
   /** A model call's tokens were counted here. */
   readonly usageDoubted: (doubt: UsageDoubt) => void;
+  /** Asked how many owners this process serves. */
+  readonly observePlacements: (held: () => number) => void;
   /** A provider's key is not used for a while. */
   readonly keyRested: (rest: Pick<KeyRest, "provider" | "key" | "why">) => void;
   /** Everything in Prometheus' text form. */
@@ -111,16 +114,23 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
   });
   const reconciledAt = new Gauge(named("reconciliation_finished_timestamp_seconds", "When the last nightly comparison ended."));
   const unreadTenants = new Gauge(named("reconciliation_unread_tenants", "Tenants that the last nightly comparison could not read."));
+  const processes = new Gauge({ ...named("processes", "Live processes of this database."), labelNames: ["role", "state"] });
+  const placements = new Gauge(named("placements", "Tenants (and the system) that some worker serves, of all processes."));
+  const stranded = new Gauge(named("stranded_tenants", "Tenants whose directory is in a home that no live worker has."));
   const scrapes = new Counter(named("metrics_database_failures_total", "Times that the figures of the database could not be read."));
 
   let readAtMs = -Infinity;
   const readDatabase = async (): Promise<void> => {
     if (performance.now() - readAtMs < databaseMs) return;
-    const [totals, reconciled] = await database.withControl(
-      async (tx) => [await readUsageTotals(tx), await readReconciliationTotals(tx)] as const,
+    const [totals, reconciled, placed] = await database.withControl(
+      async (tx) => [await readUsageTotals(tx), await readReconciliationTotals(tx), await readPlacementReport(tx)] as const,
       { readOnly: true },
     );
     readAtMs = performance.now();
+    processes.reset();
+    for (const { role, state, count } of placed.processes) processes.set({ role, state }, count);
+    placements.set(placed.placements);
+    stranded.set(placed.strandedTenants);
     for (const [check, count] of Object.entries(reconciled.open)) differences.set({ check }, count);
     reconciledAt.set((reconciled.last?.finishedAtMs ?? 0) / 1_000);
     unreadTenants.set(reconciled.last?.unread ?? 0);
@@ -194,6 +204,14 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
       },
     }),
     usageDoubted: (doubt) => doubts.inc({ doubt }),
+    observePlacements(held) {
+      new Gauge({
+        ...named("placements_held", "Tenants (and the system) that this process serves."),
+        collect() {
+          this.set(held());
+        },
+      });
+    },
     keyRested: ({ provider, key, why }) => keyRests.inc({ provider, key, why }),
     async render() {
       await readDatabase().catch(() => scrapes.inc());

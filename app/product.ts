@@ -10,15 +10,17 @@ import { type LiveConfiguration, openLiveConfiguration } from "../control-plane/
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
 import { storePlatformFee } from "../control-plane/platform-fees.ts";
+import { type Membership, openMembership } from "../control-plane/membership.ts";
 import { type Tenant, createTenants, spendableLimitsOf } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
-import { type Owner, type TenantId, parseOwner, parseTenantId, systemOwner } from "../domain/tenant.ts";
+import { type Owner, type TenantId, parseTenantId, systemOwner } from "../domain/tenant.ts";
 import { type Database, openDatabase } from "../storage/database.ts";
 import type { FieldEncryption } from "../storage/field-encryption.ts";
 import { type OpenedDataKeys, openDataKeys } from "../storage/open-data-keys.ts";
 import { createHome } from "../storage/tenant-paths.ts";
 import { readUsedToday } from "../storage/usage-totals.ts";
-import { createInProcessTokenBus } from "../streams/in-process-token-bus.ts";
+import { homeIdOf } from "../storage/home-id.ts";
+import { wakeChannel } from "../storage/placement-repository.ts";
 import { openNotifyTokenBus } from "../streams/notify-token-bus.ts";
 import type { TokenBus } from "../streams/token-bus.ts";
 import { type ChainClient, forSystem } from "../temporal/chain-client.ts";
@@ -45,7 +47,10 @@ import { installTemporalRuntime } from "./temporal-runtime.ts";
 import { startWorkerMetrics } from "./worker-metrics.ts";
 import { startWorkers } from "./worker-role.ts";
 
-export type Product = { readonly facts: ProductFacts; stop(): Promise<void> };
+/** `drain`: what runs is waited for and what is held is handed over, within `drainMs`; `now`: a second or two. */
+export type StopMode = "drain" | "now";
+
+export type Product = { readonly facts: ProductFacts; readonly drainMs: number; stop(mode: StopMode): Promise<void> };
 
 export type StartOptions = {
   readonly role: Role;
@@ -63,6 +68,8 @@ export type ProductParts = {
   /** The same with the rate card and the markup of now. */
   readonly live: LiveConfiguration;
   readonly database: Database;
+  /** The live processes of the database. */
+  readonly membership: Membership;
   readonly keys: OpenedDataKeys;
   readonly temporal: TemporalConnection;
   readonly bus: TokenBus;
@@ -81,8 +88,6 @@ export type ProductParts = {
   readonly metrics: Metrics;
 };
 
-/** The channel on which a gateway asks the workers to poll a tenant's queue. */
-const wakeChannel = "openclaw_wake";
 const defaultLaneWindowSeconds = 10;
 
 /**
@@ -104,6 +109,7 @@ export async function startProduct(environment: Environment, { role, variables }
 
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
     await database.migrateTenants();
+    const membership = resources.add(await openMembership({ database, role, homeId: homeIdOf(home), log }), (joined) => joined.close());
     const live = await openLiveConfiguration({ database, home, config, log });
     const keys = resources.add(
       await openDataKeys({ database, home, keyEncryptionKey: environment.keyEncryptionKey, log }),
@@ -113,7 +119,10 @@ export async function startProduct(environment: Environment, { role, variables }
     const temporal = resources.add(await connectTemporal({ ...backends.temporal, dataKeys: keys.dataKeys }), (connection) =>
       connection.close(),
     );
-    const bus = await openBus(role, database, log, resources);
+    const hasOthers = (): boolean => membership.live().some(({ id }) => id !== membership.self.id);
+    // A gateway's events come from workers always; a worker's are for gateways that may not have been seen yet.
+    const isShared = role === "all" ? hasOthers : () => true;
+    const { bus } = resources.add(await openNotifyTokenBus(database, log, isShared), (opened) => opened.close());
     const encryption = createFieldEncryption(keys.dataKeys);
     const files = createTenantFiles({ database, encryption });
     const overlays = resources.add(await openOverlayReader({ database, encryption, ground: live.current }), (opened) => opened.close());
@@ -156,6 +165,7 @@ export async function startProduct(environment: Environment, { role, variables }
       config,
       live,
       database,
+      membership,
       keys,
       temporal,
       bus,
@@ -172,16 +182,10 @@ export async function startProduct(environment: Environment, { role, variables }
       metrics,
     };
 
-    if (role !== "gateway") {
-      const workers = await startWorkers(parts, backends.bundle, resources);
+    const workers = role === "gateway" ? undefined : await startWorkers(parts, backends.bundle, resources);
+    if (workers !== undefined) {
       wake = workers.wake;
       if (role === "worker") {
-        const stopListening = await database.listen(
-          wakeChannel,
-          (payload) =>
-            void workers.wake(parseOwner(payload)).catch((error: unknown) => log("a worker was not woken", { error: String(error) })),
-        );
-        resources.add(stopListening, (close) => close());
         const chainOf = (owner: Owner): ChainClient => (owner === systemOwner ? forSystem(temporal) : clientOf(owner).chain);
         // No gateway need run on this home, so an edit of its file is recorded from here too.
         const changes = createChanges({ database, dataKeys: keys.dataKeys, chainOf, wake, obstacle: () => undefined, log });
@@ -212,8 +216,15 @@ export async function startProduct(environment: Environment, { role, variables }
         warnings: [...configurationWarnings(config, variables), ...backends.warnings, ...(gateway?.warnings ?? [])],
         startedInMs: performance.now() - startedAtMs,
       },
-      stop: async () => {
-        log("stopping");
+      drainMs: config.http.drain_seconds * 1_000,
+      async stop(mode) {
+        log("stopping", { mode });
+        // One process that is everything has nobody to hand anything to.
+        if (mode === "drain" && (role !== "all" || hasOthers())) {
+          const isReplaced = hasOtherGateway(membership);
+          await membership.drain();
+          await Promise.all([gateway?.drain({ isReplaced }), workers?.drain(config.http.drain_seconds * 1_000)]);
+        }
         await resources.close();
       },
     };
@@ -256,10 +267,8 @@ function takeHome(home: string, resources: Resources): void {
   resources.add(process.pid, (pid) => removeGatewayRecord(home, pid));
 }
 
-async function openBus(role: Role, database: Database, log: Log, resources: Resources): Promise<TokenBus> {
-  if (role === "all") return createInProcessTokenBus();
-  return resources.add(await openNotifyTokenBus(database, log), (opened) => opened.close()).bus;
-}
+const hasOtherGateway = ({ self, live }: Membership): boolean =>
+  live().some(({ id, role, isDraining }) => id !== self.id && role !== "worker" && !isDraining);
 
 function recordGateway(home: string, url: string, { temporal, databaseKind, databaseUrl }: Backends): void {
   const shownUrl = new URL(databaseUrl);

@@ -3,6 +3,7 @@ import type { EgressAudit } from "../control-plane/egress-audit.ts";
 import { resolveSandboxPolicy, type SandboxWish } from "../control-plane/sandbox-policy.ts";
 import type { Tenant } from "../control-plane/tenants.ts";
 import type { SandboxPolicy } from "../domain/sandbox-policy.ts";
+import { AppError } from "../domain/app-error.ts";
 import type { TenantId } from "../domain/tenant.ts";
 import { egressOfPolicy, fitNetwork, limitsOfPolicy, refusePolicy } from "../sandbox/policy-run.ts";
 import type { SandboxDriver, SandboxLimits } from "../sandbox/sandbox-driver.ts";
@@ -10,6 +11,7 @@ import type { ToolPlace } from "../sandbox/tool.ts";
 import { containerOf } from "./sandbox-drivers.ts";
 import { createSeccompProfiles } from "./seccomp-profiles.ts";
 import type { SandboxVolumes, VolumeSize } from "../storage/sandbox-volume.ts";
+import { homeIdOf } from "../storage/home-id.ts";
 import { createTenantDirectory, tenantUidOf } from "../storage/tenant-paths.ts";
 
 export type SandboxPlacesDeps = {
@@ -18,7 +20,7 @@ export type SandboxPlacesDeps = {
   readonly driver: Pick<SandboxDriver, "enforcement" | "probe">;
   readonly volumes: SandboxVolumes;
   readonly egressAudit: Pick<EgressAudit, "tell">;
-  readonly tenantOf: (tenantId: TenantId) => Promise<Pick<Tenant, "osUidIndex">>;
+  readonly tenantOf: (tenantId: TenantId) => Promise<Pick<Tenant, "osUidIndex" | "homeId">>;
 };
 
 export type SandboxPlace = {
@@ -33,10 +35,12 @@ export function createSandboxPlaces({ config, home, driver, volumes, egressAudit
   const profiles = createSeccompProfiles({ home });
   return async (tenantId: TenantId, wish: Omit<SandboxWish, "admin">): Promise<SandboxPlace> => {
     const asked = resolveSandboxPolicy({ ...wish, admin: config.sandbox });
-    const [{ osUidIndex }, seccomp] = await Promise.all([tenantOf(tenantId), profiles.of(asked.seccomp.value)]);
+    const [{ osUidIndex, homeId }, seccomp] = await Promise.all([tenantOf(tenantId), profiles.of(asked.seccomp.value)]);
     const policy = typeof seccomp === "string" ? asked : fitNetwork(asked, seccomp);
     const egress = egressOfPolicy(policy, config.sandbox.network);
     const container = containerOf(policy);
+    // An empty directory would be made, and taken for the tenant's.
+    if (homeId !== undefined && homeId !== homeIdOf(home)) throw elsewhere(tenantId);
     const refused = refusePolicy(policy, driver) ?? (typeof seccomp === "string" ? `${seccomp} (${policy.seccomp.because})` : undefined);
     const workDirectory = createTenantDirectory(home, { tenantId, osUidIndex }).sandbox;
     const uid = tenantUidOf(osUidIndex);
@@ -57,6 +61,12 @@ export function createSandboxPlaces({ config, home, driver, volumes, egressAudit
     };
   };
 }
+
+const elsewhere = (tenantId: TenantId): AppError =>
+  new AppError("unavailable", {
+    tenantId,
+    client: { message: "The tenant's directory is in the home of another process, not in this one's." },
+  });
 
 /** The size of the tenants' volumes: what the roomiest mode allows. Undefined where there are to be none. */
 export function volumeSizeOf({ sandbox }: Pick<AdminConfig, "sandbox">): VolumeSize | undefined {

@@ -21,8 +21,10 @@ import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import type { KeyRest } from "../providers/key-ring.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
+import { createPauseGuard } from "../sandbox/pause-guard.ts";
+import { adoptTenants, holdPlacement } from "../storage/placement-repository.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
-import { sandboxDirectory } from "../storage/tenant-paths.ts";
+import { hasTenantDirectory, sandboxDirectory, tenantDirectoryNames } from "../storage/tenant-paths.ts";
 import { forSystem } from "../temporal/chain-client.ts";
 import { listDueOwners } from "../temporal/due-owners.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
@@ -33,6 +35,7 @@ import { startInvoiceSchedules } from "../workers/invoice-schedules.ts";
 import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
 import { startReconcileSchedule } from "../workers/reconcile-schedule.ts";
+import { type PlacedWorkers, placeWorkers } from "../workers/placed-workers.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
 import { startWaker } from "../workers/waker.ts";
@@ -49,6 +52,7 @@ export async function startWorkers(
     variables,
     home,
     database,
+    membership,
     files,
     keys,
     temporal,
@@ -65,7 +69,7 @@ export async function startWorkers(
   }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
-): Promise<TenantWorkerPool> {
+): Promise<PlacedWorkers> {
   const missing = await sandbox.probe();
   if (missing !== undefined && config.sandbox.require === "cgroup") {
     throw new AppError("invalid_configuration", {
@@ -82,7 +86,9 @@ export async function startWorkers(
   const stopDropping = await database.listen(tokenChannel, dropSlots, { onReconnect: () => void sandbox.drop() });
   resources.add(stopDropping, (stop) => stop());
 
-  const wake = async (owner: Owner): Promise<void> => await pool.wake(owner);
+  const wake = async (owner: Owner): Promise<void> => await placed.wake(owner);
+  const guard = resources.add(createPauseGuard(), (started) => started.close());
+  resources.add(membership.listen({ onRenewal: guard.renew }), (stop) => stop());
   const alarms = createUsageAlarms({
     chainOf: (tenantId) => clientOf(tenantId).chain,
     wake,
@@ -98,6 +104,12 @@ export async function startWorkers(
       digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
     promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
     placeOf: createSandboxPlaces({ config, home, driver: sandbox, volumes, egressAudit, tenantOf }),
+    enterDirectory(tenantId) {
+      guard.arm();
+      const { placement, signal, leave } = placed.enter(tenantId);
+      const isOurs = (): boolean => membership.isHeld() && !signal.aborted;
+      return { signal, leave, isOurs, hold: async (tx) => await holdPlacement(tx, placement) };
+    },
     modelOf: servedModels(config, variables, (rest) => {
       metrics.keyRested(rest);
       if (rest.why === "rejected") log("ALARM: a provider does not take a key, which rests", rest);
@@ -144,7 +156,36 @@ export async function startWorkers(
       limitsOf: async (tenantId) => grantableLimitsOf(await createTenants({ database }).get(tenantId)),
     }),
   };
-  const pool = resources.add(createTenantWorkerPool({ connection: temporal, bundle, activities, log }), (workers) => workers.close());
+  const ending = new AbortController();
+  const pool: TenantWorkerPool = createTenantWorkerPool({
+    connection: temporal,
+    bundle,
+    activities,
+    log,
+    onStopped: (owner) => placed.onStopped(owner),
+    graceMs: config.http.drain_seconds * 1_000,
+    ending: ending.signal,
+  });
+  await database.withControl(async (tx) => await adoptTenants(tx, membership.self.homeId, tenantDirectoryNames(home)));
+  const placed: PlacedWorkers = await placeWorkers({
+    database,
+    membership,
+    pool,
+    hasDirectory: (tenantId) => hasTenantDirectory(home, tenantId),
+    isVolume: (tenantId) => volumes.covers(tenantId),
+    async leaveDirectory(tenantId) {
+      const directory = sandboxDirectory(home, tenantId);
+      if (directory !== undefined) await sandbox.drop(directory);
+      await volumes.leave(tenantId);
+    },
+    log,
+  });
+  resources.add(placed, async (workers) => {
+    const cut = setTimeout(() => ending.abort(), endingGraceMs);
+    await workers.close();
+    clearTimeout(cut);
+  });
+  metrics.observePlacements(placed.held);
   resources.add(alarms, (raised) => raised.close());
   const stopForgetting = await database.listen(
     forgetChannel,
@@ -155,17 +196,20 @@ export async function startWorkers(
   );
   resources.add(stopForgetting, (stop) => stop());
   const dueOwners = async (byMs: number) => await listDueOwners(temporal, byMs);
-  resources.add(startWaker({ dueOwners, wake: pool.wake, log }), (waker) => waker.stop());
-  resources.add(startOpenTurnRelay({ database, clientOf, wake: pool.wake, log }), (relay) => relay.stop());
-  resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake: pool.wake, log }), (relay) => relay.stop());
+  resources.add(startWaker({ dueOwners, wake: placed.wakeHere, log }), (waker) => waker.stop());
+  resources.add(startOpenTurnRelay({ database, clientOf, wake, log }), (relay) => relay.stop());
+  resources.add(await startKeyRotationRelay({ database, start: rekeyStarter(temporal), wake, log }), (relay) => relay.stop());
   resources.add(
-    startInvoiceSchedules({ database, settings: invoiceSettings, client: createInvoiceClient(temporal), wake: pool.wake, log }),
+    startInvoiceSchedules({ database, settings: invoiceSettings, client: createInvoiceClient(temporal), wake, log }),
     (schedules) => schedules.stop(),
   );
   const ensureSchedule = async (): Promise<void> => await ensureReconcileSchedule(temporal);
-  resources.add(startReconcileSchedule({ ensure: ensureSchedule, wake: pool.wake, log }), (schedule) => schedule.stop());
-  return pool;
+  resources.add(startReconcileSchedule({ ensure: ensureSchedule, wake, log }), (schedule) => schedule.stop());
+  return placed;
 }
+
+/** What running activities get when the process is told to end at once. */
+const endingGraceMs = 1_000;
 
 /** One client per process, made when the first event is sent. */
 function stripeMeters(variables: ProductParts["variables"]): InvoiceSenderDeps["metersOf"] {

@@ -285,6 +285,10 @@ export const adminConfigSchema = z.strictObject({
       body_megabytes_per_tenant: whole(32, 1_000_000).default(64),
       // How long a provider may be silent, before its first byte and between two pieces of its answer.
       provider_idle_seconds: whole(1, 290).default(120),
+      // How long requests that run may go on when the gateway is told to end (SIGTERM), and for how long before it still takes new ones,
+      // saying in /readyz that it should get none.
+      drain_seconds: whole(0, 3_600).default(25),
+      drain_notice_seconds: whole(0, 600).default(2),
       // How long a caller may take nothing of an answer that waits for it before its connection is cut.
       slow_reader_seconds: whole(1, 3_600).default(60),
       // Uploaded files of one tenant that are kept at once, and their bytes.

@@ -11,6 +11,7 @@ import { noteAlarm } from "../storage/reconcile-repository.ts";
 import { resolveEvent } from "../storage/invoice-repository.ts";
 import { acceptOverlay } from "../storage/overlay-repository.ts";
 import { requestRotation } from "../storage/key-rotation.ts";
+import { homeIdOf } from "../storage/home-id.ts";
 import { createTenantDirectory } from "../storage/tenant-paths.ts";
 import { adminScopes } from "./authentication.ts";
 import { putCardInForce } from "./rate-card-in-force.ts";
@@ -110,11 +111,11 @@ async function createTenant(tx: ControlTx, command: Extract<Command, { type: "te
   // Rows of deleted tenants stay, so an index is never given again and files of the dead have no new owner.
   const [row] = await tx.query<{ os_uid_index: number }>(
     `with made as (
-       insert into control.tenant (id, display_name, markup_ppm, ${Object.keys(quota).join(", ")}, os_uid_index)
-       select $1, $2, $3, $4, $5, $6, coalesce(max(os_uid_index) + 1, 0) from control.tenant returning os_uid_index
+       insert into control.tenant (id, display_name, markup_ppm, ${Object.keys(quota).join(", ")}, home_id, os_uid_index)
+       select $1, $2, $3, $4, $5, $6, $7, coalesce(max(os_uid_index) + 1, 0) from control.tenant returning os_uid_index
      ), schema as (select control.make_tenant_schema($1))
      select os_uid_index from made, schema`,
-    [id, command.displayName, markupPpm, ...Object.values(quota)],
+    [id, command.displayName, markupPpm, ...Object.values(quota), homeIdOf(home)],
   );
   if (row === undefined) throw new AppError("internal", { reason: "an insert returned nothing" });
   await tx.execute("insert into control.tenant_token (hash, tenant_id) values ($1, $2)", [hashBytes(command.tokenHash), id]);

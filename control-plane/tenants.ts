@@ -16,6 +16,8 @@ export type Tenant = {
   readonly state: TenantState;
   /** Its files and sandboxes belong to the uid that `tenantUidOf` makes of this. */
   readonly osUidIndex: number;
+  /** The home that has its directory; undefined: not known yet. */
+  readonly homeId: string | undefined;
   /** In millionths; undefined: the one of `config.yaml`. */
   readonly markupPpm: number | undefined;
   readonly quota: TenantQuota;
@@ -52,6 +54,7 @@ type TenantRow = {
   display_name: string | null;
   state: TenantState;
   os_uid_index: number;
+  home_id: string | null;
   markup_ppm: bigint | null;
   created_at: Date;
 } & QuotaRow;
@@ -66,7 +69,7 @@ const toQuota = ({ tokens_per_day, cost_per_day_nano_usd, requests_per_minute }:
   requestsPerMinute: requests_per_minute,
 });
 
-const columns = `id, display_name, state, os_uid_index, markup_ppm, ${quotaColumns}, created_at`;
+const columns = `id, display_name, state, os_uid_index, home_id, markup_ppm, ${quotaColumns}, created_at`;
 const longestDisplayName = 200;
 
 const toTenant = (row: TenantRow): Tenant => ({
@@ -74,6 +77,7 @@ const toTenant = (row: TenantRow): Tenant => ({
   displayName: row.display_name ?? undefined,
   state: row.state,
   osUidIndex: row.os_uid_index,
+  homeId: row.home_id ?? undefined,
   markupPpm: row.markup_ppm === null ? undefined : Number(row.markup_ppm),
   quota: toQuota(row),
   createdAtMs: row.created_at.getTime(),

@@ -1,6 +1,7 @@
 import pg from "pg";
 import { sqlStateOf } from "./database-error.ts";
 import { gatewayRole, gatewayUrlOf } from "./gateway-login.ts";
+import { type PlacementReport, readPlacementReport } from "./placement-report.ts";
 import { knownKeyIds } from "./open-data-keys.ts";
 import { tenantGroupRole } from "./tenant-schemas.ts";
 
@@ -17,6 +18,8 @@ export type DatabaseReport = {
   readonly keyIds: readonly string[];
   /** Ids of the keys that have signed anchors of its audit. */
   readonly auditKeyIds: readonly string[];
+  /** Undefined before the first start, and where an earlier version made the database. */
+  readonly placement: PlacementReport | undefined;
   /** The server's clock, and when we asked and had the answer. */
   readonly clock: { readonly atMs: number; readonly askedAtMs: number; readonly answeredAtMs: number };
 };
@@ -65,6 +68,7 @@ export async function describeDatabase(ownerUrl: string): Promise<DatabaseReport
       mayMakeSchemas: row.may_make_schemas,
       keyIds: await idsOf(client, "control.key_encryption", knownKeyIds),
       auditKeyIds: await idsOf(client, "control.audit_key", "select id from control.audit_key order by created_at desc"),
+      placement: await placementOf(client),
       clock: { atMs: row.at_ms, askedAtMs, answeredAtMs },
     };
   } catch (error) {
@@ -79,6 +83,14 @@ async function idsOf(client: pg.Client, table: string, text: string): Promise<re
   const { rows } = await client.query<{ present: boolean }>("select to_regclass($1) is not null as present", [table]);
   if (rows[0]?.present !== true) return [];
   return (await client.query<{ id: string }>(text)).rows.map(({ id }) => id);
+}
+
+async function placementOf(client: pg.Client): Promise<PlacementReport | undefined> {
+  const { rows } = await client.query<{ present: boolean }>("select to_regclass('control.process') is not null as present");
+  if (rows[0]?.present !== true) return undefined;
+  return await readPlacementReport({
+    query: async <Row extends pg.QueryResultRow>(text: string) => (await client.query<Row>(text)).rows,
+  });
 }
 
 function vectorOf({ has_vector, knows_vector, is_superuser }: Row): DatabaseReport["vector"] {

@@ -59,6 +59,11 @@ export class SandboxVolumes {
     return this.#size;
   }
 
+  /** Whether the tenant's directory is a volume, or will be one at its next use. */
+  covers(tenantId: TenantId): boolean {
+    return this.#size !== undefined || hasImage(this.#home, tenantId);
+  }
+
   /** Why this host can make none, as a clause, shown by making one; undefined when it can. */
   async probe(): Promise<string | undefined> {
     return await (this.#obstacle ??= findObstacle());
@@ -67,7 +72,7 @@ export class SandboxVolumes {
   /** Makes the directory what it is to be, if it is not yet. @returns why nothing may run in it; undefined when it is ready */
   async ensure(place: VolumePlace): Promise<string | undefined> {
     const { tenantId, directory } = place;
-    if (this.#size === undefined && !hasImage(this.#home, tenantId)) return undefined;
+    if (!this.covers(tenantId)) return undefined;
     if (this.#ready.get(tenantId) === directory && isMounted(directory)) return undefined;
     const obstacle = await this.probe();
     if (obstacle !== undefined) return `sandbox.disk_quota: ${obstacle}`;
@@ -85,6 +90,14 @@ export class SandboxVolumes {
     } catch (error) {
       return `the tenant's volume cannot be used: ${lastLine(error)}`;
     }
+  }
+
+  /** Unmounts one tenant's, which this process mounted or used; nothing runs in it. @throws {Error} when it is in use all the same */
+  async leave(tenantId: TenantId): Promise<void> {
+    const directory = this.#ready.get(tenantId);
+    if (directory === undefined) return;
+    if (isMounted(directory)) await execute("umount", [directory], { env: environment });
+    this.#ready.delete(tenantId);
   }
 
   /** Unmounts what nobody uses; the next use mounts it again. */

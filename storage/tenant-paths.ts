@@ -83,6 +83,9 @@ export function sandboxDirectory(home: string, tenantId: TenantId): string | und
   return existsSync(tenants) ? join(realpathSync(tenants), tenantId, "sandbox" satisfies (typeof parts)[number]) : undefined;
 }
 
+/** Whether the home has a tenant's directory. */
+export const hasTenantDirectory = (home: string, tenantId: TenantId): boolean => existsSync(tenantDirectory(home, tenantId));
+
 /** Names in the place of the tenants' directories. */
 export function tenantDirectoryNames(home: string): readonly string[] {
   const tenants = join(home, "tenants");

@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import type { TurnId } from "../domain/turn-id.ts";
 import type { Database } from "../storage/database.ts";
 import { createInProcessTokenBus } from "./in-process-token-bus.ts";
@@ -9,29 +10,33 @@ const flushMs = 20;
 /** Postgres takes 7,999 bytes; a character of JSON text may take six. */
 const textPerNotification = 1_200;
 
-type Batch = { readonly turnId: TurnId; readonly events: readonly TurnEvent[] };
+/** `from` is the bus that sent it, which has told its own listeners already. */
+type Batch = { readonly from: string; readonly turnId: TurnId; readonly events: readonly TurnEvent[] };
 
 /**
- * The bus between gateway and worker processes: Postgres NOTIFY, about 1 ms. What is lost while a connection is down shows as a gap
- * in the text's offsets, and the turn's row has it all.
+ * The bus between processes: a function call to listeners of this one, and Postgres NOTIFY, about 1 ms, to the others while there are any
+ * (`isShared`). What is lost while a connection is down shows as a gap in the text's offsets, and the turn's row has it all.
  */
 export async function openNotifyTokenBus(
   database: Database,
   log: (message: string, fields?: Record<string, unknown>) => void,
+  isShared: () => boolean,
 ): Promise<{ readonly bus: TokenBus; close(): Promise<void> }> {
+  const from = randomUUID();
   const local = createInProcessTokenBus();
   const pending = new Map<TurnId, TurnEvent[]>();
   let timer: NodeJS.Timeout | undefined;
   let sending: Promise<void> = Promise.resolve();
 
   const stopListening = await database.listen(channel, (payload) => {
-    const { turnId, events } = JSON.parse(payload) as Batch;
+    const { from: sender, turnId, events } = JSON.parse(payload) as Batch;
+    if (sender === from) return;
     for (const event of events) local.publish(turnId, event);
   });
 
   const flush = (): void => {
     timer = undefined;
-    const batches = [...pending].flatMap(([turnId, events]) => inPayloads(turnId, events));
+    const batches = [...pending].flatMap(([turnId, events]) => inPayloads({ from, turnId }, events));
     pending.clear();
     sending = sending.then(async () => {
       for (const payload of batches) {
@@ -43,6 +48,8 @@ export async function openNotifyTokenBus(
   return {
     bus: {
       publish(turnId, event) {
+        local.publish(turnId, event);
+        if (!isShared()) return;
         const events = pending.get(turnId) ?? [];
         pending.set(turnId, events);
         const joined = join(events.at(-1), event);
@@ -62,9 +69,9 @@ export async function openNotifyTokenBus(
 }
 
 /** Notifications that hold the events in their order, each below Postgres' limit. */
-function inPayloads(turnId: TurnId, events: readonly TurnEvent[]): string[] {
+function inPayloads(of: Omit<Batch, "events">, events: readonly TurnEvent[]): string[] {
   const payloads: string[] = [];
-  for (const event of events.flatMap(inPieces)) payloads.push(JSON.stringify({ turnId, events: [event] } satisfies Batch));
+  for (const event of events.flatMap(inPieces)) payloads.push(JSON.stringify({ ...of, events: [event] } satisfies Batch));
   return payloads;
 }
 

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomInt, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -29,6 +29,8 @@ export type RunningProduct = {
   kill(): Promise<void>;
   /** Starts again on the same home and port after `kill`. */
   restart(): Promise<void>;
+  /** As an orchestrator ends it (SIGTERM): hands over what it can; answers the exit status. `restart` comes after it. */
+  drain(): Promise<number | null>;
   /** As Ctrl-C does; answers the exit status and how long it took. */
   stop(): Promise<{ exitCode: number | null; ms: number }>;
 };
@@ -111,6 +113,12 @@ export async function startProduct({
       child.process.kill("SIGKILL");
       await exited;
     },
+    async drain() {
+      const exited = once(child.process, "exit");
+      child.process.kill("SIGTERM");
+      await exited;
+      return child.process.exitCode;
+    },
     async restart() {
       child = await launch(home, port, role, given);
     },
@@ -127,6 +135,14 @@ export async function startProduct({
       return { exitCode, ms };
     },
   };
+}
+
+/** A home of its own for one more process, beside another one's: the tenants' directories of both are the same, as on a shared volume. */
+export function homeBeside(home: string): string {
+  const beside = mkdtempSync(join(tmpdir(), "openclaw-product-"));
+  cpSync(join(home, "home-id"), join(beside, "home-id"));
+  symlinkSync(realpathSync(join(home, "tenants")), join(beside, "tenants"));
+  return beside;
 }
 
 /** Bundling costs seconds: the run's one bundle serves every product. */

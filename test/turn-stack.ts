@@ -14,6 +14,7 @@ import { createTenantLifeActivities } from "../activities/tenant-life-activities
 import type { ServedModel } from "../activities/model-attempts.ts";
 import type { OverlayOfTurn } from "../activities/model-call.ts";
 import { createKeyActivities } from "../activities/key-activities.ts";
+import type { EnterDirectory } from "../activities/tool-run.ts";
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import type { InvoiceSender } from "../control-plane/invoices.ts";
 import { createQuotaBooks } from "../control-plane/quota-books.ts";
@@ -81,6 +82,8 @@ export type TurnStackOptions = {
   readonly alarms?: Pick<UsageAlarms, "raise">;
   /** Default: empty. */
   readonly overlayOf?: OverlayOfTurn;
+  /** Default: every tenant is this process's. */
+  readonly enterDirectory?: EnterDirectory;
   /** An existing database instead of a fresh one. */
   readonly ownerUrl?: string;
   readonly temporalAddress?: string;
@@ -180,6 +183,9 @@ export async function startTurnStack({
         const policy = resolveSandboxPolicy({ ...wish, admin: {} });
         return { policy, refused: undefined, place: { workDirectory: "/nonexistent", uid: undefined, limits: limitsOfPolicy(policy) } };
       },
+      enterDirectory:
+        place.enterDirectory ??
+        (() => ({ hold: async () => true, isOurs: () => true, signal: new AbortController().signal, leave: quiet })),
       modelOf,
       pricing: async () => ({ rateCard: testRateCard, markupPpm: noMarkup }),
       rateCardAt: async () => testRateCard,

@@ -1,4 +1,5 @@
 import { Worker, type WorkerOptions } from "@temporalio/worker";
+import { endActivitiesBy } from "../activities/activity-ending.ts";
 import { type Owner, taskQueueOf } from "../domain/tenant.ts";
 import { activityTenantGuard } from "../temporal/activity-guard.ts";
 import { type TemporalConnection, converterOption } from "../temporal/temporal-connection.ts";
@@ -13,6 +14,12 @@ export type TenantWorkerPoolOptions = {
   readonly idleStopMs?: number;
   /** Workers that run at once; the one unused for longest goes first. Default 400 (temporal frontend.namespaceCount). */
   readonly liveWorkers?: number;
+  /** Called when an owner's worker has ended, for whatever reason. */
+  readonly onStopped?: (owner: Owner) => void;
+  /** How long running activities may go on when a worker stops. Default 1 s. */
+  readonly graceMs?: number;
+  /** Ends running activities whatever their grace; default: nothing does. */
+  readonly ending?: AbortSignal;
 };
 
 export interface TenantWorkerPool {
@@ -21,7 +28,9 @@ export interface TenantWorkerPool {
   /** Stops the worker of an owner that is gone, once it has nothing to do; a later wake starts another one. */
   forget(owner: Owner): Promise<void>;
   live(): number;
-  /** Stops all workers; running activities get a second to end. */
+  /** Whether the owner has a worker, one that starts or stops included. */
+  has(owner: Owner): boolean;
+  /** Stops all workers; running activities get their grace to end. */
   close(): Promise<void>;
 }
 
@@ -32,7 +41,7 @@ const slots = { workflowTasks: 20, activities: 100, localActivities: 100 };
 
 /** One Worker per tenant queue, started at the tenant's first turn and stopped when it has been idle. */
 export function createTenantWorkerPool(options: TenantWorkerPoolOptions): TenantWorkerPool {
-  const { connection, bundle, activities, log, idleStopMs = 600_000, liveWorkers = 400 } = options;
+  const { connection, bundle, activities, log, idleStopMs = 600_000, liveWorkers = 400, graceMs = 1_000 } = options;
   const workers = new Map<Owner, Promise<LiveWorker>>();
   const missing = SharedPoolWorker.missingHooks();
   if (missing !== undefined) log("workers cannot share a thread pool: each tenant costs a thread of its own", { missing });
@@ -47,6 +56,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
         log("a worker failed", { owner, error: String(error) });
       },
     );
+    void stopped.then(() => options.onStopped?.(owner));
     return { worker, stopped, lastWokenMs: performance.now() };
   };
 
@@ -58,7 +68,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     ...converterOption(connection.converterOf(owner)),
     buildId: bundle.buildId,
     activities,
-    interceptors: { activity: [activityTenantGuard] },
+    interceptors: { activity: [activityTenantGuard, ...(options.ending === undefined ? [] : [endActivitiesBy(options.ending)])] },
     maxConcurrentWorkflowTaskExecutions: slots.workflowTasks,
     maxConcurrentActivityTaskExecutions: slots.activities,
     maxConcurrentLocalActivityExecutions: slots.localActivities,
@@ -70,8 +80,8 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     stickyQueueScheduleToStartTimeout: "2s",
     maxHeartbeatThrottleInterval: "1s",
     defaultHeartbeatThrottleInterval: "1s",
-    shutdownGraceTime: "1s",
-    shutdownForceTime: "2s",
+    shutdownGraceTime: graceMs,
+    shutdownForceTime: graceMs + 1_000,
     workflowThreadPoolSize: 1,
   });
 
@@ -126,6 +136,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
       if (starting !== undefined) await stop(owner, await starting);
     },
     live: () => workers.size,
+    has: (owner) => workers.has(owner),
     async close() {
       clearInterval(sweep);
       await Promise.allSettled([...workers].map(async ([owner, starting]) => await stop(owner, await starting)));

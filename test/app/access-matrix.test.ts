@@ -227,7 +227,7 @@ async function contents(): Promise<string> {
     databaseUrl,
     `select table_schema || '.' || table_name as name from information_schema.tables
      where table_type = 'BASE TABLE' and (table_schema = 'control' or table_schema like 'tenant\\_%')
-       and table_name not in ('audit_file', 'audit_anchor', 'key_process', 'live_process') order by 1`,
+       and table_name not in ('audit_file', 'audit_anchor', 'process') order by 1`,
   );
   const digests: string[] = [];
   for (const { name } of tables as { name: string }[]) {

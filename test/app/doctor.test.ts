@@ -49,6 +49,7 @@ test("a running gateway is looked at where it is, with its own servers", async (
   const { code, of } = await doctor();
 
   expect(code).toBe(0);
+  expect(of("processes")).toMatchObject({ state: "ok", says: expect.stringMatching(/^1 all; \d+ tenants and system queues served now$/) });
   expect(of("gateway")).toEqual({ check: "gateway", state: "ok", says: `runs at ${product.url} and is ready` });
   expect(of("temporal")?.says).toMatch(/^Temporal \d.* at 127\.0\.0\.1:\d+, namespace default$/);
   expect(of("postgres")?.says).toMatch(/^the built-in server is Postgres 17/);

@@ -11,7 +11,7 @@ import { forTenant } from "../../temporal/tenant-client.ts";
 import type { QuotaCount } from "../../workflows/quota-messages.ts";
 import { type MockOpenAi, start } from "../fixtures/mock-openai-server.ts";
 import { freshNamespace } from "../fresh-namespace.ts";
-import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { type RunningProduct, configWithProvider, homeBeside, startProduct } from "../product.ts";
 import { freshDatabase, runSql, sharedKek } from "../storage/fresh-database.ts";
 import { quiet } from "../turn-stack.ts";
 
@@ -26,12 +26,12 @@ export type Row = {
   readonly estimated: boolean;
 };
 
-/** Two whole products on one database and one Temporal, a provider that counts, and a look at what each of them believes. */
+/** Two whole products on one database, one Temporal and the same directories, a provider that counts, and a look at what each of them believes. */
 export type QuotaStage = {
   readonly model: MockOpenAi;
   readonly first: RunningProduct;
   readonly second: RunningProduct;
-  /** Made through `product`, whose worker then is the only one that polls the tenant's queue, until the other is asked. */
+  /** One that `product`'s worker serves, which makes its model calls. */
   newTenant(product: RunningProduct, quota: object): Promise<Tenant>;
   /** The status, 0 when the product went away before it answered; the body where it is JSON. */
   ask(product: RunningProduct, tenant: Tenant, text: string, more?: object, headers?: Record<string, string>): Promise<Answer>;
@@ -52,7 +52,8 @@ export async function startQuotaStage(): Promise<QuotaStage> {
   const env = { DATABASE_URL: databaseUrl, TEMPORAL_ADDRESS: temporalAddress, TEMPORAL_NAMESPACE: namespace };
   const config = configWithProvider(model.url);
   const first = await startProduct({ config, env });
-  const second = await startProduct({ config, env, adminKey: first.adminKey });
+  await first.createTenant("first-of-all"); // with it the place of the directories is made
+  const second = await startProduct({ config, env, adminKey: first.adminKey, home: homeBeside(first.home) });
   const database = await openDatabase({ ownerUrl: databaseUrl, log: quiet });
   const home = mkdtempSync(join(tmpdir(), "openclaw-look-"));
   const keys = await openDataKeys({ database, home, keyEncryptionKey: sharedKek(databaseUrl), log: quiet });
@@ -60,34 +61,39 @@ export async function startQuotaStage(): Promise<QuotaStage> {
   const sql = async (text: string): Promise<readonly Record<string, unknown>[]> =>
     (await runSql(databaseUrl, text)).rows as readonly Record<string, unknown>[];
 
+  const ask: QuotaStage["ask"] = async (product, { token }, text, more = {}, headers = {}) => {
+    try {
+      const answer = await fetch(`${product.url}/v1/chat/completions`, {
+        method: "POST",
+        headers: { authorization: `Bearer ${token}`, "content-type": "application/json", "x-openclaw-mode": "gateway", ...headers },
+        body: JSON.stringify({ model: "default", messages: [{ role: "user", content: text }], ...more }),
+      });
+      const body = await answer.text();
+      return { status: answer.status, headers: answer.headers, json: body.startsWith("{") ? (JSON.parse(body) as Answer["json"]) : {} };
+    } catch {
+      return { status: 0, headers: new Headers(), json: {} };
+    }
+  };
+
   return {
     model,
     first,
     second,
     async newTenant(product, quota) {
-      const id = `quota-${randomBytes(4).toString("hex")}`;
-      const token = await product.createTenant(id);
-      const answer = await fetch(`${product.url}/v1/tenants/${id}/quota`, {
-        method: "PUT",
-        headers: { authorization: `Bearer ${product.adminKey}`, "content-type": "application/json" },
-        body: JSON.stringify(quota),
-      });
-      if (answer.status !== 200) throw new Error(`the quota was refused: ${await answer.text()}`);
-      return { id, token };
-    },
-    async ask(product, { token }, text, more = {}, headers = {}) {
-      try {
-        const answer = await fetch(`${product.url}/v1/chat/completions`, {
-          method: "POST",
-          headers: { authorization: `Bearer ${token}`, "content-type": "application/json", "x-openclaw-mode": "gateway", ...headers },
-          body: JSON.stringify({ model: "default", messages: [{ role: "user", content: text }], ...more }),
+      for (;;) {
+        const id = `quota-${randomBytes(4).toString("hex")}`;
+        const token = await product.createTenant(id);
+        const answer = await fetch(`${product.url}/v1/tenants/${id}/quota`, {
+          method: "PUT",
+          headers: { authorization: `Bearer ${product.adminKey}`, "content-type": "application/json" },
+          body: JSON.stringify(quota),
         });
-        const body = await answer.text();
-        return { status: answer.status, headers: answer.headers, json: body.startsWith("{") ? (JSON.parse(body) as Answer["json"]) : {} };
-      } catch {
-        return { status: 0, headers: new Headers(), json: {} };
+        if (answer.status !== 200) throw new Error(`the quota was refused: ${await answer.text()}`);
+        const [row] = await sql(`select pid from control.placement join control.process on process.id = holder where owner = '${id}'`);
+        if (row?.["pid"] === product.pid) return { id, token };
       }
     },
+    ask,
     async rows({ id }) {
       const found = await sql(
         `select id, input_tokens, cache_read_tokens, output_tokens, reasoning_tokens, cost_nano_usd, estimated
@@ -121,6 +127,7 @@ export async function startQuotaStage(): Promise<QuotaStage> {
       rmSync(home, { recursive: true, force: true });
       await first.stop();
       await second.stop();
+      rmSync(second.home, { recursive: true, force: true });
       await model.close();
     },
   };
