@@ -27,8 +27,8 @@ export type RunningProduct = {
   admin(method: string, path: string, body?: object): Promise<{ readonly status: number; readonly body: Record<string, unknown> }>;
   /** kill -9 of the product's process only, and waits for its end. */
   kill(): Promise<void>;
-  /** Starts again on the same home and port after `kill`. */
-  restart(): Promise<void>;
+  /** Starts again on the same home and port after `kill`, or another version of the product does: the tree at `from`. */
+  restart(from?: string): Promise<void>;
   /** As an orchestrator ends it (SIGTERM): hands over what it can; answers the exit status. `restart` comes after it. */
   drain(): Promise<number | null>;
   /** As Ctrl-C does; answers the exit status and how long it took. */
@@ -119,8 +119,8 @@ export async function startProduct({
       await exited;
       return child.process.exitCode;
     },
-    async restart() {
-      child = await launch(home, port, role, given);
+    async restart(from) {
+      child = await launch(home, port, role, given, from);
     },
     async stop() {
       const startedAt = performance.now();
@@ -145,14 +145,28 @@ export function homeBeside(home: string): string {
   return beside;
 }
 
+/** A copy of the product's own sources whose files `edits` changes, with the packages of this one. */
+export function anotherVersion(edits: Readonly<Record<string, (text: string) => string>>): string {
+  const tree = mkdtempSync(join(tmpdir(), "openclaw-version-"));
+  const left = new Set([".git", "node_modules", "test", "bench", "docs"].map((name) => join(root, name)));
+  cpSync(root, tree, { recursive: true, filter: (path) => !left.has(path) });
+  symlinkSync(join(root, "node_modules"), join(tree, "node_modules"));
+  for (const [path, edit] of Object.entries(edits)) {
+    const [before, after] = [readFileSync(join(tree, path), "utf8"), edit(readFileSync(join(tree, path), "utf8"))];
+    if (before === after) throw new Error(`${path} was not changed`);
+    writeFileSync(join(tree, path), after);
+  }
+  return tree;
+}
+
 /** Bundling costs seconds: the run's one bundle serves every product. */
 function shareBundle(home: string): void {
   cpSync(inject("bundleDirectory"), join(home, "cache"), { recursive: true });
 }
 
-async function launch(home: string, port: number, role: string, env: Readonly<Record<string, string>>) {
-  const started = spawn(process.execPath, [join(root, "app/main.ts"), "start", "--role", role], {
-    cwd: root,
+async function launch(home: string, port: number, role: string, env: Readonly<Record<string, string>>, from = root) {
+  const started = spawn(process.execPath, [join(from, "app/main.ts"), "start", "--role", role], {
+    cwd: from,
     env: { ...process.env, OPENCLAW_HOME: home, OPENCLAW_PORT: String(port), OPENAI_API_KEY: "", ANTHROPIC_API_KEY: "", ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });

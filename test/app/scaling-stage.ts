@@ -12,6 +12,7 @@ export type StageTenant = { readonly id: string; readonly token: string };
 /** Two gateways and two workers on one database and one Temporal; the workers share the first gateway's home. */
 export type ScalingStage = {
   readonly model: ModelServer;
+  readonly namespace: string;
   readonly gateways: readonly [RunningProduct, RunningProduct];
   readonly workers: readonly [RunningProduct, RunningProduct];
   rows(sql: string): Promise<Record<string, unknown>[]>;
@@ -65,6 +66,7 @@ export async function startScalingStage(more = ""): Promise<ScalingStage> {
   };
   return {
     model,
+    namespace: env.TEMPORAL_NAMESPACE,
     gateways,
     workers,
     rows,
