@@ -1,7 +1,8 @@
 import type { ServerResponse } from "node:http";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { SdkMetrics } from "./sdk-metrics.ts";
+import { type OnTurnEnded, type TurnMetrics, createTurnMetrics } from "./turn-metrics.ts";
 import type { GatewayMetrics } from "../gateway/gateway-metrics.ts";
-import type { TurnService } from "../gateway/turn-service.ts";
 import type { TurnSlots } from "../gateway/turn-slots.ts";
 import type { KeyRest } from "../providers/key-ring.ts";
 import type { SandboxDriver, SandboxJob } from "../sandbox/sandbox-driver.ts";
@@ -12,9 +13,10 @@ import { readPlacementReport } from "../storage/placement-report.ts";
 import { readUsageTotals, tenantsInUsage } from "../storage/usage-totals.ts";
 import type { Database } from "../storage/database.ts";
 
-export type Metrics = {
+export type Metrics = TurnMetrics & {
+  /** Calls `listener` when a caller's turn has ended. */
+  readonly onTurnEnded: (listener: OnTurnEnded) => void;
   readonly gateway: GatewayMetrics;
-  readonly observeTurns: (turns: TurnService) => TurnService;
   readonly observeSlots: (slots: TurnSlots) => TurnSlots;
   readonly observeSandbox: <Driver extends SandboxDriver>(driver: Driver) => Driver;
   /** A model call's tokens were counted here. */
@@ -31,16 +33,21 @@ export type Metrics = {
 const databaseMs = 5_000;
 
 /** Counts what happens in this process, and reads what all processes share from the database when it is asked. */
-export function createMetrics({ database }: { readonly database: Pick<Database, "withControl"> }): Metrics {
+export function createMetrics({
+  database,
+  sdk,
+}: {
+  readonly database: Pick<Database, "withControl">;
+  readonly sdk?: SdkMetrics | undefined;
+}): Metrics {
   const registry = new Registry();
   const registers = [registry];
   collectDefaultMetrics({ register: registry });
   const named = (name: string, help: string) => ({ name: `openclaw_${name}`, help, registers });
 
-  const turns = new Counter({
-    ...named("turns_total", "Turns that callers of this process waited for, by how they ended."),
-    labelNames: ["state"],
-  });
+  let onTurnEnded: OnTurnEnded = () => {};
+  const turns = createTurnMetrics(registers, (...ended) => onTurnEnded(...ended));
+  sdk?.attach(registry);
   const running = new Gauge(named("turn_slots_running", "Calls that hold a slot."));
   const waiting = new Gauge(named("turn_slots_waiting", "Calls that wait for a slot of their tenant."));
   let shareNow = (): number => 0;
@@ -160,17 +167,8 @@ export function createMetrics({ database }: { readonly database: Pick<Database, 
       requestEnded: ({ method, route, status, seconds }) =>
         requests.observe({ method, route, status: `${Math.trunc(status / 100)}xx` }, seconds),
     },
-    observeTurns: (service) => ({
-      ...service,
-      async submit(...call) {
-        const turn = await service.submit(...call);
-        turn.finished.then(
-          ({ state }) => turns.inc({ state }),
-          () => turns.inc({ state: "taken_back" }),
-        );
-        return turn;
-      },
-    }),
+    ...turns,
+    onTurnEnded: (listener) => void (onTurnEnded = listener),
     observeSlots(slots) {
       shareNow = slots.shareNow;
       return {

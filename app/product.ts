@@ -5,6 +5,7 @@ import { ensureDemoTenant } from "../control-plane/demo-tenant.ts";
 import type { Environment } from "../control-plane/environment.ts";
 import { createEgressAudit, type EgressAudit } from "../control-plane/egress-audit.ts";
 import { claimGateway, removeGatewayRecord, writeGatewayRecord } from "../control-plane/gateway-record.ts";
+import { createSlowTurns } from "../control-plane/slow-turns.ts";
 import { createChanges } from "../control-plane/changes.ts";
 import { type LiveConfiguration, openLiveConfiguration } from "../control-plane/live-configuration.ts";
 import { type OverlayReader, openOverlayReader } from "../control-plane/overlays.ts";
@@ -37,6 +38,7 @@ import { startErasedFiles } from "./erased-files.ts";
 import { startGateway } from "./gateway-role.ts";
 import { createMetrics, type Metrics } from "./metrics.ts";
 import { asLog, createLog, type Log } from "./log.ts";
+import { createSdkMetrics } from "./sdk-metrics.ts";
 import { Resources } from "./resources.ts";
 import { createSandboxDrivers } from "./sandbox-drivers.ts";
 import { volumeSizeOf } from "./sandbox-places.ts";
@@ -104,7 +106,8 @@ export async function startProduct(environment: Environment, { role, variables }
     const log = asLog(logger);
     writeDefaultConfig(home, variables);
     const config = loadAdminConfig(home);
-    installTemporalRuntime(log);
+    const sdk = config.telemetry.temporal_metrics ? resources.add(createSdkMetrics(), (metrics) => metrics.stop()) : undefined;
+    installTemporalRuntime(log, sdk?.buffer);
     const backends = await startBackends({ environment, config, home, variables, role, log, resources });
 
     const database = resources.add(await openDatabase({ ownerUrl: backends.databaseUrl, log }), (opened) => opened.close());
@@ -145,7 +148,9 @@ export async function startProduct(environment: Environment, { role, variables }
       }),
       (leases) => leases.close(),
     );
-    const metrics = createMetrics({ database });
+    const metrics = createMetrics({ database, sdk });
+    const slowTurns = createSlowTurns({ database, seconds: config.telemetry.slow_turn_seconds, log });
+    metrics.onTurnEnded((...ended) => void slowTurns.ended(...ended));
     // Other processes of this home may use what is mounted.
     const volumes = resources.add(new SandboxVolumes({ home, size: volumeSizeOf(config) }), async (kept) => {
       if (role === "all") await kept.close();

@@ -1,8 +1,8 @@
-import { makeTelemetryFilterString, Runtime, type LogEntry } from "@temporalio/worker";
+import { type MetricsBuffer, makeTelemetryFilterString, Runtime, type LogEntry } from "@temporalio/worker";
 import type { Log } from "./log.ts";
 
 /** The SDK's own runtime: its log goes into ours, and it leaves the process's signals alone (it would stop Workers and never exit). */
-export function installTemporalRuntime(log: Log): void {
+export function installTemporalRuntime(log: Log, metrics?: MetricsBuffer): void {
   const write = (level: string) => (message: string, meta?: Record<string, unknown>) =>
     log(`temporal: ${message}`, { level, ...readable(meta) });
   const drop = (): void => {};
@@ -16,7 +16,10 @@ export function installTemporalRuntime(log: Log): void {
       warn: write("WARN"),
       error: write("ERROR"),
     },
-    telemetryOptions: { logging: { forward: {}, filter: makeTelemetryFilterString({ core: "WARN", other: "ERROR" }) } },
+    telemetryOptions: {
+      logging: { forward: {}, filter: makeTelemetryFilterString({ core: "WARN", other: "ERROR" }) },
+      ...(metrics === undefined ? {} : { metrics: { buffer: metrics } }),
+    },
   });
 }
 

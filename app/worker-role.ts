@@ -19,6 +19,7 @@ import { AppError } from "../domain/app-error.ts";
 import type { MarkupPpm } from "../domain/money.ts";
 import { type Owner, parseTenantId } from "../domain/tenant.ts";
 import type { KeyRest } from "../providers/key-ring.ts";
+import type { ModelProvider } from "../providers/model-provider.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createPauseGuard } from "../sandbox/pause-guard.ts";
@@ -110,7 +111,7 @@ export async function startWorkers(
       const isOurs = (): boolean => membership.isHeld() && !signal.aborted;
       return { signal, leave, isOurs, hold: async (tx) => await holdPlacement(tx, placement) };
     },
-    modelOf: servedModels(config, variables, (rest) => {
+    modelOf: servedModels(config, variables, metrics.observeProvider, (rest) => {
       metrics.keyRested(rest);
       if (rest.why === "rejected") log("ALARM: a provider does not take a key, which rests", rest);
     }),
@@ -221,7 +222,12 @@ function stripeMeters(variables: ProductParts["variables"]): InvoiceSenderDeps["
 }
 
 /** The models by id. A provider without its key stays out: a call of it fails by itself, and the others work. */
-function servedModels(config: AdminConfig, variables: ProductParts["variables"], onKeyRest: (rest: KeyRest) => void) {
+function servedModels(
+  config: AdminConfig,
+  variables: ProductParts["variables"],
+  observe: (provider: ModelProvider) => ModelProvider,
+  onKeyRest: (rest: KeyRest) => void,
+) {
   const usable = [...config.providers.values()].filter((provider) => hasKey(provider, variables));
   const providers = createProviders(
     usable.map((provider) => {
@@ -231,11 +237,12 @@ function servedModels(config: AdminConfig, variables: ProductParts["variables"],
     new Map(usable.map((provider) => [provider.name, providerKeysOf(provider, variables)])),
     { limitsOf: (id) => config.models.get(id), onKeyRest },
   );
+  const observed = new Map([...providers].map(([name, provider]) => [name, observe(provider)]));
   return (id: string) => {
     const model = config.models.get(id);
     const provider = model === undefined ? undefined : config.providers.get(model.provider);
     if (model === undefined || provider === undefined) throw new AppError("model_not_found", { model: id });
-    const served = providers.get(provider.name);
+    const served = observed.get(provider.name);
     if (served === undefined) throw missingKey(provider);
     return { ...model, provider: served };
   };

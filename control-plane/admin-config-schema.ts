@@ -300,7 +300,16 @@ export const adminConfigSchema = z.strictObject({
       allowed_origins: z.array(origin).default([]),
     })
     .prefault({}),
-  telemetry: z.strictObject({ otlp_endpoint: url("http:", "https:").optional(), service_name: text.optional() }).prefault({}),
+  telemetry: z
+    .strictObject({
+      otlp_endpoint: url("http:", "https:").optional(),
+      service_name: text.optional(),
+      // A turn that takes longer is told in the log, with its steps.
+      slow_turn_seconds: whole(1, 86_400).default(30),
+      // Temporal's own metrics in /metrics.
+      temporal_metrics: flag.default(false),
+    })
+    .prefault({}),
 });
 
 export type AdminConfigFile = z.infer<typeof adminConfigSchema>;
