@@ -3,29 +3,24 @@ import { AppError } from "../domain/app-error.ts";
 import { type Owner, type TenantId, parseOwner, systemOwner } from "../domain/tenant.ts";
 import type { Database } from "../storage/database.ts";
 import {
-  type TakeOutcome,
   placementChannel,
   readOrphans,
   readPlacementsOf,
   releaseAll,
   releasePlacement,
-  takePlacement,
   wakeChannel,
 } from "../storage/placement-repository.ts";
 import { HeldOwners, type PlaceEntry } from "./held-owners.ts";
 import { createPlacementPlan } from "./placement-plan.ts";
+import { type TakeOverOptions, createTakeOver } from "./take-over.ts";
 import type { TenantWorkerPool } from "./tenant-worker-pool.ts";
 import { TurnQueue, inLanes } from "./turn-queue.ts";
-import { type Refusal, WantedOwners, refusalOf } from "./wanted-owners.ts";
+import { type Refusal, WantedOwners } from "./wanted-owners.ts";
 
-export type PlacedWorkersOptions = {
+export type PlacedWorkersOptions = Omit<TakeOverOptions, "plan"> & {
   readonly database: Pick<Database, "withControl" | "listen" | "notify">;
   readonly membership: Membership;
   readonly pool: Pick<TenantWorkerPool, "wake" | "forget" | "has" | "close">;
-  /** Whether the tenant's directory is in this process's home. */
-  readonly hasDirectory: (tenantId: TenantId) => boolean;
-  /** Whether the tenant's directory is a file system of its own, which one machine mounts at a time. */
-  readonly isVolume: (tenantId: TenantId) => boolean;
   /** Ends what waits in the tenant's directory, and unmounts it. Nothing runs there any more. */
   readonly leaveDirectory: (tenantId: TenantId) => Promise<void>;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
@@ -66,6 +61,7 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
   const wanted = new WantedOwners();
   const stopping = new Set<Promise<void>>();
   const plan = createPlacementPlan(options);
+  const takeOver = createTakeOver({ ...options, plan });
   /** Their queues were left because the lease ran out. */
   const lapsed = new Set<Owner>();
   let leaving: NodeJS.Timeout | undefined;
@@ -77,7 +73,7 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     await turns.run(owner, async () => {
       if (isClosed) return false;
       if (!held.isServed(owner)) {
-        const refusal = await takeOver(owner);
+        const refusal = await begin(owner);
         if (refusal !== undefined) return noteRefusal(owner, refusal);
       }
       wanted.delete(owner);
@@ -86,16 +82,13 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     });
 
   /** @returns why it is not served here; undefined when it is */
-  const takeOver = async (owner: Owner): Promise<Refusal | undefined> => {
-    const winner = await plan.winnerOf(owner);
-    if (winner === undefined) return { isAnothers: false, why: "no live worker has the tenant's home: its turns wait" };
-    if (winner.id !== self.id) return { isAnothers: true };
-    const outcome = await take(owner);
-    if (outcome.state !== "taken") return refusalOf(outcome);
-    held.add(owner, outcome.epoch);
+  const begin = async (owner: Owner): Promise<Refusal | undefined> => {
+    const taken = await takeOver(owner);
+    if (!("epoch" in taken)) return taken;
+    held.add(owner, taken.epoch);
     // The live ones may have changed while it was taken, when it was not among what is moved.
     if (!(await plan.isOurs(owner))) isUnsettled = true;
-    log("a tenant is served here", { owner, epoch: String(outcome.epoch) });
+    log("a tenant is served here", { owner, epoch: String(taken.epoch) });
     return undefined;
   };
 
@@ -103,18 +96,6 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
     if (wanted.add(owner, refusal) && !refusal.isAnothers) log(`a tenant is not served here: ${refusal.why}`, { owner });
     return false;
   };
-
-  const take = async (owner: Owner): Promise<TakeOutcome> =>
-    await database.withControl(
-      async (tx) =>
-        await takePlacement(tx, {
-          owner,
-          holder: self.id,
-          homeId: self.homeId,
-          hasDirectory: owner !== systemOwner && options.hasDirectory(owner),
-          onlyAfterMachine: owner !== systemOwner && options.isVolume(owner) ? self.machine : undefined,
-        }),
-    );
 
   /** Gives an owner up: no new tasks, tools end, then whoever is to serve it may begin. What its activities still do needs no directory. */
   const giveUp = async (owner: Owner, { graceMs, thenWake }: { readonly graceMs: number; readonly thenWake: boolean }): Promise<void> => {
@@ -169,22 +150,26 @@ export async function placeWorkers(options: PlacedWorkersOptions): Promise<Place
   /** Compares what this process believes to hold with what it holds: after a pause, or when an owner was taken from it. */
   const lookUp = async (): Promise<void> => {
     const rows = await database.withControl(async (tx) => await readPlacementsOf(tx, self.id), { readOnly: true });
-    for (const owner of held.owners()) {
-      if (rows.get(owner) === held.epochOf(owner) || !held.isServed(owner)) continue;
-      log("a tenant was taken over by another worker", { owner });
-      held.remove(owner);
-      keepStopping(owner);
-    }
-    for (const [name, epoch] of rows) {
-      const owner = parseOwner(name);
-      if (held.epochOf(owner) === epoch && pool.has(owner) && !lapsed.has(owner)) continue;
-      await turns.run(owner, async () => {
-        if (held.epochOf(owner) === epoch && pool.has(owner) && !lapsed.delete(owner)) return;
-        await database.withControl(async (tx) => await releasePlacement(tx, owner, { holder: self.id, epoch }, { thenWake: true }));
-        if (held.epochOf(owner) === epoch) held.remove(owner);
-      });
-    }
+    const doubtful = new Set([...held.owners(), ...[...rows.keys()].map(parseOwner)]);
+    for (const owner of doubtful)
+      if (rows.get(owner) === held.epochOf(owner) && pool.has(owner) && !lapsed.has(owner)) doubtful.delete(owner);
+    await inLanes([...doubtful], movesAtOnce, async (owner) => await attempt(owner, lookUpOne));
   };
+
+  /** In the owner's turn, and so after whatever was under way when the rows were read. */
+  const lookUpOne = async (owner: Owner): Promise<void> =>
+    await turns.run(owner, async () => {
+      const epoch = (await database.withControl(async (tx) => await readPlacementsOf(tx, self.id), { readOnly: true })).get(owner);
+      const isOurs = epoch !== undefined && epoch === held.epochOf(owner);
+      if (isOurs && pool.has(owner) && !lapsed.delete(owner)) return;
+      if (held.epochOf(owner) !== undefined && !isOurs) {
+        log("a tenant was taken over by another worker", { owner });
+        keepStopping(owner);
+      }
+      if (epoch !== undefined)
+        await database.withControl(async (tx) => await releasePlacement(tx, owner, { holder: self.id, epoch }, { thenWake: true }));
+      held.remove(owner);
+    });
 
   /** @returns owners whose directories are free; the others' stay this process's until somebody takes them over on this machine */
   const leaveAll = async (): Promise<readonly Owner[]> => {

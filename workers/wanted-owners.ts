@@ -1,5 +1,4 @@
 import type { Owner } from "../domain/tenant.ts";
-import type { TakeOutcome } from "../storage/placement-repository.ts";
 
 /** Why an owner that was asked for is not served here: it is another's to serve, or could not be taken. */
 export type Refusal = { readonly isAnothers: true } | { readonly isAnothers: false; readonly why: string };
@@ -36,14 +35,3 @@ export class WantedOwners {
     return [...this.#wanted].filter(([, { refusal }]) => hasChanged || !refusal.isAnothers).map(([owner]) => owner);
   }
 }
-
-type NotTaken = Exclude<TakeOutcome, { state: "taken" }>;
-
-const reasons: Readonly<Record<NotTaken["state"], string>> = {
-  held: "another worker has it still",
-  elsewhere: "its directory is not in this home",
-  mounted_elsewhere: "its volume may still be mounted on the machine of a worker that died",
-  refused: "there is no such tenant, or this process gives its tenants up",
-};
-
-export const refusalOf = ({ state }: NotTaken): Refusal => ({ isAnothers: false, why: reasons[state] });
