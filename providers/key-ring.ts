@@ -43,16 +43,17 @@ const firstRestMs = { rate_limited: 1_000, rejected: 60_000 } as const;
  * Which of a provider's keys are used. Only what a provider says about the key lets one rest: 429 for the model that it was said of,
  * as limits are per model; 401 and 402 for all models; 403 for the model, which the key's project may lack. What a tenant asked wrongly
  * (400, 404, 413, 422) and a provider's own trouble (5xx) say nothing about a key. A rest that the provider asked for by Retry-After is
- * kept; any other is a preference, so that one key alone is tried as ever.
+ * kept; any other is a preference. A key that is the only one is always tried: what one call was too large for, another may not be, and
+ * there is nothing to do better with.
  */
 export function createKeyRing({ provider, keys, onRest, now }: KeyRingOptions): KeyRing {
   const rests = new Map<string, Rest>();
-  /** Names of keys by when they were last used. */
+  /** Keys, the one unused for longest first. */
   const order = keys.map((_, key) => key);
   const restsOf = (key: number, model: string): readonly Rest[] =>
     [rests.get(placeOf(key)), rests.get(placeOf(key, model))].filter((rest) => rest !== undefined && rest.untilMs > now()) as Rest[];
   const freeAtMs = (key: number, model: string): number => Math.max(0, ...restsOf(key, model).map(({ untilMs }) => untilMs));
-  const mustWait = (key: number, model: string): boolean => restsOf(key, model).some(({ isAsked }) => isAsked);
+  const mustWait = (key: number, model: string): boolean => keys.length > 1 && restsOf(key, model).some(({ isAsked }) => isAsked);
 
   return {
     take(model, tried) {

@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import dashboard from "../../deploy/grafana-dashboard.json" with { type: "json" };
 import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
@@ -76,6 +77,15 @@ test("a turn that takes too long is told with its steps and the slowest of them,
   expect(steps.map(({ name }) => name)).toEqual(["wait", "model test-model"]);
   expect(steps[1]?.ms).toBeGreaterThan(1_000);
   expect(JSON.stringify(line)).not.toContain("planted");
+});
+
+test("the page about metrics names none that is not there", async () => {
+  const page = readFileSync(fileURLToPath(new URL("../../docs/observability.md", import.meta.url)), "utf8");
+  const named = [...page.matchAll(/`(openclaw_[a-z_]+)/g)].map(([, name]) => name ?? "");
+  const text = await scrape();
+
+  expect(named.length).toBeGreaterThan(15);
+  expect(named.filter((name) => !text.includes(`# TYPE ${name.replace(/_$/, "")}`))).toEqual([]);
 });
 
 test("the dashboard asks for nothing that is not there", async () => {

@@ -150,6 +150,15 @@ describe("a provider with several keys", () => {
     expect(used()).toEqual([0, 1, 1]);
   });
 
+  test("of which there is one is always tried: there is nothing better to do", async () => {
+    const { provider, used, rests } = someProvider(1);
+    server.answer(failing(429, { "retry-after": "30" }), answer);
+    expect(await call(provider)).toMatchObject({ kind: "busy", retryAfterMs: 30_000 });
+    expect(await call(provider)).toBe("Hello");
+    expect(used()).toEqual([0, 0]);
+    expect(rests).toHaveLength(1);
+  });
+
   test("none of which is taken says so, and is asked again at the next call: nobody told it to wait", async () => {
     const { provider, used } = someProvider(2);
     server.answer(failing(401), failing(401), answer);
