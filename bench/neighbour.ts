@@ -1,4 +1,4 @@
-// What a tenant who floods costs his neighbour: node bench/neighbour.ts [--seconds 10] [--rounds 3] [--json]
+// What a tenant who floods costs his neighbour: node bench/neighbour.ts [--quota 60] [--seconds 10] [--rounds 3] [--json]
 //
 // The neighbour calls at a steady rate; by turns nobody else does, another tenant calls as much as his quota lets him, and that one calls
 // ten times as much, nine of ten calls of which are refused. The neighbour's P50 and P95 of each, and whether he lost anything. The
@@ -13,14 +13,15 @@ import { startProduct } from "./turn-product.ts";
 const { values: options } = parseArgs({
   options: {
     seconds: { type: "string", default: "10" },
+    quota: { type: "string", default: "60" },
     rounds: { type: "string", default: "3" },
     json: { type: "boolean", default: false },
   },
 });
 const seconds = Number(options.seconds);
 const neighbourPerSecond = 5;
-/** Of the tenant who floods: ten calls a second. */
-const quotaPerMinute = 600;
+/** Of the tenant who floods: calls a minute, which he may make at once. */
+const quotaPerMinute = Number(options.quota);
 const phases = [
   { name: "alone", floodPerSecond: 0 },
   { name: "beside a tenant at his quota", floodPerSecond: quotaPerMinute / 60 },

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { AppError } from "../domain/app-error.ts";
 import { QuotaLease, type Reservation } from "../domain/quota-lease.ts";
 import {
@@ -74,6 +75,8 @@ const patienceMs = 10_000;
 const standingAgeMs = 5_000;
 /** How long an answer waits for its headers; then they say what was known last, or what the rows say. */
 const standingPatienceMs = 250;
+/** What was used up is not asked for again for so long: a tenant who floods must not cost an Update for each call that is refused. */
+const usedUpForMs = 200;
 /** Reports are gathered for so long. */
 const reportEveryMs = 1_000;
 /** A tenant that nobody called for so long is forgotten; its lease has been taken back by then. */
@@ -162,6 +165,8 @@ class TenantLease {
       this.#reportSoon();
       return admitted;
     }
+    const refusal = this.#turns.length > 0 ? undefined : await this.#knownRefusal();
+    if (refusal !== undefined) throw refusal;
     return await this.#wait<Admission>((done) => this.#turns.push({ untilMs: performance.now() + patienceMs, done }));
   }
 
@@ -356,6 +361,14 @@ class TenantLease {
     const answer = this.#lease?.answer;
     if (answer?.left.requests !== 0) return undefined;
     return new AppError("requests_per_minute", { client: { retryAfterSeconds: Math.max(1, Math.ceil(answer.requestsAgainInMs / 1_000)) } });
+  }
+
+  /** What a call was refused for a moment ago, unless limits have changed since, or something is to be reported that may free some. */
+  async #knownRefusal(): Promise<AppError | undefined> {
+    const answer = this.#lease?.answer;
+    if (answer === undefined || performance.now() - this.#answeredAtMs > usedUpForMs) return undefined;
+    const refusal = this.#minuteCeiling() ?? (this.#lease?.isIdle === true ? this.#dayCeiling() : undefined);
+    return refusal !== undefined && isDeepStrictEqual(await this.#deps.limitsOf(this.#tenantId), answer.limits) ? refusal : undefined;
   }
 
   #giveUpOn(isOver: (untilMs: number) => boolean, reason: () => AppError): void {

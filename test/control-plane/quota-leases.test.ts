@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { AppError, type ErrorCode } from "../../domain/app-error.ts";
 import type { NanoUsd } from "../../domain/money.ts";
 import { createQuotaLeases, type QuotaLeases } from "../../control-plane/quota-leases.ts";
+import type { QuotaLimits } from "../../domain/quota-ledger.ts";
 import type { TenantContext } from "../../domain/tenant.ts";
 import { readUsedToday } from "../../storage/usage-totals.ts";
 import type { FinishedTurn, TurnSubmission } from "../../domain/turn.ts";
@@ -58,6 +59,39 @@ describe("requests per minute", () => {
     expect(error).toBeInstanceOf(AppError);
     expect((error as AppError).client.retryAfterSeconds).toBeGreaterThan(0);
     expect((error as AppError).client.retryAfterSeconds).toBeLessThanOrEqual(61);
+  });
+
+  it("are asked for once in a while by a tenant who floods, and at once when his limit has changed", async () => {
+    let limits: QuotaLimits = { tokensPerDay: undefined, nanoUsdPerDay: undefined, requestsPerMinute: 50 };
+    let orders = 0;
+    const { quota } = stack.clientOf(acme.tenantId);
+    const flooded = createQuotaLeases({
+      limitsOf: async () => limits,
+      clientOf: () => ({
+        quota: {
+          ...quota,
+          async lease(order) {
+            orders++;
+            return await quota.lease(order);
+          },
+        },
+      }),
+      wake: async () => undefined,
+      usedTokens: async () => 0,
+      log: () => undefined,
+    });
+    const refusal = async (): Promise<unknown> => await flooded.admit(acme.tenantId).catch((error: unknown) => error);
+    expect(await refusal()).toMatchObject({ code: "requests_per_minute" });
+    const asked = orders;
+    for (let call = 0; call < 500; call++) expect(await refusal()).toMatchObject({ code: "requests_per_minute" });
+    const during = orders - asked;
+    limits = { ...limits, requestsPerMinute: 60 };
+    await refusal();
+    await flooded.close();
+
+    expect(asked).toBeGreaterThan(0);
+    expect(during).toBeLessThan(50);
+    expect(orders - asked).toBeGreaterThan(during);
   });
 
   it("does not count the other tenant's", async () => {
