@@ -37,7 +37,7 @@ export function createTurnMetrics(registers: Registry[], onTurnEnded: OnTurnEnde
   });
   const calls = new Histogram({
     name: "openclaw_model_call_seconds",
-    help: "Time that a provider took for a call, retries and other keys included; by how it ended.",
+    help: "Time that a provider took for one try of a chat call, its other keys included; by how it ended.",
     labelNames: ["provider", "model", "outcome"],
     buckets: turnSeconds,
     registers,

@@ -19,8 +19,8 @@ export interface FairShare {
 
 /** Each of a turn's dozen steps waits for so long; more is felt by whoever calls beside a flood. */
 const tolerableLagMs = 5;
-const intervalMs = 100;
-const resolutionMs = 5;
+const intervalMs = 200;
+const resolutionMs = 20;
 
 /**
  * What one tenant may run at once while this process falls behind and others call as well: half as much each time it is looked at, and
