@@ -165,6 +165,7 @@ export async function startWorkers(
     log,
     onStopped: (owner) => placed.onStopped(owner),
     graceMs: config.http.drain_seconds * 1_000,
+    callStacks: config.temporal.call_stacks ?? false,
     ending: ending.signal,
   });
   await database.withControl(async (tx) => await adoptTenants(tx, membership.self.homeId, tenantDirectoryNames(home)));

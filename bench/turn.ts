@@ -1,5 +1,5 @@
 // What a turn costs beside Temporal's own hello-world on the same server, in one run (issue 3, design.md §5).
-// node bench/turn.ts [--seconds 5] [--rounds 3] [--model-call remote|local] [--json] [--profile DIRECTORY]
+// node bench/turn.ts [--seconds 5] [--rounds 3] [--model-call remote|local] [--case NAME]... [--callers N] [--json] [--profile DIRECTORY]
 //
 // The product runs as `app/main.ts start`, twice: with the model call as an ordinary activity and as a local one. Its provider is a
 // server of ours that answers at once, or after 200 ms. Cases take turns, so that all see the same machine. `--seconds` is the
@@ -11,6 +11,7 @@ import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { Client, Connection } from "@temporalio/client";
+import proto from "@temporalio/proto";
 import { findTemporalBinary } from "../temporal-dev/temporal-binary.mjs";
 import { type BenchChild, startChild } from "./bench-child.ts";
 import { quantile } from "./bench-run.ts";
@@ -24,6 +25,8 @@ const { values: options } = parseArgs({
     seconds: { type: "string", default: "5" },
     rounds: { type: "string", default: "3" },
     "model-call": { type: "string" },
+    case: { type: "string", multiple: true, default: [] },
+    callers: { type: "string" },
     json: { type: "boolean", default: false },
     profile: { type: "string" },
   },
@@ -37,16 +40,20 @@ const modelCalls: readonly ModelCallKind[] =
 type CaseKind = "stateless" | "session" | "streamed" | "hello-world" | "stateless, model 200 ms" | "streamed, model 200 ms";
 type Case = { readonly kind: CaseKind; readonly callers: number };
 const helloWorld: CaseKind = "hello-world";
-const cases: readonly Case[] = [1, 32].flatMap((callers) => [
-  { kind: "stateless" as const, callers },
-  { kind: "session" as const, callers },
-  { kind: "streamed" as const, callers },
-  { kind: helloWorld, callers },
-]);
+const isWanted = ({ kind, callers }: Case): boolean =>
+  (options.case.length === 0 || options.case.includes(kind)) && (options.callers === undefined || callers === Number(options.callers));
+const cases: readonly Case[] = [1, 32]
+  .flatMap((callers) => [
+    { kind: "stateless" as const, callers },
+    { kind: "session" as const, callers },
+    { kind: "streamed" as const, callers },
+    { kind: helloWorld, callers },
+  ])
+  .filter(isWanted);
 const slowCases: readonly Case[] = [
-  { kind: "stateless, model 200 ms", callers: 32 },
-  { kind: "streamed, model 200 ms", callers: 32 },
-];
+  { kind: "stateless, model 200 ms" as const, callers: 32 },
+  { kind: "streamed, model 200 ms" as const, callers: 32 },
+].filter(isWanted);
 
 /** Where CPU time goes; the last two are the load itself and count for nobody. */
 const parts = ["product", "temporal", "postgres", "hello worker", "model server", "callers"] as const;
@@ -234,6 +241,29 @@ function printMemory(modelCall: ModelCallKind, when: string, product: RunningPro
   toJson({ memory: when, modelCall, parts: lines });
 }
 
+/** What the turns of all cases, warm-up included, left in the histories of their lanes. */
+async function printHistory(client: Client, { tenantId, modelCall }: Stage): Promise<void> {
+  const counts = new Map<string, number>();
+  for await (const { workflowId, runId } of client.workflow.list({ query: `TenantId = "${tenantId}" AND WorkflowType = "turn"` })) {
+    const { events } = await client.workflow.getHandle(workflowId, runId).fetchHistory();
+    for (const { eventType } of events ?? []) {
+      const name = proto.temporal.api.enums.v1.EventType[eventType ?? 0] ?? "";
+      counts.set(name, (counts.get(name) ?? 0) + 1);
+    }
+  }
+  const turns = counts.get("EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED") ?? 1;
+  const perTurn = [...counts]
+    .toSorted(([, a], [, b]) => b - a)
+    .map(([name, count]) => [name.replace("EVENT_TYPE_", "").toLowerCase(), count / turns] as const);
+  console.log(
+    `events per turn: ${perTurn
+      .filter(([, count]) => count >= 0.01)
+      .map(([name, count]) => `${name} ${count.toFixed(2)}`)
+      .join(", ")}`,
+  );
+  toJson({ history: modelCall, turns, perTurn: Object.fromEntries(perTurn) });
+}
+
 /** Starts the product on `home` and runs every case on it, in turns. */
 async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Stage["modelServer"]): Promise<readonly Row[]> {
   const nodeOptions = options.profile === undefined ? [] : ["--cpu-prof", `--cpu-prof-dir=${options.profile}`];
@@ -264,7 +294,7 @@ async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Sta
     const stage: Stage = { modelCall, product, tenantId, token, modelServer, helloWorkerPid: helloWorker.pid, hello };
 
     const phaseCases = [...cases, ...slowCases];
-    for (const one of cases)
+    for (const one of cases.length === 0 ? slowCases : cases)
       await runLoad(callerOf({ ...one, callers: 8 }, stage), { callers: 8, seconds: warmUpSeconds, mark: () => undefined }); // compiled and cached
     const found = new Map<Case, Slice[]>(phaseCases.map((one) => [one, []]));
     for (let round = 0; round < rounds; round++) {
@@ -273,6 +303,7 @@ async function runPhase(home: string, modelCall: ModelCallKind, modelServer: Sta
     const rows = phaseCases.map((one) => summarise(modelCall, one, found.get(one) ?? []));
     printRows(rows);
     printMemory(modelCall, "after the runs", product);
+    await printHistory(client, stage);
     return rows;
   } finally {
     closeConnections();
@@ -321,8 +352,8 @@ function printTargets(rows: readonly Row[]): void {
 }
 
 function describeMachine(): void {
-  const temporal = findTemporalBinary({ env: process.env });
-  const version = temporal === undefined ? "unknown" : execFileSync(temporal.path, ["--version"], { encoding: "utf8" }).trim();
+  const binary = findTemporalBinary({ env: process.env });
+  const version = binary === undefined ? "unknown" : execFileSync(binary.path, ["--version"], { encoding: "utf8" }).trim();
   const { optionalDependencies = {} } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
     optionalDependencies?: Record<string, string>;
   };

@@ -1,7 +1,22 @@
 import { escapeLiteral, type PoolClient, type QueryResult, type QueryResultRow } from "pg";
 import type { TenantId } from "../domain/tenant.ts";
 import { CopyOut } from "./copy-out.ts";
-import { asStorageError } from "./database-error.ts";
+import { asStorageError, isConnectionError } from "./database-error.ts";
+
+/**
+ * A connection and the answer to what begins a transaction on it. That and the caller's first statements go out in one write, so a
+ * failure to begin is met by the first of them: its error is the reason, theirs only say that there is no transaction.
+ */
+export type BeginningConnection = { readonly client: PoolClient; readonly begun: Promise<unknown> };
+
+/** Begins anew on another connection. @throws the error given when it is too late, or no connection can be had */
+export type BeginAgain = (lost: PoolClient, error: unknown) => Promise<BeginningConnection>;
+
+export type TransactionParts = {
+  readonly connection: BeginningConnection;
+  readonly queryTimeoutMs: number;
+  readonly beginAgain: BeginAgain;
+};
 
 /**
  * One open transaction. A statement goes through the extended protocol, which takes exactly one statement and keeps values
@@ -10,13 +25,17 @@ import { asStorageError } from "./database-error.ts";
  * after any of them the transaction can only fail.
  */
 class Transaction {
-  #client: PoolClient | undefined;
+  #connection: BeginningConnection | undefined;
   readonly #queryTimeoutMs: number;
+  readonly #beginAgain: BeginAgain;
+  /** By the connection that was lost before the server answered anything. */
+  readonly #replacements = new Map<BeginningConnection, Promise<BeginningConnection>>();
   #failed = false;
 
-  constructor(client: PoolClient, queryTimeoutMs: number) {
-    this.#client = client;
+  constructor({ connection, queryTimeoutMs, beginAgain }: TransactionParts) {
+    this.#connection = connection;
     this.#queryTimeoutMs = queryTimeoutMs;
+    this.#beginAgain = beginAgain;
   }
 
   /** @returns the rows. */
@@ -34,10 +53,11 @@ class Transaction {
    * end, a tab, a backslash or `delimiter`. It takes no values, so those for `$1` … `$9` are written into the text, as literals.
    */
   async copyOut(select: string, values: readonly (string | number)[], { delimiter }: { readonly delimiter: string }): Promise<Buffer> {
-    const client = this.#open();
+    const { client, begun } = this.#open();
     const filled = select.replaceAll(/\$([1-9])/g, (_, place: string) => escapeLiteral(String(values[Number(place) - 1])));
     const text = `copy (${filled}) to stdout (delimiter ${escapeLiteral(delimiter)}, null '')`;
     try {
+      await begun;
       return await new Promise((resolve, reject) => {
         const copy = new CopyOut(text, this.#queryTimeoutMs, (error) => (error ? reject(error) : resolve(copy.bytes())));
         client.query(copy);
@@ -48,27 +68,52 @@ class Transaction {
     }
   }
 
-  #open(): PoolClient {
-    if (this.#client === undefined) throw new Error("this transaction has ended: await every query inside the function that was given it");
-    return this.#client;
+  #open(): BeginningConnection {
+    if (this.#connection === undefined)
+      throw new Error("this transaction has ended: await every query inside the function that was given it");
+    return this.#connection;
   }
 
   async #send<Row extends QueryResultRow>(text: string, values: readonly unknown[]): Promise<QueryResult<Row>> {
-    const client = this.#open();
     // The server's statement_timeout comes first; this one is for a server that has stopped answering at all.
     const config = { text, values: [...values], queryMode: "extended", query_timeout: this.#queryTimeoutMs };
-    try {
-      return await client.query<Row>(config);
-    } catch (error) {
-      this.#failed = true;
-      throw asStorageError(error);
+    for (let connection = this.#open(); ;) {
+      try {
+        return await connection.client.query<Row>(config);
+      } catch (error) {
+        const notBegun = await connection.begun.then(
+          () => undefined,
+          (reason: unknown) => ({ reason }),
+        );
+        if (notBegun === undefined || !isConnectionError(notBegun.reason)) throw this.#fail(notBegun?.reason ?? error);
+        connection = await this.#replace(connection, notBegun.reason);
+      }
     }
   }
 
-  /** Takes the connection away again. @returns whether a statement failed. */
-  end(): { readonly failed: boolean } {
-    this.#client = undefined;
-    return { failed: this.#failed };
+  /** Nothing was answered on a connection that could not even begin, so what was sent on it may be sent again. */
+  async #replace(lost: BeginningConnection, reason: unknown): Promise<BeginningConnection> {
+    let replacing = this.#replacements.get(lost);
+    if (replacing === undefined) {
+      this.#connection = undefined;
+      replacing = this.#beginAgain(lost.client, reason).then((connection) => (this.#connection = connection));
+      this.#replacements.set(lost, replacing);
+    }
+    return await replacing.catch((error: unknown) => {
+      throw this.#fail(error);
+    });
+  }
+
+  #fail(error: unknown): unknown {
+    this.#failed = true;
+    return asStorageError(error);
+  }
+
+  /** Takes the connection away again. @returns it, unless it was taken before, and whether a statement failed. */
+  end(): { readonly connection: BeginningConnection | undefined; readonly failed: boolean } {
+    const connection = this.#connection;
+    this.#connection = undefined;
+    return { connection, failed: this.#failed };
   }
 }
 
@@ -76,8 +121,8 @@ class Transaction {
 export class TenantTx extends Transaction {
   readonly #tenantId: TenantId;
 
-  constructor(client: PoolClient, queryTimeoutMs: number, tenantId: TenantId) {
-    super(client, queryTimeoutMs);
+  constructor(parts: TransactionParts, tenantId: TenantId) {
+    super(parts);
     this.#tenantId = tenantId;
   }
 

@@ -18,6 +18,8 @@ export type TenantWorkerPoolOptions = {
   readonly onStopped?: (owner: Owner) => void;
   /** How long running activities may go on when a worker stops. Default 1 s. */
   readonly graceMs?: number;
+  /** Whether a workflow may be asked for its call stack. Default false: it costs a tenth of a turn. Of the first pool in a process. */
+  readonly callStacks?: boolean;
   /** Ends running activities whatever their grace; default: nothing does. */
   readonly ending?: AbortSignal;
 };
@@ -45,6 +47,7 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
   const workers = new Map<Owner, Promise<LiveWorker>>();
   const missing = SharedPoolWorker.missingHooks();
   if (missing !== undefined) log("workers cannot share a thread pool: each tenant costs a thread of its own", { missing });
+  SharedPoolWorker.callStacks = options.callStacks ?? false;
   const WorkerClass = missing === undefined ? SharedPoolWorker : Worker;
 
   const start = async (owner: Owner): Promise<LiveWorker> => {

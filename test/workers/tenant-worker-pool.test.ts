@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { DefaultLogger, Runtime, Worker } from "@temporalio/worker";
+import { DefaultLogger, Runtime } from "@temporalio/worker";
 import { afterAll, beforeAll, expect, inject, onTestFinished, test, vi } from "vitest";
 import { type TenantId, parseTenantId } from "../../domain/tenant.ts";
 import { type TurnId, callIdOf } from "../../domain/turn-id.ts";
@@ -105,7 +105,7 @@ test("tenants share one workflow thread, and each runs its own turns", async () 
   expect(SharedPoolWorker.missingHooks()).toBeUndefined();
   const { pool, ran } = startPool();
   await pool.wake(someTenant()); // the process's thread is there now
-  const threads = vi.spyOn(Worker as unknown as { createWorkflowCreator: () => unknown }, "createWorkflowCreator");
+  const threads = vi.spyOn(SharedPoolWorker as unknown as { threadWithoutCallStacks: () => unknown }, "threadWithoutCallStacks");
   onTestFinished(() => threads.mockRestore());
   const tenants = [someTenant(), someTenant()].map((tenantId) => ({ tenantId, turn: someTurn("api:shared:default", "hello") })); // the same session id in both
 
@@ -116,6 +116,18 @@ test("tenants share one workflow thread, and each runs its own turns", async () 
   expect(ran.toSorted()).toEqual(tenants.map(({ turn }) => callIdOf(turn.turnId, 0)).toSorted());
   expect(pool.live()).toBe(3);
   expect(threads).not.toHaveBeenCalled();
+});
+
+test("a workflow is not asked for its call stack unless the pool was told so", async () => {
+  const { pool } = startPool();
+  const tenantId = someTenant();
+  const turn = someTurn("api:stackless:default", "hello");
+  await pool.wake(tenantId);
+  await clientOf(tenantId).submitTurn(laneOf(turn), turn);
+
+  const asked = connection.client.workflow.getHandle(`turn:${tenantId}:api:stackless:default`).query("__stack_trace");
+
+  await expect(asked).rejects.toThrow("Encoded failure"); // "Workflow stack traces are not enabled on this worker"
 });
 
 test("an idle worker stops, and its open lane goes on when the tenant comes back", async () => {
