@@ -103,6 +103,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
     home,
     temporalUiUrl,
     metrics,
+    tracing,
     quota,
   } = parts;
   const authentication = resources.add(createAuthentication({ database, rootAdminKey: environment.adminKey, log }), (opened) =>
@@ -113,17 +114,8 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
   const slots = resources.add(createTurnSlots({ slotsPerTenant: config.http.slots_per_tenant, slots: config.http.slots }), (opened) =>
     opened.close(),
   );
-  const turns = metrics.observeTurns(
-    createTurnService({
-      database,
-      bus,
-      clientOf,
-      wake,
-      quota,
-      log,
-      slots: metrics.observeSlots(slots),
-    }),
-  );
+  const untraced = createTurnService({ database, bus, clientOf, wake, quota, log, slots: metrics.observeSlots(slots) });
+  const turns = metrics.observeTurns(tracing?.observeTurns(untraced) ?? untraced);
   const tokens = resources.add(await openTokenWatch({ database, log }), (opened) => opened.close());
   const relay = resources.add(await startAuditRelay({ database, home, log }), (started) => started.stop());
   const anchors = resources.add(await startAnchors(parts), (started) => started.stop());
@@ -208,6 +200,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
       bodyBytes: { all: config.http.body_megabytes * 1_048_576, perTenant: config.http.body_megabytes_per_tenant * 1_048_576 },
     },
     metrics: metrics.gateway,
+    tracing: tracing?.requests,
     routes: [
       createChatRoutes(answering),
       createEmbeddingRoutes(services),

@@ -1,5 +1,6 @@
 import type { ServerResponse } from "node:http";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { Tracing } from "./tracing/tracing.ts";
 import type { SdkMetrics } from "./sdk-metrics.ts";
 import { type OnTurnEnded, type TurnMetrics, createTurnMetrics } from "./turn-metrics.ts";
 import type { GatewayMetrics } from "../gateway/gateway-metrics.ts";
@@ -36,9 +37,11 @@ const databaseMs = 5_000;
 export function createMetrics({
   database,
   sdk,
+  tracing,
 }: {
   readonly database: Pick<Database, "withControl">;
   readonly sdk?: SdkMetrics | undefined;
+  readonly tracing?: Pick<Tracing, "attach"> | undefined;
 }): Metrics {
   const registry = new Registry();
   const registers = [registry];
@@ -48,6 +51,7 @@ export function createMetrics({
   let onTurnEnded: OnTurnEnded = () => {};
   const turns = createTurnMetrics(registers, (...ended) => onTurnEnded(...ended));
   sdk?.attach(registry);
+  tracing?.attach(registry);
   const running = new Gauge(named("turn_slots_running", "Calls that hold a slot."));
   const waiting = new Gauge(named("turn_slots_waiting", "Calls that wait for a slot of their tenant."));
   let shareNow = (): number => 0;

@@ -47,6 +47,7 @@ import { type Backends, startBackends } from "./backends.ts";
 import type { Role } from "./start-arguments.ts";
 import { installTemporalRuntime } from "./temporal-runtime.ts";
 import { startWorkerMetrics } from "./worker-metrics.ts";
+import { openTracing, type Tracing } from "./tracing/tracing.ts";
 import { startWorkers } from "./worker-role.ts";
 
 /** `drain`: what runs is waited for and what is held is handed over, within `drainMs`; `now`: a second or two. */
@@ -88,6 +89,8 @@ export type ProductParts = {
   readonly egressAudit: EgressAudit;
   readonly log: Log;
   readonly metrics: Metrics;
+  /** Undefined where nothing is traced. */
+  readonly tracing: Tracing | undefined;
 };
 
 const defaultLaneWindowSeconds = 10;
@@ -107,6 +110,9 @@ export async function startProduct(environment: Environment, { role, variables }
     writeDefaultConfig(home, variables);
     const config = loadAdminConfig(home);
     const sdk = config.telemetry.temporal_metrics ? resources.add(createSdkMetrics(), (metrics) => metrics.stop()) : undefined;
+    const { otlp_endpoint: endpoint, service_name: serviceName, trace_sample_ratio: sampleRatio } = config.telemetry;
+    const tracing = await openTracing({ endpoint, serviceName, sampleRatio, role, log });
+    if (tracing !== undefined) resources.add(tracing, (opened) => opened.close());
     installTemporalRuntime(log, sdk?.buffer);
     const backends = await startBackends({ environment, config, home, variables, role, log, resources });
 
@@ -148,7 +154,7 @@ export async function startProduct(environment: Environment, { role, variables }
       }),
       (leases) => leases.close(),
     );
-    const metrics = createMetrics({ database, sdk });
+    const metrics = createMetrics({ database, sdk, tracing });
     const slowTurns = createSlowTurns({ database, seconds: config.telemetry.slow_turn_seconds, log });
     metrics.onTurnEnded((...ended) => void slowTurns.ended(...ended));
     // Other processes of this home may use what is mounted.
@@ -185,6 +191,7 @@ export async function startProduct(environment: Environment, { role, variables }
       egressAudit,
       log,
       metrics,
+      tracing,
     };
 
     const workers = role === "gateway" ? undefined : await startWorkers(parts, backends.bundle, resources);

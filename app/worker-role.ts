@@ -23,6 +23,7 @@ import type { ModelProvider } from "../providers/model-provider.ts";
 import { createProviders } from "../providers/provider-registry.ts";
 import { createBuiltinTools } from "../sandbox/builtin-tools.ts";
 import { createPauseGuard } from "../sandbox/pause-guard.ts";
+import type { Tool } from "../sandbox/tool.ts";
 import { adoptTenants, holdPlacement } from "../storage/placement-repository.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
 import { hasTenantDirectory, sandboxDirectory, tenantDirectoryNames } from "../storage/tenant-paths.ts";
@@ -67,6 +68,7 @@ export async function startWorkers(
     egressAudit,
     log,
     metrics,
+    tracing,
   }: ProductParts,
   bundle: { readonly codePath: string; readonly buildId: string },
   resources: Resources,
@@ -100,7 +102,7 @@ export async function startWorkers(
     database,
     files,
     bus,
-    tools: missing === undefined ? createBuiltinTools({ driver: sandbox }) : new Map(),
+    tools: missing === undefined ? observedTools(createBuiltinTools({ driver: sandbox }), tracing?.observeTool) : new Map(),
     overlayOf: async (tenantId, digest) =>
       digest === undefined ? (await overlays.of(tenantId)).overlay : await overlays.at(tenantId, digest),
     promptFilesOf: (tenantId) => readPromptFiles(home, tenantId, log),
@@ -111,10 +113,15 @@ export async function startWorkers(
       const isOurs = (): boolean => membership.isHeld() && !signal.aborted;
       return { signal, leave, isOurs, hold: async (tx) => await holdPlacement(tx, placement) };
     },
-    modelOf: servedModels(config, variables, metrics.observeProvider, (rest) => {
-      metrics.keyRested(rest);
-      if (rest.why === "rejected") log("ALARM: a provider does not take a key, which rests", rest);
-    }),
+    modelOf: servedModels(
+      config,
+      variables,
+      (provider) => metrics.observeProvider(tracing?.observeProvider(provider) ?? provider),
+      (rest) => {
+        metrics.keyRested(rest);
+        if (rest.why === "rejected") log("ALARM: a provider does not take a key, which rests", rest);
+      },
+    ),
     pricing: async (tenantId) => {
       const tenant = await tenantOf(tenantId);
       const { rateCard, billing } = live.current();
@@ -167,6 +174,7 @@ export async function startWorkers(
     graceMs: config.http.drain_seconds * 1_000,
     callStacks: config.temporal.call_stacks ?? false,
     ending: ending.signal,
+    around: tracing === undefined ? [] : [tracing.activities(database)],
   });
   await database.withControl(async (tx) => await adoptTenants(tx, membership.self.homeId, tenantDirectoryNames(home)));
   const placed: PlacedWorkers = await placeWorkers({
@@ -248,3 +256,6 @@ function servedModels(
     return { ...model, provider: served };
   };
 }
+
+const observedTools = (tools: ReadonlyMap<string, Tool>, observe: ((tool: Tool) => Tool) | undefined): ReadonlyMap<string, Tool> =>
+  observe === undefined ? tools : new Map([...tools].map(([name, tool]) => [name, observe(tool)]));

@@ -306,6 +306,8 @@ export const adminConfigSchema = z.strictObject({
     .strictObject({
       otlp_endpoint: url("http:", "https:").optional(),
       service_name: text.optional(),
+      // Of traces that begin here; a caller's own decision stands.
+      trace_sample_ratio: z.number().min(0, "must be 0 to 1").max(1, "must be 0 to 1").default(1),
       // A turn that takes longer is told in the log, with its steps.
       slow_turn_seconds: whole(1, 86_400).default(30),
       // Temporal's own metrics in /metrics.

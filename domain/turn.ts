@@ -56,6 +56,8 @@ export type TurnSubmission = TurnTicket & {
   readonly mode: TurnMode;
   /** No transcript is read or kept. */
   readonly stateless: boolean;
+  /** The W3C traceparent that its spans are under; undefined where nothing is traced. */
+  readonly trace?: string | undefined;
   readonly request: TurnRequest;
 };
 

@@ -10,6 +10,7 @@ import { type GatewayMetrics, registerMetrics } from "./gateway-metrics.ts";
 import { type EdgeOptions, isWebSocketUpgrade, registerEdge, serverLimits } from "./http-edge.ts";
 import { jsonParserOf } from "./json-body.ts";
 import { registerOpenApi } from "./openapi.ts";
+import { type RequestTracing, registerTracing } from "./request-tracing.ts";
 import { type RateLimitDeps, registerRateLimitHeaders } from "./rate-limit-headers.ts";
 import { cutSlowReaders, sendInPieces } from "./slow-readers.ts";
 import { registerWebSockets } from "./web-sockets.ts";
@@ -21,6 +22,7 @@ export type GatewayOptions = AccessDeps & {
   readonly logger: GatewayLogger;
   readonly edge?: EdgeOptions;
   readonly metrics?: GatewayMetrics;
+  readonly tracing?: RequestTracing | undefined;
 };
 
 /** Contract §3: JSON bodies up to 16 MiB. */
@@ -35,6 +37,7 @@ export async function createGateway({
   logger,
   edge = {},
   metrics,
+  tracing,
 }: GatewayOptions): Promise<FastifyInstance> {
   const app = Fastify({
     loggerInstance: logger,
@@ -66,6 +69,7 @@ export async function createGateway({
   sendInPieces(app);
   await registerWebSockets(app); // before anything may refuse a request: it is what lets go of the socket of a refused upgrade
   if (metrics !== undefined) registerMetrics(app, metrics);
+  if (tracing !== undefined) registerTracing(app, tracing);
   await registerEdge(app, edge);
   await app.register(fastifyCookie);
   registerAccess(app, {

@@ -59,11 +59,11 @@ export async function insertTurn(
   lane: string,
   admission?: TurnAdmission,
 ): Promise<boolean> {
-  const { turnId, sessionId, kind, mode, stateless, request } = submission;
+  const { turnId, sessionId, kind, mode, stateless, request, trace } = submission;
   const inserted = await tx.execute(
     `WITH new_turn AS (
-       INSERT INTO turn (id, session_id, kind, state, mode, stateless, request, holder, batch)
-       VALUES ($1, $2, $3, 'queued', $4, $5, $6, $10, $11)
+       INSERT INTO turn (id, session_id, kind, state, mode, stateless, request, holder, batch, trace)
+       VALUES ($1, $2, $3, 'queued', $4, $5, $6, $10, $11, $12)
        ON CONFLICT (id) DO NOTHING RETURNING id, session_id
      ), new_session AS (
        INSERT INTO session (id, channel) SELECT session_id, $8 FROM new_turn WHERE NOT $5
@@ -82,6 +82,7 @@ export async function insertTurn(
       tx.tenantId,
       admission?.holder ?? null,
       admission?.batch ?? null,
+      trace ?? null,
     ],
   );
   return inserted === 1;

@@ -1,4 +1,6 @@
+import type { ErrorCode } from "../domain/app-error.ts";
 import type { TurnId } from "../domain/turn-id.ts";
+import type { TurnKind, TurnState } from "../domain/turn.ts";
 import type { TenantTx } from "./database.ts";
 
 /** What a turn did, and when, without any of its contents. Milliseconds since the turn was handed in; undefined: not yet. */
@@ -22,4 +24,39 @@ export async function readTurnSteps(tx: TenantTx, turnId: TurnId): Promise<reado
     fromMs: Math.round(from_ms),
     toMs: to_ms === null ? undefined : Math.round(to_ms),
   }));
+}
+
+/** What a trace says of a turn as a whole. */
+export type TracedTurn = {
+  readonly trace: string;
+  readonly kind: TurnKind;
+  readonly state: TurnState;
+  /** Of its error. */
+  readonly code: ErrorCode | undefined;
+  readonly modelCalls: number;
+  readonly createdAtMs: number;
+  /** Undefined: it ended before it began. */
+  readonly startedAtMs: number | undefined;
+  /** Undefined while it runs. */
+  readonly finishedAtMs: number | undefined;
+};
+
+/** Undefined for a turn that is not traced. */
+export async function readTracedTurn(tx: TenantTx, turnId: TurnId): Promise<TracedTurn | undefined> {
+  const msOf = (column: string): string => `(extract(epoch FROM ${column}) * 1000)::float8`;
+  type Row = Omit<TracedTurn, "code" | "startedAtMs" | "finishedAtMs"> & {
+    readonly code: ErrorCode | null;
+    readonly startedAtMs: number | null;
+    readonly finishedAtMs: number | null;
+  };
+  const [row] = await tx.query<Row>(
+    `SELECT trace, kind, state, error->>'code' AS code,
+       (SELECT count(*)::int FROM model_call WHERE turn_id = turn.id) AS "modelCalls", ${msOf("created_at")} AS "createdAtMs",
+       ${msOf("started_at")} AS "startedAtMs", ${msOf("finished_at")} AS "finishedAtMs"
+     FROM turn WHERE id = $1 AND trace IS NOT NULL`,
+    [turnId],
+  );
+  if (row === undefined) return undefined;
+  const { code, startedAtMs, finishedAtMs } = row;
+  return { ...row, code: code ?? undefined, startedAtMs: startedAtMs ?? undefined, finishedAtMs: finishedAtMs ?? undefined };
 }

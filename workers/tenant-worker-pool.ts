@@ -1,4 +1,4 @@
-import { Worker, type WorkerOptions } from "@temporalio/worker";
+import { type ActivityInterceptorsFactory, Worker, type WorkerOptions } from "@temporalio/worker";
 import { endActivitiesBy } from "../activities/activity-ending.ts";
 import { type Owner, taskQueueOf } from "../domain/tenant.ts";
 import { activityTenantGuard } from "../temporal/activity-guard.ts";
@@ -20,6 +20,8 @@ export type TenantWorkerPoolOptions = {
   readonly graceMs?: number;
   /** Whether a workflow may be asked for its call stack. Default false: it costs a tenth of a turn. Of the first pool in a process. */
   readonly callStacks?: boolean;
+  /** Around every activity, inside the guard of its tenant. */
+  readonly around?: readonly ActivityInterceptorsFactory[];
   /** Ends running activities whatever their grace; default: nothing does. */
   readonly ending?: AbortSignal;
 };
@@ -71,7 +73,13 @@ export function createTenantWorkerPool(options: TenantWorkerPoolOptions): Tenant
     ...converterOption(connection.converterOf(owner)),
     buildId: bundle.buildId,
     activities,
-    interceptors: { activity: [activityTenantGuard, ...(options.ending === undefined ? [] : [endActivitiesBy(options.ending)])] },
+    interceptors: {
+      activity: [
+        activityTenantGuard,
+        ...(options.ending === undefined ? [] : [endActivitiesBy(options.ending)]),
+        ...(options.around ?? []),
+      ],
+    },
     maxConcurrentWorkflowTaskExecutions: slots.workflowTasks,
     maxConcurrentActivityTaskExecutions: slots.activities,
     maxConcurrentLocalActivityExecutions: slots.localActivities,

@@ -12,7 +12,10 @@ let token: string;
 beforeAll(async () => {
   model = await startModelServer();
   product = await startProduct({
-    config: configWithProvider(model.url, "telemetry: { slow_turn_seconds: 1, temporal_metrics: true }"),
+    config: configWithProvider(
+      model.url,
+      'telemetry: { slow_turn_seconds: 1, temporal_metrics: true, otlp_endpoint: "http://127.0.0.1:9" }',
+    ),
   });
   token = await product.createTenant("acme");
 });
@@ -77,6 +80,14 @@ test("a turn that takes too long is told with its steps and the slowest of them,
   expect(steps.map(({ name }) => name)).toEqual(["wait", "model test-model"]);
   expect(steps[1]?.ms).toBeGreaterThan(1_000);
   expect(JSON.stringify(line)).not.toContain("planted");
+});
+
+test("a collector that is away costs no turn anything, and what it did not take is counted", async () => {
+  await ask("untold");
+  await expect
+    .poll(async () => valueOf(await scrape(), 'openclaw_trace_spans_total{outcome="failed"}'), { timeout: 30_000 })
+    .toBeGreaterThan(0);
+  expect(valueOf(await scrape(), 'openclaw_trace_spans_total{outcome="exported"}')).toBeNaN();
 });
 
 test("the page about metrics names none that is not there", async () => {
