@@ -1,3 +1,4 @@
+import { createArchiveActivities } from "../activities/archive-activities.ts";
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
@@ -7,6 +8,7 @@ import { createReconcileActivities } from "../activities/reconcile-activities.ts
 import { createTurnActivities } from "../activities/turn-activities.ts";
 import { type AdminConfig, hasKey, missingKey, providerKeysOf } from "../control-plane/admin-config.ts";
 import { type InvoiceSenderDeps, createInvoiceSender } from "../control-plane/invoices.ts";
+import { createHistoryArchive } from "../control-plane/history-archive.ts";
 import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { loadRateCard } from "../control-plane/rate-cards.ts";
 import { createReconciler } from "../control-plane/reconciler.ts";
@@ -27,7 +29,9 @@ import type { Tool } from "../sandbox/tool.ts";
 import { adoptTenants, holdPlacement } from "../storage/placement-repository.ts";
 import { readPromptFiles } from "../storage/prompt-files.ts";
 import { hasTenantDirectory, sandboxDirectory, tenantDirectoryNames } from "../storage/tenant-paths.ts";
+import { ensureArchiveSchedule } from "../temporal/archive-client.ts";
 import { forSystem } from "../temporal/chain-client.ts";
+import { createClosedRuns } from "../temporal/closed-runs.ts";
 import { listDueOwners } from "../temporal/due-owners.ts";
 import { createInvoiceClient } from "../temporal/invoice-client.ts";
 import { createOperationClient } from "../temporal/operation-client.ts";
@@ -36,7 +40,7 @@ import { rekeyStarter } from "../temporal/rekey-client.ts";
 import { startInvoiceSchedules } from "../workers/invoice-schedules.ts";
 import { startKeyRotationRelay } from "../workers/key-rotation-relay.ts";
 import { startOpenTurnRelay } from "../workers/open-turn-relay.ts";
-import { startReconcileSchedule } from "../workers/reconcile-schedule.ts";
+import { startSystemSchedules } from "../workers/system-schedules.ts";
 import { type PlacedWorkers, placeWorkers } from "../workers/placed-workers.ts";
 import { createTenantLifeRuns } from "../workers/tenant-life-runs.ts";
 import { type TenantWorkerPool, createTenantWorkerPool } from "../workers/tenant-worker-pool.ts";
@@ -159,6 +163,15 @@ export async function startWorkers(
         log,
       }),
     }),
+    ...createArchiveActivities({
+      archive: createHistoryArchive({
+        database,
+        runs: createClosedRuns(temporal),
+        tenants: async () => (await createTenants({ database }).list()).map(({ id }) => id),
+        keepDays: config.temporal.archive_days,
+        log,
+      }),
+    }),
     ...createQuotaActivities({
       database,
       limitsOf: async (tenantId) => grantableLimitsOf(await createTenants({ database }).get(tenantId)),
@@ -213,8 +226,11 @@ export async function startWorkers(
     startInvoiceSchedules({ database, settings: invoiceSettings, client: createInvoiceClient(temporal), wake, log }),
     (schedules) => schedules.stop(),
   );
-  const ensureSchedule = async (): Promise<void> => await ensureReconcileSchedule(temporal);
-  resources.add(startReconcileSchedule({ ensure: ensureSchedule, wake, log }), (schedule) => schedule.stop());
+  const ensureSchedules = async (): Promise<void> => {
+    await ensureReconcileSchedule(temporal);
+    await ensureArchiveSchedule(temporal, config.temporal.archive_days > 0);
+  };
+  resources.add(startSystemSchedules({ ensure: ensureSchedules, wake, log }), (schedules) => schedules.stop());
   return placed;
 }
 

@@ -223,6 +223,8 @@ const temporalSchema = z.strictObject({
   pseudonymous_ids: flag.optional(),
   lane_window_seconds: whole(2, 3_600).optional(),
   model_call: z.enum(["remote", "local"], "must be remote or local").optional(),
+  // How long histories of closed runs are kept in the database; 0: they go when Temporal forgets them.
+  archive_days: whole(0, 36_500).default(0),
   // For the Web UI's "Call Stack": costs a tenth of every turn.
   call_stacks: flag.optional(),
 });

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { inject } from "vitest";
 import { createAuditActivities } from "../activities/audit-activities.ts";
 import { createInvoiceActivities } from "../activities/invoice-activities.ts";
+import { createArchiveActivities } from "../activities/archive-activities.ts";
 import { createReconcileActivities } from "../activities/reconcile-activities.ts";
 import { createQuotaActivities } from "../activities/quota-activities.ts";
 import { createTenantLifeActivities } from "../activities/tenant-life-activities.ts";
@@ -19,6 +20,8 @@ import { createTurnActivities } from "../activities/turn-activities.ts";
 import type { InvoiceSender } from "../control-plane/invoices.ts";
 import { createQuotaBooks } from "../control-plane/quota-books.ts";
 import { type QuotaLeases, createQuotaLeases } from "../control-plane/quota-leases.ts";
+import { createHistoryArchive } from "../control-plane/history-archive.ts";
+import { createClosedRuns } from "../temporal/closed-runs.ts";
 import { createReconciler } from "../control-plane/reconciler.ts";
 import { createTenants, grantableLimitsOf, spendableLimitsOf } from "../control-plane/tenants.ts";
 import type { UsageAlarms } from "../control-plane/usage-alarms.ts";
@@ -164,6 +167,15 @@ export async function startTurnStack({
       forget: async (tenantId) => void pool.forget(tenantId),
     }),
     ...createKeyActivities({ database, ...keys, spreadMs: 3_000 }),
+    ...createArchiveActivities({
+      archive: createHistoryArchive({
+        database,
+        runs: createClosedRuns(connection),
+        tenants: async () => (await tenants.list()).map(({ id }) => id),
+        keepDays: 30,
+        log: quiet,
+      }),
+    }),
     ...createReconcileActivities({
       reconciler: createReconciler({
         database,

@@ -1,3 +1,4 @@
+export { archive } from "./archive.ts";
 export { erase } from "./erase.ts";
 export { invoice } from "./invoice.ts";
 export { provision } from "./provision.ts";

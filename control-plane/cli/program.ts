@@ -7,6 +7,7 @@ import type { CliContext } from "./cli-context.ts";
 import { addCompletionCommand } from "./completion-command.ts";
 import { addDoctorCommand } from "./doctor-command.ts";
 import { CliError, exitCodes, type ExitCode, PassedExit } from "./exit-code.ts";
+import { addHistoryCommands } from "./history-commands.ts";
 import { addKeyCommands } from "./key-commands.ts";
 import { addProcessCommands } from "./process-commands.ts";
 import { addRateCommands } from "./rate-commands.ts";
@@ -44,6 +45,7 @@ export function createProgram(context: CliContext, version: string): Command {
   addRateCommands(program, context);
   addAgentCommand(program, context);
   addSandboxCommands(program, context);
+  addHistoryCommands(program, context);
   addDoctorCommand(program, context);
   addCompletionCommand(program, context);
   return program;

@@ -131,6 +131,7 @@ const placeholders: Record<string, () => string> = {
   workflowId: () => `erase:${bravo.id}`,
   path: () => "namespaces",
   itemId: () => bravo.itemId,
+  run: () => "01a20de4-34bf-7629-a20d-a83d09840691",
 };
 /** `{id}` means something else on each route. */
 const ids: Record<string, () => string> = {
@@ -409,6 +410,8 @@ const commandWords: Record<string, (() => readonly string[]) | undefined> = {
   "sandbox exec": () => ["--tenant", bravo.id, "--", "touch", "taken-over"],
   "sandbox copy": () => ["--tenant", bravo.id, "file"],
   "sandbox explain": () => ["--tenant", bravo.id, "--tool", "exec"],
+  "history list": () => ["--tenant", bravo.id],
+  "history export": () => ["01a20de4-34bf-7629-a20d-a83d09840691", "--tenant", bravo.id],
   agent: () => ["--tenant", bravo.id, "--message", "hello"],
 };
 

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { DeterminismViolationError } from "@temporalio/workflow";
 import { Worker } from "@temporalio/worker";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { archiveScheduleId } from "../../domain/history-archive.ts";
 import { reconcileScheduleId } from "../../domain/reconciliation.ts";
 import { type TenantContext, ownerOfWorkflowId, systemOwner, taskQueueOf } from "../../domain/tenant.ts";
 import type { NanoUsd } from "../../domain/money.ts";
@@ -137,6 +138,13 @@ const kinds = {
     return workflowId;
   },
   erase: async () => `erase:${await lifeOf()}`,
+  archive: async () => {
+    const { tenantId } = await stage.createTenant("archived");
+    await stage.stack.pool.wake(systemOwner);
+    const workflowId = `${archiveScheduleId}:${tenantId}`;
+    await stage.stack.connection.client.workflow.execute("archive", { workflowId, taskQueue: taskQueueOf(systemOwner) });
+    return workflowId;
+  },
   reconcile: async () => {
     const { tenantId } = await stage.createTenant("replay");
     await billCall(stage.stack.database, tenantId, dayOf(-1), 5n);

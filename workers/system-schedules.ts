@@ -1,16 +1,16 @@
 import { type Owner, systemOwner } from "../domain/tenant.ts";
 
-export type ReconcileScheduleOptions = {
+export type SystemSchedulesOptions = {
   /** Safe to repeat. */
   readonly ensure: () => Promise<void>;
   readonly wake: (owner: Owner) => Promise<void>;
   readonly log: (message: string, fields?: Record<string, unknown>) => void;
-  /** Default one minute: a worker of the queue that the schedule starts on is stopped after ten without work. */
+  /** Default one minute: a worker of the queue that the schedules start on is stopped after ten without work. */
   readonly intervalMs?: number;
 };
 
-/** Sees to it that the nightly comparison is scheduled, again until it is, and that a worker is there for it. */
-export function startReconcileSchedule({ ensure, wake, log, intervalMs = 60_000 }: ReconcileScheduleOptions): { stop(): Promise<void> } {
+/** Sees to it that what the system does at times is scheduled, again until it is, and that a worker is there for it. */
+export function startSystemSchedules({ ensure, wake, log, intervalMs = 60_000 }: SystemSchedulesOptions): { stop(): Promise<void> } {
   let isEnsured = false;
   const sync = async (): Promise<void> => {
     try {
@@ -18,7 +18,7 @@ export function startReconcileSchedule({ ensure, wake, log, intervalMs = 60_000 
       isEnsured = true;
       await wake(systemOwner);
     } catch (error) {
-      log("the nightly comparison of the billing is not seen to", { error: String(error) });
+      log("the schedules of the system are not seen to", { error: String(error) });
     }
   };
   let syncing = sync();
