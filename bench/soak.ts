@@ -1,7 +1,7 @@
-// Whether the product stays as it is under a steady load: node bench/soak.ts [--minutes 60] [--rate 40] [--tenants 20] [--heap 256] [--json]
+// Whether the product stays as it is under a steady load: node bench/soak.ts [--minutes 60] [--rate 12] [--tenants 20] [--heap 256] [--json]
 //
 // Memory by sample, histories, and whether every turn has one model call and one billing row. `--rate` is turns a second: half of what
-// two cores do (bench/turn.ts). CI runs a minute of it (test/app/soak.test.ts).
+// two cores do over so many tenants, where turns share no workflow tasks and a quarter of them begin a session. CI runs a minute of it (test/app/soak.test.ts).
 import { parseArgs } from "node:util";
 import { onFreshHome } from "./bench-run.ts";
 import { soak } from "./soak-run.ts";
@@ -9,7 +9,7 @@ import { soak } from "./soak-run.ts";
 const { values: options } = parseArgs({
   options: {
     minutes: { type: "string", default: "60" },
-    rate: { type: "string", default: "40" },
+    rate: { type: "string", default: "12" },
     tenants: { type: "string", default: "20" },
     heap: { type: "string", default: "256" },
     json: { type: "boolean", default: false },

@@ -40,17 +40,15 @@ export class SharedPoolWorker extends Worker {
       typeof Worker.createWorkflowCreator
     >
   ): Promise<WorkflowCreator> {
-    const thread = new WorkerThreadClient(new Thread(new URL("./workflow-thread.ts", import.meta.url)), logger);
+    const thread = new Thread(new URL("./workflow-thread.ts", import.meta.url));
+    const client = new WorkerThreadClient(thread, logger);
     const registeredActivityNames = new Set(activities.keys());
-    await thread.send({
-      type: "init",
-      workflowBundle,
-      isolateExecutionTimeoutMs,
-      reuseV8Context,
-      registeredActivityNames,
-      hasPatchActivationCallback: false,
+    const init = { workflowBundle, isolateExecutionTimeoutMs, reuseV8Context, registeredActivityNames, hasPatchActivationCallback: false };
+    await client.send({ type: "init", ...init }).catch(async (error: unknown) => {
+      await thread.terminate(); // the next Worker makes another one
+      throw error;
     });
-    return new ThreadedVMWorkflowCreator([thread]);
+    return new ThreadedVMWorkflowCreator([client]);
   }
 
   /** @returns what is missing in this SDK, or undefined when the hooks are there */
