@@ -6,6 +6,7 @@ import {
   type TenantContext,
   type TenantId,
   ownerOfTaskQueue,
+  systemOwner,
   tenantOfInvoiceWorkflow,
   tenantOfLifeWorkflow,
   tenantOfName,
@@ -25,6 +26,13 @@ const ownerOf = ({ info }: Context): Owner => ownerOfTaskQueue(info.taskQueue);
 
 /** As `asActivity`, for work that a tenant's queue and the system's share: the owner is the queue's. */
 export const asOwnActivity = async <T>(body: (owner: Owner, signal: AbortSignal) => Promise<T>): Promise<T> => await runBody(ownerOf, body);
+
+/** As `asOwnActivity`, for what only the system's own queue does. @throws {ApplicationFailure} `tenant_violation` on any other queue. */
+export const asSystemActivity = async <T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> =>
+  await asOwnActivity(async (owner, signal) => {
+    if (owner !== systemOwner) throw new AppError("tenant_violation", { owner });
+    return await body(signal);
+  });
 
 /** As `asOwnActivity`, for work of the system on the tenant that the workflow `provision:` or `erase:` is named after. */
 export const asLifeActivity = async <T>(body: (tenantId: TenantId, signal: AbortSignal) => Promise<T>): Promise<T> =>

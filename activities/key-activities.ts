@@ -1,7 +1,6 @@
 import { Context } from "@temporalio/activity";
 import { AppError } from "../domain/app-error.ts";
 import type { KeyRotationReport, ResealCursor } from "../domain/key-rotation.ts";
-import { systemOwner } from "../domain/tenant.ts";
 import {
   type KeyRotationDeps,
   endRotation,
@@ -13,7 +12,7 @@ import {
   rewrapDataKeys,
   switchKeyEncryption,
 } from "../storage/key-rotation.ts";
-import { asOwnActivity } from "./activity-context.ts";
+import { asSystemActivity } from "./activity-context.ts";
 
 const batchSize = 500;
 const lookAgainMs = 200;
@@ -26,11 +25,11 @@ export type KeyActivityDeps = KeyRotationDeps & {
 /** The steps of a key rotation; each can be repeated from its start. */
 export const createKeyActivities = ({ spreadMs = 30_000, ...deps }: KeyActivityDeps) => ({
   async prepareRotation({ rotationId }: { readonly rotationId: string }): Promise<string> {
-    return await asSystem(async () => await prepareRotation(deps, rotationId));
+    return await asSystemActivity(async () => await prepareRotation(deps, rotationId));
   },
   /** Waits until every live process holds the key, then makes it the one that wraps. */
   async spreadKey({ kekId }: { readonly kekId: string }): Promise<void> {
-    await asSystem(async (signal) => {
+    await asSystemActivity(async (signal) => {
       for (const endMs = performance.now() + spreadMs; ;) {
         const without = await processesWithout(deps, kekId);
         if (without.length === 0) return await switchKeyEncryption(deps, kekId);
@@ -47,27 +46,20 @@ export const createKeyActivities = ({ spreadMs = 30_000, ...deps }: KeyActivityD
     });
   },
   async renewDataKeys(batch: { readonly rotationId: string; readonly after: string }) {
-    return await asSystem(async () => await renewDataKeys(deps, { ...batch, limit: batchSize }));
+    return await asSystemActivity(async () => await renewDataKeys(deps, { ...batch, limit: batchSize }));
   },
   async rewrapDataKeys({ kekId }: { readonly kekId: string }): Promise<number> {
-    return await asSystem(async () => await rewrapDataKeys(deps, kekId, batchSize));
+    return await asSystemActivity(async () => await rewrapDataKeys(deps, kekId, batchSize));
   },
   async resealValues({ from }: { readonly from: ResealCursor }) {
-    return await asSystem(async () => await resealValues(deps, from, batchSize));
+    return await asSystemActivity(async () => await resealValues(deps, from, batchSize));
   },
   async finishRotation(end: Parameters<typeof finishRotation>[1]): Promise<KeyRotationReport> {
-    return await asSystem(async () => await finishRotation(deps, end));
+    return await asSystemActivity(async () => await finishRotation(deps, end));
   },
   async failRotation({ rotationId, reason }: { readonly rotationId: string; readonly reason: string }): Promise<void> {
-    await asSystem(async () => await endRotation(deps.database, rotationId, "failed", { reason }));
+    await asSystemActivity(async () => await endRotation(deps.database, rotationId, "failed", { reason }));
   },
 });
-
-/** Only the system's own queue rotates keys. */
-const asSystem = async <T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> =>
-  await asOwnActivity(async (owner, signal) => {
-    if (owner !== systemOwner) throw new AppError("tenant_violation", { owner });
-    return await body(signal);
-  });
 
 export type KeyActivities = ReturnType<typeof createKeyActivities>;

@@ -49,7 +49,6 @@ import { createTemporalUiRoutes } from "../gateway/temporal-ui-routes.ts";
 import { createConversationRoutes } from "../gateway/conversation-routes.ts";
 import { createHistoryRoutes } from "../gateway/history-routes.ts";
 import { createArchivedHistories } from "../control-plane/history-archive.ts";
-import { eventsOfPage } from "../temporal/closed-runs.ts";
 import { createConversationService } from "../gateway/conversation-service.ts";
 import { createResponsesRoutes } from "../gateway/responses-routes.ts";
 import { createResponseService } from "../gateway/responses-service.ts";
@@ -215,7 +214,7 @@ export async function startGateway(parts: GatewayParts, resources: Resources): P
         bounds: { files: config.http.files_per_tenant, bytes: config.http.file_megabytes_per_tenant * 1_048_576 },
       }),
       createConversationRoutes({ conversations, responses }),
-      createHistoryRoutes({ tenants, histories: createArchivedHistories({ database }), eventsOf: eventsOfPage }),
+      createHistoryRoutes({ tenants, histories: createArchivedHistories({ database }) }),
       createResponsesRoutes({
         ...answering,
         responses,

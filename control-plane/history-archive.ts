@@ -134,6 +134,7 @@ export function createHistoryArchive({ database, runs, tenants, keepDays, log }:
 
 /** What was archived, to be read. */
 export interface ArchivedHistories {
+  /** @throws {AppError} `invalid_request` when the run to go on behind is not, or no longer, archived */
   list(context: TenantContext, query: ArchivedRunsQuery): Promise<readonly ArchivedRun[]>;
   /** The pages of a history, in order, as `temporal.api.history.v1.History`. @throws {AppError} `not_found` */
   open(context: TenantContext, runId: string): Promise<AsyncGenerator<Uint8Array, void, undefined>>;
@@ -149,7 +150,16 @@ export const createArchivedHistories = ({ database }: { readonly database: Pick<
     }
   }
   return {
-    list: async (context, query) => await database.withTenant(context, async (tx) => await listArchivedRuns(tx, query), { readOnly: true }),
+    list: async (context, query) =>
+      await database.withTenant(
+        context,
+        async (tx) => {
+          if (query.after !== undefined && (await findArchivedRun(tx, query.after)) === undefined)
+            throw new AppError("invalid_request", { client: { message: "No such run is archived.", param: "after" } });
+          return await listArchivedRuns(tx, query);
+        },
+        { readOnly: true },
+      ),
     async open(context, runId) {
       const run = await database.withTenant(context, async (tx) => await findArchivedRun(tx, runId), { readOnly: true });
       if (run === undefined) throw new AppError("not_found", { client: { message: "No such run is archived." } });

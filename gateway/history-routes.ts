@@ -6,13 +6,12 @@ import type { Tenants } from "../control-plane/tenants.ts";
 import { AppError } from "../domain/app-error.ts";
 import type { ArchivedRun } from "../storage/archive-repository.ts";
 import type { TenantContext } from "../domain/tenant.ts";
+import { eventsOfPage } from "../temporal/closed-runs.ts";
 import { tenantOfPath } from "./admin-path.ts";
 
 export type HistoryRouteDeps = {
   readonly tenants: Pick<Tenants, "get">;
   readonly histories: ArchivedHistories;
-  /** The events of a stored page, as Temporal's own tools write them. */
-  readonly eventsOf: (page: Uint8Array) => readonly unknown[];
 };
 
 const runId = z.uuid("must be the id of a run");
@@ -36,7 +35,7 @@ const runJson = ({ runId: id, workflowId, type, status, events, sizeBytes, start
 
 /** Archived histories. Their payloads stay encrypted: Temporal's Web UI decodes an imported one through the codec endpoint. */
 export const createHistoryRoutes =
-  ({ tenants, histories, eventsOf }: HistoryRouteDeps): FastifyPluginAsync =>
+  ({ tenants, histories }: HistoryRouteDeps): FastifyPluginAsync =>
   async (app) => {
     const contextOf = async (request: FastifyRequest): Promise<TenantContext> => {
       const { id: tenantId } = await tenants.get(tenantOfPath(request));
@@ -62,19 +61,16 @@ export const createHistoryRoutes =
         const { success, data } = runParams.safeParse(request.params);
         if (!success) throw new AppError("not_found", { client: { message: "No such run is archived." } });
         const pages = await histories.open(context, data.run);
-        return await reply.type("application/json; charset=utf-8").send(Readable.from(historyJson(pages, eventsOf), { highWaterMark: 2 }));
+        return await reply.type("application/json; charset=utf-8").send(Readable.from(historyJson(pages), { highWaterMark: 2 }));
       },
     );
   };
 
 /** One page at a time: a history may hold tens of megabytes. */
-async function* historyJson(
-  pages: AsyncIterable<Uint8Array>,
-  eventsOf: HistoryRouteDeps["eventsOf"],
-): AsyncGenerator<string, void, undefined> {
+async function* historyJson(pages: AsyncIterable<Uint8Array>): AsyncGenerator<string, void, undefined> {
   let between = '{"events":[';
   for await (const page of pages) {
-    const events = eventsOf(page);
+    const events = eventsOfPage(page);
     if (events.length === 0) continue;
     yield `${between}${events.map((event) => JSON.stringify(event)).join(",")}`;
     between = ",";

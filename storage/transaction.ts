@@ -28,8 +28,8 @@ class Transaction {
   #connection: BeginningConnection | undefined;
   readonly #queryTimeoutMs: number;
   readonly #beginAgain: BeginAgain;
-  /** By the connection that was lost before the server answered anything. */
-  readonly #replacements = new Map<BeginningConnection, Promise<BeginningConnection>>();
+  /** What takes the place of a connection that was lost before the server answered anything; shared by the statements sent on it. */
+  #replacement: { readonly lost: BeginningConnection; readonly next: Promise<BeginningConnection> } | undefined;
   #failed = false;
 
   constructor({ connection, queryTimeoutMs, beginAgain }: TransactionParts) {
@@ -93,13 +93,11 @@ class Transaction {
 
   /** Nothing was answered on a connection that could not even begin, so what was sent on it may be sent again. */
   async #replace(lost: BeginningConnection, reason: unknown): Promise<BeginningConnection> {
-    let replacing = this.#replacements.get(lost);
-    if (replacing === undefined) {
+    if (this.#replacement?.lost !== lost) {
       this.#connection = undefined;
-      replacing = this.#beginAgain(lost.client, reason).then((connection) => (this.#connection = connection));
-      this.#replacements.set(lost, replacing);
+      this.#replacement = { lost, next: this.#beginAgain(lost.client, reason).then((connection) => (this.#connection = connection)) };
     }
-    return await replacing.catch((error: unknown) => {
+    return await this.#replacement.next.catch((error: unknown) => {
       throw this.#fail(error);
     });
   }

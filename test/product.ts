@@ -1,12 +1,13 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomInt, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { inject } from "vitest";
+import { traversableDirectory } from "../storage/traversable-directory.ts";
 import { homes } from "./running-products.ts";
 import { sharedKek } from "./storage/fresh-database.ts";
 
@@ -141,7 +142,8 @@ export async function startProduct({
 export function homeBeside(home: string): string {
   const beside = mkdtempSync(join(tmpdir(), "openclaw-product-"));
   cpSync(join(home, "home-id"), join(beside, "home-id"));
-  symlinkSync(realpathSync(join(home, "tenants")), join(beside, "tenants"));
+  const anybody = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : undefined;
+  symlinkSync(traversableDirectory(home, "tenants", anybody), join(beside, "tenants")); // as the first tenant's provisioning makes it
   return beside;
 }
 
@@ -198,4 +200,13 @@ export async function freePort(): Promise<number> {
     await once(server, "close");
     return port;
   }
+}
+
+/** The product's own database, as its owner: for what is read and done from outside. */
+export function ownerUrlOf(home: string): string {
+  const state = JSON.parse(readFileSync(join(home, "postgres/state.json"), "utf8")) as { port: number; password: string };
+  const record = JSON.parse(readFileSync(join(home, "gateway.json"), "utf8")) as { database: { url: string } };
+  const url = new URL(record.database.url);
+  [url.password, url.port] = [state.password, String(state.port)];
+  return url.href;
 }

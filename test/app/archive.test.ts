@@ -8,7 +8,7 @@ import type { PayloadCodec } from "@temporalio/common";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { archiveScheduleId } from "../../domain/history-archive.ts";
 import { systemOwner, taskQueueOf } from "../../domain/tenant.ts";
-import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { type RunningProduct, configWithProvider, ownerUrlOf, startProduct } from "../product.ts";
 import { runSql } from "../storage/fresh-database.ts";
 import { type ModelServer, startModelServer } from "./model-server.ts";
 
@@ -137,6 +137,7 @@ test("a list goes on where it ended, and one tenant's runs are no other's", asyn
   expect((await product.admin("GET", `/v1/tenants/globex/histories/${all[0]?.run_id}`)).status).toBe(404);
   expect((await product.admin("GET", "/v1/tenants/acme/histories/nonsense")).status).toBe(404);
   expect((await product.admin("GET", "/v1/tenants/acme/histories?limit=0")).status).toBe(400);
+  expect((await product.admin("GET", `/v1/tenants/globex/histories?after=${all[0]?.run_id}`)).status).toBe(400);
   expect((await product.admin("GET", "/v1/tenants/nobody/histories")).status).toBe(404);
 });
 
@@ -144,7 +145,7 @@ test("what is older than it is to be kept goes, and an erased tenant's with the 
   const { runId } = await closedRun("doomed", "last");
   await archived("doomed", runId);
   const [old] = await list("acme");
-  const { ownerUrl } = databaseOf(product.home);
+  const ownerUrl = ownerUrlOf(product.home);
   await runSql(ownerUrl, `update tenant_acme.archived_run set closed_at = now() - interval '91 days' where run_id = '${old?.run_id}'`);
   await archiveOnce("pruning");
 
@@ -165,12 +166,3 @@ test("it is done each hour", async () => {
 });
 
 const compare = (one: string, other: string): number => (one < other ? -1 : 1);
-
-function databaseOf(home: string): { ownerUrl: string } {
-  const state = JSON.parse(readFileSync(join(home, "postgres/state.json"), "utf8")) as { port: number; password: string };
-  const record = JSON.parse(readFileSync(join(home, "gateway.json"), "utf8")) as { database: { url: string } };
-  const url = new URL(record.database.url);
-  url.password = state.password;
-  url.port = String(state.port);
-  return { ownerUrl: url.href };
-}

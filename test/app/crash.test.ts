@@ -3,7 +3,7 @@ import { join } from "node:path";
 import OpenAI from "openai";
 import type { ResponseStreamEvent } from "openai/resources/responses/responses";
 import { afterEach, expect, test } from "vitest";
-import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { type RunningProduct, configWithProvider, ownerUrlOf, startProduct } from "../product.ts";
 import { runSql } from "../storage/fresh-database.ts";
 import { type ModelServer, startModelServer } from "./model-server.ts";
 
@@ -26,18 +26,10 @@ const ask = (text: string) => ({ model: "default", messages: [{ role: "user" as 
 
 /** The product's own database, as its owner: what a crash left behind is read from outside. */
 async function rows(home: string, sql: string): Promise<Record<string, unknown>[]> {
-  const { ownerUrl } = databaseOf(home);
-  return (await runSql(ownerUrl, sql)).rows as Record<string, unknown>[];
+  return (await runSql(ownerUrlOf(home), sql)).rows as Record<string, unknown>[];
 }
 
-function databaseOf(home: string): { ownerUrl: string; pid: number } {
-  const state = JSON.parse(readFileSync(join(home, "postgres/state.json"), "utf8")) as { port: number; password: string };
-  const record = JSON.parse(readFileSync(join(home, "gateway.json"), "utf8")) as { database: { url: string } };
-  const url = new URL(record.database.url);
-  url.password = state.password;
-  url.port = String(state.port);
-  return { ownerUrl: url.href, pid: Number(readFileSync(join(home, "postgres/data/postmaster.pid"), "utf8").split("\n")[0]) };
-}
+const postgresPid = (home: string): number => Number(readFileSync(join(home, "postgres/data/postmaster.pid"), "utf8").split("\n")[0]);
 
 const temporalPid = (home: string): number =>
   (JSON.parse(readFileSync(join(home, "temporal/temporal.pid.json"), "utf8")) as { server: { pid: number } }).server.pid;
@@ -185,7 +177,7 @@ test("kill -9 of Postgres in the middle of a model call: the caller still gets i
   const answer = client.chat.completions.create(ask("in the middle"), session);
   await held.arrived;
 
-  process.kill(databaseOf(product.home).pid, "SIGKILL");
+  process.kill(postgresPid(product.home), "SIGKILL");
   held.release();
 
   expect((await answer).choices[0]?.message.content).toContain("in the middle");

@@ -16,7 +16,7 @@ import { forTenant } from "../../temporal/tenant-client.ts";
 import { openclaw } from "../control-plane/cli-stage.ts";
 import { billCall, dayOf } from "../control-plane/invoice-stage.ts";
 import { freshNamespace } from "../fresh-namespace.ts";
-import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { type RunningProduct, configWithProvider, homeBeside, startProduct } from "../product.ts";
 import { freshDatabase, quiet, runSql, sharedKek } from "../storage/fresh-database.ts";
 import { type ModelServer, startModelServer } from "./model-server.ts";
 
@@ -37,7 +37,7 @@ beforeAll(async () => {
   const env = { DATABASE_URL: databaseUrl, TEMPORAL_ADDRESS: address, TEMPORAL_NAMESPACE: namespace };
   const config = configWithProvider(model.url);
   product = await startProduct({ config, env });
-  second = await startProduct({ config, env, adminKey: product.adminKey });
+  second = await startProduct({ config, env, adminKey: product.adminKey, home: homeBeside(product.home) }); // its tenants outlive it
   database = await openDatabase({ ownerUrl: databaseUrl, log: quiet });
   keys = await openDataKeys({ database, home, keyEncryptionKey: sharedKek(databaseUrl), log: quiet });
   connection = await connectTemporal({ address, namespace, dataKeys: keys.dataKeys });

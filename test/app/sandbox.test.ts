@@ -6,7 +6,7 @@ import { join } from "node:path";
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { binPath, openclaw, run } from "../control-plane/cli-stage.ts";
-import { type RunningProduct, configWithProvider, startProduct } from "../product.ts";
+import { type RunningProduct, configWithProvider, ownerUrlOf, startProduct } from "../product.ts";
 import { ownerName } from "../../sandbox/run-owner.ts";
 import { missing, processesWith } from "../sandbox/sandbox-stage.ts";
 import { runSql } from "../storage/fresh-database.ts";
@@ -53,12 +53,7 @@ describe.skipIf(missing !== undefined)("a tenant's sandbox", () => {
       ...(signal === undefined ? {} : { signal }),
     });
   const rows = async (sql: string): Promise<Record<string, unknown>[]> => {
-    const state = JSON.parse(readFileSync(join(product.home, "postgres/state.json"), "utf8")) as { port: number; password: string };
-    const url = new URL(
-      (JSON.parse(readFileSync(join(product.home, "gateway.json"), "utf8")) as { database: { url: string } }).database.url,
-    );
-    [url.password, url.port] = [state.password, String(state.port)];
-    return (await runSql(url.href, sql)).rows as Record<string, unknown>[];
+    return (await runSql(ownerUrlOf(product.home), sql)).rows as Record<string, unknown>[];
   };
 
   test("exec keeps stdout, stderr and the exit status apart, and other tenants' files away", async () => {
